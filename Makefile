@@ -1,0 +1,45 @@
+# make setup   the environment in .venv          make demo   a student distilled in front of you
+# make test    the tests                         make help   the variables
+VENV ?= .venv
+PYTHON ?= python3
+STACK ?=
+TORCH ?=
+TORCH_INDEX ?=
+TASK ?= det
+METHOD ?= freekd
+TESTS ?=
+
+# The environment's own Python runs a later set-up, so that PYTHON need not be repeated.
+RUN_SETUP = $$(test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo $(PYTHON)) tools/setup_env \
+	--venv '$(VENV)' --stack '$(STACK)' --torch '$(TORCH)' --torch-index '$(TORCH_INDEX)' \
+	--python '$(if $(filter command line environment,$(origin PYTHON)),$(PYTHON))'
+
+.PHONY: help setup demo test lint doctor
+
+help:
+	@echo 'make setup   [VENV=.venv] [PYTHON=python3] [STACK=openmmlab|onedl] [TORCH=2.13.0|installed] [TORCH_INDEX=url]'
+	@echo 'make demo    [TASK=det|seg] [METHOD=freekd]'
+	@echo 'make test    [TESTS=tests/frequency]'
+	@echo 'make lint    formatting, lint and types'
+	@echo 'make doctor  which versions are here, and what is wrong with them'
+	@echo 'Every target sets up first; that takes no time once it is done. See docs/install.md.'
+
+setup:
+	@test -x $(VENV)/bin/python || command -v $(PYTHON) >/dev/null || { \
+		echo 'Set-up stopped: PYTHON=$(PYTHON) is not a program here'; \
+		echo 'What to do: install Python 3.10 or newer, or name one: make setup PYTHON=/path/to/python3.11'; exit 1; }
+	@$(RUN_SETUP)
+
+demo: setup
+	@$(VENV)/bin/python tools/demo.py --task $(TASK) --method $(METHOD)
+
+test: setup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(TESTS)
+
+lint: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+doctor:
+	@$(VENV)/bin/python tools/doctor.py

@@ -1,0 +1,15 @@
+# FAM-KD: GFL-R50 (40.2 AP, 1x) from GFL-R101 (44.7 AP, multi-scale 2x), COCO.
+_base_ = ['../_base_/pairs/gfl_r50_r101.py']
+
+model = dict(
+    distill=dict(
+        famkd=dict(
+            student='neck',
+            connector=dict(type='freekd_mm.FAMConnector', in_channels=256, out_channels=256, num_levels=5),
+            loss=dict(type='freekd_mm.FeatureMSELoss', loss_weight=1.0),
+        ),
+    ),
+)
+
+# The weight of the FAM loss warms up, as in the paper.
+custom_hooks = [dict(type='freekd_mm.DistillScheduleHook', warmup_iters=1000, entries=['famkd'])]

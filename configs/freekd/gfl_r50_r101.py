@@ -1,0 +1,18 @@
+# FreeKD: GFL-R50 (40.2 AP, 1x) from GFL-R101 (44.7 AP, multi-scale 2x), COCO.
+_base_ = ['../_base_/pairs/gfl_r50_r101.py']
+
+# Stage 1 runs first where its file is not there yet.
+frequency_prompt = dict(
+    cfg_path='{{ fileDirname }}/prompt/gfl_r101.py',
+    file='work_dirs/frequency_prompts/gfl_r101/frequency_prompt.pth',
+)
+model = dict(
+    distill=dict(
+        freekd=dict(
+            student='neck',
+            loss=dict(type='freekd_mm.FreeKDLoss', channels=256, prompt=frequency_prompt['file']),
+        ),
+    ),
+)
+
+optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))

@@ -1,0 +1,5 @@
+"""Compares methods on one student, one teacher and one data set: same data order, schedule and seeds."""
+
+from freekd_mm.benchmark.plan import Method, Plan, load_plan
+
+__all__ = ['Method', 'Plan', 'load_plan']

@@ -1,0 +1,153 @@
+"""The config of every job of a plan: everything is the student's own, but for what the method adds."""
+
+import copy
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from freekd_mm.benchmark.plan import Method, Plan
+from freekd_mm.checks import did_you_mean
+from freekd_mm.distill.config import load_config
+from freekd_mm.distill.methods import Wiring, method_entries
+from freekd_mm.distill.wizard import find_wiring, probe_config
+
+PROBE_SIZE = (128, 128)
+# What the hash of a config leaves out: where things lie and how they are logged.
+NOT_HASHED = ('work_dir', 'experiment_name', 'log_level', 'visualizer', 'vis_backends', 'launcher', 'data_root')
+
+
+def load_task_config(path: str, data_root: str | Path | None, options: dict[str, Any]) -> Config:
+    """Loads a config, with overrides, on another data root.
+
+    Args:
+        path: The config; its top level names its ``data_root``.
+        data_root: Takes the place of it wherever a setting starts with it.
+        options: Overrides, ``{'train_cfg.max_epochs': 1}``.
+    """
+    cfg = load_config(path)
+    cfg.merge_from_dict(dict(options))
+    if data_root is None:
+        return cfg
+    own = cfg.get('data_root')
+    if not own:
+        raise KeyError(f"{path} should define 'data_root' at its top level for --data-root to replace, but does not")
+    return Config(_move(cfg.to_dict(), str(own), f'{Path(data_root).resolve()}/'))
+
+
+def _move(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _move(item, old, new) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_move(item, old, new) for item in value)
+    return new + value[len(old) :] if isinstance(value, str) and value.startswith(old) else value
+
+
+def config_hash(cfg: Config, work_dir: str | Path) -> str:
+    """Returns 12 digits that tell two experiments apart, wherever they and their data lie.
+
+    Args:
+        cfg: The config of a job.
+        work_dir: Work directory of the benchmark, where the teacher's checkpoint and the prompts lie. Their names
+            hold the hash of what made them.
+    """
+    content: Any = {key: value for key, value in cfg.to_dict().items() if key not in NOT_HASHED}
+    content = _move(content, f'{work_dir}/', '<work_dir>/')
+    if cfg.get('data_root'):
+        content = _move(content, cfg.data_root, '<data_root>/')
+    text = json.dumps(content, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def probe(student: Config, teacher: Config) -> Wiring:
+    """Finds out which features of student and teacher belong together."""
+    from mmengine.registry import init_default_scope
+
+    init_default_scope(student.get('default_scope', 'mmengine'))
+    return find_wiring(
+        probe_config(student, 'student', PROBE_SIZE), probe_config(teacher, 'teacher', PROBE_SIZE), PROBE_SIZE
+    )
+
+
+class ConfigMaker:
+    """Makes the configs of one plan.
+
+    Args:
+        plan: The plan.
+        data_root: Folder of the data.
+    """
+
+    def __init__(self, plan: Plan, data_root: str | Path | None = None) -> None:
+        self.plan = plan
+        self.student_cfg = load_task_config(plan.student, data_root, plan.options)
+        self.teacher_cfg = load_task_config(plan.teacher, data_root, plan.options)
+
+    @functools.cached_property
+    def wiring(self) -> Wiring:
+        """What probing student and teacher found out."""
+        return probe(self.student_cfg, self.teacher_cfg)
+
+    def student(self, seed: int) -> Config:
+        """Returns the config of the student alone."""
+        cfg = copy.deepcopy(self.student_cfg)
+        cfg.randomness = dict(seed=seed)
+        return cfg
+
+    def teacher(self) -> Config:
+        """Returns the config of the teacher's training."""
+        cfg = copy.deepcopy(self.teacher_cfg)
+        cfg.randomness = dict(seed=self.plan.teacher_seed)
+        return cfg
+
+    def prompt(self, name: str, checkpoint: Path) -> Config:
+        """Returns the config of a frequency prompt (stage 1)."""
+        cfg = self.teacher()
+        cfg.load_from = str(checkpoint)
+        hook = {'type': 'freekd_mm.FrequencyPromptHook', 'modules': self.wiring.features_t, **self.plan.prompts[name]}
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+        return cfg
+
+    def distilled(self, method: Method, seed: int, checkpoint: Path, prompt: Path | None) -> Config:
+        """Returns the config of a distilled student."""
+        cfg = self.student(seed)
+        cfg.model = ConfigDict(
+            type='freekd_mm.DistilledModel',
+            architecture=cfg.model,
+            teacher=dict(model=self.teacher_cfg.model, checkpoint=str(checkpoint), dtype=self.plan.teacher_dtype),
+            distill=self.entries(method, prompt),
+        )
+        if method.hooks:
+            cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *method.hooks]
+        return cfg
+
+    def entries(self, method: Method, prompt: Path | None) -> dict[str, Any]:
+        """Returns the entries of a method, options set and the prompt in its place."""
+        given = method.entries
+        entries = method_entries(given, self.wiring) if isinstance(given, str) else copy.deepcopy(given)
+        for key, value in method.set.items():
+            _set(entries, key, value, method.name)
+        if prompt is not None:
+            targets = [entry for name, entry in entries.items() if name.startswith('freekd')]
+            if not targets:
+                raise ValueError(
+                    f"a prompt is for entries called 'freekd...', but method {method.name!r} has {', '.join(entries)}"
+                )
+            for entry in targets:
+                entry['loss']['prompt'] = str(prompt)
+        return entries
+
+
+def _set(entries: dict[str, Any], key: str, value: Any, method: str) -> None:
+    *path, last = key.split('.')
+    place: Any = entries
+    for name in path:
+        if not isinstance(place.get(name), dict):
+            raise KeyError(
+                f'set of method {method!r}: {key!r} should lead to an option, but there is no {name!r} among '
+                f'{", ".join(place)}.{did_you_mean(name, place)}'
+            )
+        place = place[name]
+    place[last] = value

@@ -1,0 +1,158 @@
+"""A benchmark plan: which methods, on which student and teacher, with which seeds. Read from YAML."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from freekd_mm.checks import check_options, check_positive, did_you_mean
+
+STUDENT, TEACHER = 'student', 'teacher'
+PLAN_OPTIONS = (
+    'base', 'name', 'task', 'title', 'student', 'teacher', 'teacher_seed', 'teacher_dtype', 'seeds', 'metric', 'unit',
+    'factor', 'prompts', 'methods', 'options',
+)  # fmt: skip
+METHOD_OPTIONS = ('entries', 'prompt', 'set', 'hooks', 'title')
+REQUIRED = ('name', 'student', 'teacher', 'metric', 'seeds', 'methods')
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: Name of the row.
+        entries: Names of the catalogue of ``tools/make_config.py``, joined by ``+``, e.g. ``'freekd+figkd'``; or a
+            dict of entries as in a config.
+        prompt: Name of one of the plan's prompts, or None for none.
+        set: Options put into the entries: ``{'freekd.loss.low_weight': 0}``.
+        hooks: Further hooks, e.g. a ``DistillScheduleHook``.
+        title: What the table calls it.
+    """
+
+    name: str
+    entries: str | dict[str, Any]
+    prompt: str | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+    hooks: list[dict[str, Any]] = field(default_factory=list)
+    title: str = ''
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan, read and checked.
+
+    Attributes:
+        name: Name of the plan, and of its table and plots.
+        task: Plans with one task share results and runs, e.g. the main table and its ablation; the name by default.
+        student: Config of the student; its val data chooses, its test data reports.
+        teacher: Config of the teacher.
+        metric: Key of the metric, e.g. ``'coco/bbox_mAP'``.
+        seeds: Seeds of the students.
+        methods: Rows by name, without student alone and teacher.
+        prompts: Options of stage 1 by name.
+        teacher_seed: Seed of the teacher and of the prompts.
+        teacher_dtype: Precision of the teacher while it teaches, see ``DistilledModel``; it is trained in fp32.
+        unit: What the table calls the metric.
+        factor: What the metric is multiplied by in the table.
+        options: Overrides of both configs.
+        title: Heading.
+    """
+
+    name: str
+    student: str
+    teacher: str
+    metric: str
+    seeds: tuple[int, ...]
+    methods: dict[str, Method]
+    prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    teacher_seed: int = 0
+    teacher_dtype: str = 'fp32'
+    unit: str = ''
+    factor: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+    title: str = ''
+    task: str = ''
+
+    def select(self, patterns: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> 'Plan':
+        """Returns the plan with only the methods that match one of the patterns (``*`` and ``?``) and these seeds."""
+        methods = self.methods
+        if patterns:
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in (*methods, STUDENT, TEACHER)):
+                    raise ValueError(
+                        f'methods should be of {", ".join((STUDENT, TEACHER, *methods))}, but none matches {pattern!r}.'
+                        f'{did_you_mean(pattern, methods)}'
+                    )
+            methods = {
+                name: method
+                for name, method in methods.items()
+                if any(fnmatchcase(name, pattern) for pattern in patterns)
+            }
+        return replace(self, methods=methods, seeds=tuple(seeds) if seeds else self.seeds)
+
+
+def load_plan(path: str | os.PathLike) -> Plan:
+    """Reads a plan; ``base: other.yaml`` takes over what the plan itself does not say.
+
+    ``methods`` are the plan's own, in its order; ``prompts`` and ``options`` are merged with those of the base.
+    """
+    content = _read(Path(path))
+    missing = [name for name in REQUIRED if name not in content]
+    if missing:
+        raise ValueError(f'{path} should have {", ".join(REQUIRED)}, but has no {", ".join(missing)}')
+    prompts = {name: dict(options or {}) for name, options in (content.get('prompts') or {}).items()}
+    methods = {str(name): _method(str(name), spec or {}, prompts, path) for name, spec in content['methods'].items()}
+    for name in (STUDENT, TEACHER):
+        if name in methods:
+            raise ValueError(f'{path}: {name!r} is a row of every plan and should not be among the methods')
+    for seed in content['seeds']:
+        check_positive('seeds', seed, integer=True, zero=True)
+    known = {
+        key: content[key] for key in ('teacher_seed', 'teacher_dtype', 'unit', 'factor', 'title') if key in content
+    }
+    return Plan(
+        name=content['name'],
+        task=content.get('task', content['name']),
+        student=content['student'],
+        teacher=content['teacher'],
+        metric=content['metric'],
+        seeds=tuple(content['seeds']),
+        methods=methods,
+        prompts=prompts,
+        options=content.get('options') or {},
+        **known,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f'plan should be an existing YAML file, but got {str(path)!r}')
+    content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} should hold a mapping with {", ".join(REQUIRED)}, but holds {content!r}')
+    check_options(str(path), content, PLAN_OPTIONS)
+    for key in (STUDENT, TEACHER):
+        if key in content and '::' not in content[key]:
+            content[key] = str((path.parent / content[key]).resolve())
+    if 'base' not in content:
+        return content
+    base = _read(path.parent / content.pop('base'))
+    content.setdefault('task', base.get('task', base.get('name')))
+    for key in ('prompts', 'options'):
+        content[key] = {**(base.get(key) or {}), **(content.get(key) or {})}
+    return {**base, **content}
+
+
+def _method(name: str, spec: dict[str, Any], prompts: dict[str, Any], path: Any) -> Method:
+    check_options(f'{path}: method {name!r}', spec, METHOD_OPTIONS)
+    if spec.get('prompt') is not None and spec['prompt'] not in prompts:
+        raise ValueError(
+            f'{path}: prompt of method {name!r} should be one of {", ".join(prompts) or "prompts (there are none)"}, '
+            f'but got {spec["prompt"]!r}.{did_you_mean(spec["prompt"], prompts)}'
+        )
+    return Method(name, **{'entries': name, 'title': name, **spec})

@@ -1,0 +1,94 @@
+"""Pictures of the results: the gain of every method, and the metric over the training."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
+from freekd_mm.benchmark.records import Record
+from freekd_mm.benchmark.table import summarize
+
+
+def write_plots(records: Sequence[Record], plan: Plan, folder: Path) -> list[Path]:
+    """Writes ``<plan>_val.png``, ``<plan>_test.png`` and ``<plan>_training.png``; returns those written."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install matplotlib, or leave them out with --no-plots') from error
+    matplotlib.use('Agg')
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [_bars(records, plan, split, folder / f'{plan.name}_{split}.png') for split in ('val', 'test')]
+    files.append(_curves(records, plan, folder / f'{plan.name}_training.png'))
+    return [file for file in files if file is not None]
+
+
+def _title(plan: Plan, name: str) -> str:
+    return {TEACHER: 'teacher', STUDENT: 'student alone'}.get(name) or plan.methods[name].title
+
+
+def _rows(plan: Plan, found: Any) -> list[str]:
+    return [name for name in (STUDENT, *plan.methods) if name in found]
+
+
+def _bars(records: Sequence[Record], plan: Plan, split: str, file: Path) -> Path | None:
+    """Mean and spread of every method, each seed as a dot, student alone and teacher as lines."""
+    import matplotlib.pyplot as plt
+
+    summaries = summarize(records, plan, split)
+    names = _rows(plan, summaries)
+    if not names:
+        return None
+    names.sort(key=lambda name: summaries[name].mean)
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.32 * len(names)), layout='constrained')
+    for row, name in enumerate(names):
+        summary = summaries[name]
+        spread = 0 if math.isnan(summary.spread) else summary.spread
+        color = '#999999' if name == STUDENT else '#2a6fb0' if 'freekd' in name else '#d98b2b'
+        axes.errorbar(summary.mean, row, xerr=spread, fmt='o', color=color, capsize=3)
+        axes.plot(list(summary.values.values()), [row] * len(summary.values), '|', color=color, alpha=0.6)
+    for name, style in ((STUDENT, ':'), (TEACHER, '--')):
+        if name in summaries:
+            axes.axvline(summaries[name].mean, color='#555555', linestyle=style, linewidth=1, label=_title(plan, name))
+    axes.set_yticks(range(len(names)), [f'{_title(plan, name)} ({len(summaries[name].values)})' for name in names])
+    axes.set_xlabel(f'{split} {plan.unit or plan.metric}, mean and standard deviation (number of seeds)')
+    axes.legend(loc='lower right', fontsize='small')
+    axes.set_title(plan.title or plan.name)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file
+
+
+def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
+    """The metric on the val data during the training, mean over the seeds."""
+    import matplotlib.pyplot as plt
+
+    histories: dict[str, list[list[list[float]]]] = {}
+    for record in records:
+        if record.get('history'):
+            histories.setdefault(record['method'], []).append(record['history'])
+    names = [name for name in (TEACHER, *_rows(plan, histories)) if name in histories]
+    if not names:
+        return None
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for number, name in enumerate(names):
+        points: dict[float, list[float]] = {}
+        for history in histories[name]:
+            for share, value in history:
+                points.setdefault(round(100 * share, 1), []).append(value * plan.factor)
+        style = {'color': '#222222', 'linestyle': '--'} if name == TEACHER else {'color': plt.cm.tab20(number % 20)}
+        axes.plot(
+            sorted(points),
+            [mean(points[share]) for share in sorted(points)],
+            marker='.',
+            label=_title(plan, name),
+            **style,
+        )
+    axes.set_xlabel('share of the training (%)')
+    axes.set_ylabel(f'val {plan.unit or plan.metric}')
+    axes.legend(fontsize='x-small', ncols=2)
+    axes.set_title(plan.title or plan.name)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file

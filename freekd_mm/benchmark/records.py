@@ -1,0 +1,81 @@
+"""The JSON lines: one for every finished run, with what is needed to repeat it."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from freekd_mm.files import write_text
+
+Record = dict[str, Any]
+
+
+def machine() -> dict[str, Any]:
+    """Returns what a reader has to know about this machine."""
+    import torch
+
+    names = [line.split(':', 1)[1].strip() for line in _lines(Path('/proc/cpuinfo')) if line.startswith('model name')]
+    return {
+        'cpu': names[0] if names else platform.processor() or platform.machine(),
+        'cores': os.cpu_count(),
+        'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+    }
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding='utf-8').splitlines() if file.is_file() else []
+
+
+def commit() -> str:
+    """Returns the commit of the code, with ``+`` behind it where the package has uncommitted changes."""
+    package = Path(__file__).resolve().parents[1]
+    head = _git('rev-parse', '--short=12', 'HEAD', cwd=package)
+    return head + '+' if head and _git('status', '--porcelain', '--', '.', cwd=package) else head
+
+
+def _git(*args: str, cwd: Path) -> str:
+    try:
+        done = subprocess.run(['git', *args], cwd=cwd, capture_output=True, text=True, check=False)
+    except OSError:
+        return ''
+    return done.stdout.strip() if done.returncode == 0 else ''
+
+
+def append(file: Path, record: Record) -> None:
+    """Adds a line and flushes it to the disk; what a crash left of a last line is taken away."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = file.read_text(encoding='utf-8') if file.is_file() else ''
+    if text and not text.endswith('\n'):
+        write_text(file, text[: text.rfind('\n') + 1])
+    with open(file, 'a', encoding='utf-8') as stream:
+        stream.write(json.dumps({**record, 'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}) + '\n')
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read(file: Path) -> list[Record]:
+    """Reads the lines; a last line that a crash cut short is left out."""
+    text = file.read_text(encoding='utf-8') if file.is_file() else ''
+    records = []
+    for number, line in enumerate(text[: text.rfind('\n') + 1].splitlines()):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{file}:{number + 1} should be a line of JSON, but got {line[:60]!r}') from error
+    return records
+
+
+def key(record: Record) -> tuple[str, int, str]:
+    """Returns what a run is known by: method, seed and hash of the config."""
+    return record['method'], record['seed'], record['hash']
+
+
+def latest(records: Iterable[Record]) -> dict[tuple[str, int, str], Record]:
+    """Returns the last record of every run: a retry takes the place of a failure."""
+    return {key(record): record for record in records}

@@ -1,0 +1,149 @@
+"""FAM, the frequency attention module of FAM-KD (WACV 2024), as an adapter on the student's features."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from freekd_mm.checks import check_choice
+from freekd_mm.connectors.levels import Sizes, check_levels, count_levels, per_level, sizes_per_level
+from freekd_mm.frequency import SpectralFilter2d
+from freekd_mm.losses.base import Levels
+from freekd_mm.registry import MODELS
+
+Mode = Literal['lowrank', 'depthwise', 'dense']
+Region = Literal['symmetric', 'code']
+Post = Literal['none', 'bn_relu']
+
+
+class FAM(nn.Module):
+    r"""Frequency attention of one level, :math:`\gamma_1 F^{-1}(M \cdot K \cdot F(x)) + \gamma_2 W x`.
+
+    The global branch filters the whole map by a learnable K and a high-pass M in the Fourier domain, the
+    local branch is a 1x1 convolution. Both gammas are learnable and start at 0.5.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        mode: How K is stored, see :class:`freekd_mm.frequency.SpectralFilter2d`.
+        rank: Number of filters of ``'lowrank'``.
+        grid_size: Rows and columns of the stored spectrum of ``'lowrank'`` and ``'depthwise'``.
+        size: (H, W) of the input, for ``'dense'`` alone.
+        high_pass: Cut of the high-pass as a part of the half-width; None switches it off.
+        region: Shape of the cut, ``'symmetric'`` or ``'code'`` (the released code's).
+        post: ``'none'``, or ``'bn_relu'`` for the batch norm and ReLU that the released code puts behind FAM.
+            The levels of an FPN are signed; a ReLU there cannot reach the teacher's negative values.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        mode: Mode = 'lowrank',
+        *,
+        rank: int = 64,
+        grid_size: tuple[int, int] = (33, 17),
+        size: tuple[int, int] | None = None,
+        high_pass: float | None = 0.1,
+        region: Region = 'symmetric',
+        post: Post = 'none',
+    ) -> None:
+        super().__init__()
+        check_choice('post', post, ('none', 'bn_relu'))
+        self.spectral = SpectralFilter2d(
+            in_channels,
+            out_channels,
+            mode,
+            grid_size=grid_size,
+            size=size,
+            rank=rank,
+            high_pass=high_pass,
+            region=region,
+        )
+        self.local = nn.Conv2d(in_channels, out_channels, 1)
+        # Of one element rather than none: FSDP cannot shard scalars.
+        self.gamma_1 = nn.Parameter(torch.tensor([0.5]))
+        self.gamma_2 = nn.Parameter(torch.tensor([0.5]))
+        self.post = nn.Sequential(nn.BatchNorm2d(out_channels), nn.ReLU()) if post == 'bn_relu' else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (N, C_out, H, W) for x (N, C_in, H, W) of any size (``'dense'``: of its own)."""
+        y: Tensor = self.post(self.gamma_1 * self.spectral(x) + self.gamma_2 * self.local(x))
+        return y
+
+
+@MODELS.register_module()
+class FAMConnector(nn.Module):
+    """Adapts the student's levels by one :class:`FAM` each, to be compared with the teacher's.
+
+    It belongs to the distiller, not to the student: the trained student has no trace of it. The paper
+    compares its output with the teacher's features by the mean squared difference
+    (:class:`freekd_mm.losses.FeatureMSELoss`) and warms the weight of that loss up.
+
+    Fits mmrazor's connectors: ``forward`` takes what a recorder recorded. ``multi_level`` tells the runtime
+    that it takes all levels in one call.
+
+    Args:
+        in_channels: Channels of the student's levels, one integer for all or one a level.
+        out_channels: Channels of the teacher's levels, likewise.
+        num_levels: Number of levels; None takes the length of the channels, or 1.
+        mode: ``'lowrank'``, ``'depthwise'`` or ``'dense'``, see :class:`freekd_mm.frequency.SpectralFilter2d`.
+        rank: See :class:`FAM`.
+        grid_size: See :class:`FAM`.
+        size: See :class:`FAM`; (H, W) for all levels or one pair a level.
+        high_pass: See :class:`FAM`.
+        region: See :class:`FAM`.
+        post: See :class:`FAM`.
+    """
+
+    multi_level = True
+
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        out_channels: int | Sequence[int],
+        num_levels: int | None = None,
+        mode: Mode = 'lowrank',
+        *,
+        rank: int = 64,
+        grid_size: tuple[int, int] = (33, 17),
+        size: Sizes = None,
+        high_pass: float | None = 0.1,
+        region: Region = 'symmetric',
+        post: Post = 'none',
+    ) -> None:
+        super().__init__()
+        self.num_levels = count_levels(num_levels, in_channels, out_channels)
+        self.in_channels = per_level('in_channels', in_channels, self.num_levels)
+        self.out_channels = per_level('out_channels', out_channels, self.num_levels)
+        self.levels = nn.ModuleList(
+            FAM(
+                channels_in,
+                channels_out,
+                mode,
+                rank=rank,
+                grid_size=grid_size,
+                size=level_size,
+                high_pass=high_pass,
+                region=region,
+                post=post,
+            )
+            for channels_in, channels_out, level_size in zip(
+                self.in_channels, self.out_channels, sizes_per_level(size, self.num_levels), strict=True
+            )
+        )
+
+    def forward(self, features: Levels) -> Tensor | tuple[Tensor, ...]:
+        """Returns the adapted features: a tensor for a tensor, else a tuple of all levels.
+
+        Args:
+            features: Student's feature (N, C, H, W), or all levels of them.
+        """
+        levels = check_levels(type(self).__name__, features, self.in_channels)
+        outputs = tuple(fam(level) for fam, level in zip(self.levels, self.fuse(levels), strict=True))
+        return outputs[0] if isinstance(features, Tensor) else outputs
+
+    def fuse(self, levels: tuple[Tensor, ...]) -> Sequence[Tensor]:
+        """Returns what goes through FAM: here the levels themselves."""
+        return levels

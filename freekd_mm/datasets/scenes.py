@@ -1,0 +1,169 @@
+"""Generated scenes: pictures with instances, masks and label maps, each from (seed, split, index) alone."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.datasets.classes import CLASSES, IGNORE_LABEL, STUFF, THINGS
+from freekd_mm.datasets.objects import Sprite, bar, distractor, thing
+from freekd_mm.datasets.textures import Field, Rng, ground_pattern, light, random_colour, region_map
+
+SPLITS: tuple[str, ...] = ('train', 'val')
+MIN_SIZE = 48
+
+# Share of an object that later ones must leave in sight.
+_MIN_VISIBLE = 0.55
+_TRIES = 8
+_NO_INSTANCE = -1
+
+
+class Scene(NamedTuple):
+    """One picture and what is to be seen in it.
+
+    Attributes:
+        image: (size, size, 3), uint8, in OpenCV's order blue, green, red.
+        labels: (size, size), uint8, places in :data:`CLASSES`, or 255 for objects of no class.
+        instances: (size, size), int16, places in ``classes``, or -1.
+        classes: For each instance its place in :data:`THINGS`. Every instance has pixels in sight.
+    """
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    instances: NDArray[np.int16]
+    classes: tuple[int, ...]
+
+
+class _Canvas:
+    """The picture while it is painted, back to front."""
+
+    def __init__(self, colour: Field, labels: NDArray[np.uint8]) -> None:
+        self.colour = colour
+        self.labels = labels
+        self.instances = np.full(labels.shape, _NO_INSTANCE, np.int16)
+        self.classes: list[int] = []
+        self._areas: list[int] = []
+
+    def paste(self, sprite: Sprite, left: int, top: int, label: int, *, instance: bool, shadow: float = 0.0) -> bool:
+        """Paints a sprite unless it would hide too much of a thing; says whether it did."""
+        size = self.labels.shape[0]
+        height, width = sprite.opacity.shape
+        x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + width, size), min(top + height, size)
+        there = np.s_[y0:y1, x0:x1]
+        here = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
+        mask = sprite.outline[here] > 0.5
+        area = int(mask.sum())
+        # At the picture's edge at least half of a thing must be inside.
+        if area < max(12, 0.5 * int((sprite.outline > 0.5).sum())) and instance:
+            return False
+        if not self._leaves_in_sight(there, mask):
+            return False
+        if shadow:
+            self._darken(sprite.outline, left + 2, top + 3, shadow)
+        opacity = sprite.opacity[here][..., None]
+        self.colour[there] += opacity * (sprite.colour[here] - self.colour[there])
+        self.labels[there][mask] = label
+        self.instances[there][mask] = len(self.classes) if instance else _NO_INSTANCE
+        if instance:
+            self.classes.append(label)
+            self._areas.append(area)
+        return True
+
+    def _leaves_in_sight(self, there: tuple[slice, slice], mask: NDArray[np.bool_]) -> bool:
+        if not self.classes:
+            return True
+        count = len(self.classes)
+        hidden = np.bincount(self.instances[there][mask] + 1, minlength=count + 1)[1:]
+        seen = np.bincount(self.instances.ravel() + 1, minlength=count + 1)[1:]
+        return bool(np.all(seen - hidden >= _MIN_VISIBLE * np.array(self._areas)))
+
+    def _darken(self, outline: Field, left: int, top: int, strength: float) -> None:
+        size = self.labels.shape[0]
+        height, width = outline.shape
+        x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + width, size), min(top + height, size)
+        if x0 >= x1 or y0 >= y1:
+            return
+        soft = cv2.GaussianBlur(outline, (0, 0), 2)[y0 - top : y1 - top, x0 - left : x1 - left]
+        self.colour[y0:y1, x0:x1] *= 1 - strength * soft[..., None]
+
+    def scatter(self, rng: Rng, sprite: Sprite, label: int, *, instance: bool) -> None:
+        """Pastes a sprite at a random place, and tries some others if it hides too much there."""
+        size = self.labels.shape[0]
+        height, width = sprite.opacity.shape
+        shadow = rng.uniform(0, 0.5)
+        for x, y in rng.uniform(0.04, 0.96, (_TRIES, 2)) * size:
+            if self.paste(sprite, int(x) - width // 2, int(y) - height // 2, label, instance=instance, shadow=shadow):
+                return
+
+
+def render_scene(seed: int, index: int, split: str = 'train', size: int = 160) -> Scene:
+    """Draws one scene; the same arguments give the same scene, whatever was drawn before.
+
+    Args:
+        seed: Seed of the data set.
+        index: Number of the picture within its split.
+        split: 'train' or 'val'.
+        size: Width and height in pixels, at least 48. The fine structure keeps its few pixels at any size.
+    """
+    check_choice('split', split, SPLITS)
+    check_positive('size', size, integer=True)
+    check_positive('seed', seed, integer=True, zero=True)
+    check_positive('index', index, integer=True, zero=True)
+    if size < MIN_SIZE:
+        raise ValueError(f'size should be at least {MIN_SIZE}, but got {size}')
+    rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    canvas = _ground(rng, size)
+    _wires(rng, canvas, int(rng.integers(1, 5)))
+    # Sizes are drawn evenly on a logarithmic scale; large ones first, so that they rarely cover small ones.
+    radii = sorted(size * np.exp(rng.uniform(np.log(0.05), np.log(0.2), rng.integers(4, 10))), reverse=True)
+    others = rng.permutation(len(radii) + 1)[: rng.integers(1, 4)]
+    bars = rng.permutation(len(radii) + 1)[: rng.integers(1, 4)]
+    for position, radius in enumerate(radii):
+        if position in bars:
+            canvas.paste(bar(rng, size), 0, 0, CLASSES.index('bar'), instance=False)
+        if position in others:
+            canvas.scatter(rng, distractor(rng, float(radius)), IGNORE_LABEL, instance=False)
+        label = int(rng.integers(len(THINGS)))
+        canvas.scatter(rng, thing(rng, THINGS[label], float(radius)), label, instance=True)
+    _wires(rng, canvas, int(rng.integers(0, 3)))
+    return Scene(_develop(rng, canvas.colour), canvas.labels, canvas.instances, tuple(canvas.classes))
+
+
+def _ground(rng: Rng, size: int) -> _Canvas:
+    kinds = [name for name in STUFF if name != 'bar']
+    regions = region_map(rng, size, int(rng.integers(3, 6)))
+    labels = np.zeros((size, size), np.uint8)
+    colour = np.zeros((size, size, 3), np.float32)
+    for region in range(int(regions.max()) + 1):
+        name = kinds[rng.integers(len(kinds))]
+        pattern = rng.uniform(0.12, 0.22) * ground_pattern(rng, name, size)
+        mask = regions == region
+        colour[mask] = (random_colour(rng) + pattern[mask][:, None]).astype(np.float32)
+        labels[mask] = CLASSES.index(name)
+    return _Canvas(colour, labels)
+
+
+def _wires(rng: Rng, canvas: _Canvas, count: int) -> None:
+    """Draws thin curved lines that belong to no class and leave the labels as they are."""
+    size = canvas.labels.shape[0]
+    for _ in range(count):
+        ends = rng.uniform(-0.1, 1.1, (3, 2)) * size
+        t = np.linspace(0, 1, 24)[:, None]
+        curve = (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * ends[1] + t**2 * ends[2]
+        points = np.round(curve * 16).astype(np.int32).reshape(-1, 1, 2)
+        ink = np.zeros((size, size), np.uint8)
+        cv2.polylines(ink, [points], False, (255,), 1, cv2.LINE_AA, 4)
+        opacity = (ink.astype(np.float32) * np.float32(rng.uniform(0.5, 0.9) / 255))[..., None]
+        canvas.colour += opacity * (random_colour(rng) - canvas.colour)
+
+
+def _develop(rng: Rng, colour: Field) -> NDArray[np.uint8]:
+    """Puts light, now and then a slight blur, and the camera's noise on the painted scene."""
+    size = colour.shape[0]
+    lit: Field = np.clip(colour, 0, 1) * light(rng, size)
+    if rng.random() < 0.25:
+        lit = cv2.GaussianBlur(lit, (0, 0), float(rng.uniform(0.4, 0.7)))
+    noise = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(rng.uniform(0.005, 0.025))
+    return np.round(np.clip(lit + noise, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,149 @@
+"""Runs the demo from the first picture to the exported student."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from mmengine.config import Config
+
+from freekd_mm.demo.steps import Steps, Training
+from freekd_mm.demo.tasks import TASKS, Task
+from freekd_mm.distill.methods import METHODS, parse_methods
+from freekd_mm.distill.wiring import table
+
+# Stage 1 on the toy data: short, and its share of the demo's minutes is small.
+PROMPT_ITERATIONS = 150
+
+
+def run_demo(task_name: str, method: str, root: Path, seed: int = 0, work_dir: Path | None = None) -> list[dict]:
+    """Trains teacher and student alone, distils, tests, exports; prints the table and returns its rows.
+
+    Args:
+        task_name: ``'det'`` or ``'seg'``.
+        method: A method of ``tools/make_config.py``.
+        root: The repository.
+        seed: Seed of both students.
+        work_dir: Where to write; ``work_dirs/demo`` by default.
+    """
+    start = time.monotonic()
+    task = TASKS[task_name]
+    base = (work_dir or root / 'work_dirs/demo') / task_name
+    steps = Steps(root, base)
+    data = Config.fromfile(root / task.student).data_root
+    steps.run('scenes', 'drew the scenes', [sys.executable, 'tools/make_scenes.py', data])
+
+    teacher = _training('teacher', task.teacher, base / 'teacher', 0, root)
+    alone = _training(f'student_seed{seed}', task.student, base / f'student_seed{seed}', seed, root)
+    steps.train(teacher, alone)
+
+    name = f'{method}_seed{seed}'
+    config = base / 'configs' / f'{name}.py'
+    make = [
+        *(sys.executable, 'tools/make_config.py', task.student, task.teacher, '--method', method, '-o', str(config)),
+        *('--teacher-checkpoint', str(newest_checkpoint(teacher.work_dir))),
+        *('--prompt-iters', str(PROMPT_ITERATIONS), '--prompt-dir', str(base / 'prompt')),
+    ]
+    steps.run(f'make_config_{name}', f'wrote {config.name}', make)
+    distilled = _training(name, str(config), base / name, seed, root)
+    uses_prompt = any(METHODS[part].uses_prompt for part in parse_methods(method))
+    if uses_prompt:
+        _train_prompt(steps, base, config)
+    steps.train(distilled)
+
+    runs = [
+        ('teacher', task.teacher, teacher),
+        ('student alone', task.student, alone),
+        (f'student, {method}', str(config), distilled),
+    ]
+    rows = [_test(steps, label, path, training, task, root) for label, path, training in runs]
+    exported = base / f'{name}.pth'
+    export = [
+        *(sys.executable, 'tools/export_student.py', str(config)),
+        str(newest_checkpoint(distilled.work_dir)),
+        '-o',
+        str(exported),
+    ]
+    steps.run(f'export_{name}', f'exported {exported.name}', export)
+    plain = Training(f'{name}_plain', '', task.student, exported, 0)
+    rows.append(_test(steps, 'the exported file in plain MM', task.student, plain, task, root))
+
+    print('\n' + table([_cells(row, task) for row in rows], ['model', task.unit, 'parameters', 'ms per image']))
+    print(
+        '\nOne seed on generated pictures: a toy that shows the way, not a benchmark.\n'
+        f'On real data: {task.on_real_data}\n'
+        f'Everything is in {base}; {time.monotonic() - start:.0f} s in this run.'
+    )
+    return rows
+
+
+def _training(name: str, config: str, work_dir: Path, seed: int, root: Path) -> Training:
+    cfg = Config.fromfile(root / config) if (root / config).is_file() else None
+    return Training(name, f'training {name}', config, work_dir, _iterations(cfg) if cfg else 0, seed)
+
+
+def _iterations(cfg: Config) -> int:
+    """Returns the iterations of a run: given, or epochs times batches of the scenes."""
+    if cfg.train_cfg.get('max_iters'):
+        return int(cfg.train_cfg.max_iters)
+    annotations = json.loads((Path(cfg.data_root) / 'scenes.json').read_text())['settings']
+    return int(cfg.train_cfg.max_epochs * (annotations['num_train'] // cfg.train_dataloader.batch_size))
+
+
+def _train_prompt(steps: Steps, base: Path, config: Path) -> None:
+    stage1 = config.with_name(f'{config.stem}_prompt.py')
+    steps.train(Training('prompt', 'stage 1, the prompt', str(stage1), base / 'prompt', PROMPT_ITERATIONS))
+
+
+def newest_checkpoint(work_dir: Path) -> Path:
+    """Returns the last checkpoint of a run."""
+    return Path((work_dir / 'last_checkpoint').read_text().strip())
+
+
+def _test(steps: Steps, label: str, config: str, training: Training, task: Task, root: Path) -> dict:
+    """Evaluates a run and measures its model; returns a row of the table."""
+    name = f'test_{training.name}'
+    done = steps.done(name)
+    if done is None or 'score' not in done:
+        checkpoint = training.work_dir if training.work_dir.suffix == '.pth' else newest_checkpoint(training.work_dir)
+        out = steps.folder / f'{name}.json'
+        command = [
+            sys.executable,
+            'tools/test.py',
+            config,
+            str(checkpoint),
+            '--out',
+            str(out),
+            '--work-dir',
+            str(steps.folder / name),
+        ]
+        steps.run(name, f'tested {label}', command)
+        score = json.loads(out.read_text())[task.metric] * task.factor
+        done = steps.finish(name, {'label': label, 'score': score, **measure(root / config)})
+    return done
+
+
+def measure(config: Path) -> dict:
+    """Returns parameters and milliseconds per image of the plain model of a config, on one thread."""
+    import torch
+
+    from freekd_mm.distill.config import build_model, find_model, without_pretrained
+
+    model_cfg, scope = find_model(Config.fromfile(config))
+    model = build_model(without_pretrained(model_cfg), scope).eval()
+    image = torch.zeros(1, 3, 160, 160)
+    torch.set_num_threads(1)
+    times = []
+    with torch.no_grad():
+        for _ in range(12):
+            start = time.perf_counter()
+            model(image, None, mode='tensor')
+            times.append(time.perf_counter() - start)
+    return {
+        'parameters': sum(p.numel() for p in model.parameters()),
+        'milliseconds': 1000 * sorted(times)[len(times) // 2],
+    }
+
+
+def _cells(row: dict, task: Task) -> list[str]:
+    return [row['label'], f'{row["score"]:.1f}', f'{row["parameters"] / 1e6:.2f} M', f'{row["milliseconds"]:.0f}']

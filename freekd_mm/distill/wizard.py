@@ -1,0 +1,263 @@
+"""Writes a distillation config for any student and teacher: probes both, chooses taps, spells the wiring out."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from freekd_mm.distill.config import build_model, find_model, load_config, without_pretrained
+from freekd_mm.distill.methods import METHODS, Shape, Wiring, method_entries, parse_methods
+from freekd_mm.distill.probe import level_shapes, probe_model
+from freekd_mm.distill.taps import Tap, TapRecorder
+from freekd_mm.distill.wiring import match_levels, table
+from freekd_mm.files import write_text
+
+#: What FrequencyPromptHook calls its file.
+PROMPT_FILE = 'frequency_prompt.pth'
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A model as its config describes it, and what a dummy image gave."""
+
+    model: nn.Module
+    features: str
+    shapes: tuple[Shape, ...]
+
+
+def probe_config(cfg: Config, role: str, size: tuple[int, int]) -> Probed:
+    """Builds a model without weights and finds the tap of its features.
+
+    A neck is tapped whole. Without one: all levels of the backbone where their strides increase, else (as in
+    dilated segmentation backbones) the last.
+    """
+    model_cfg, scope = find_model(cfg)
+    model = build_model(without_pretrained(model_cfg), scope)
+    module = 'neck' if getattr(model, 'neck', None) is not None else 'backbone'
+    if not isinstance(getattr(model, module, None), nn.Module):
+        raise ValueError(
+            f'the {role} should have a neck or a backbone, but {type(model).__name__} has '
+            f'{", ".join(name for name, _ in model.named_children())}; write the config by hand'
+        )
+    levels = _record(model, module, role, size)
+    if module == 'backbone' and len(levels) > 1 and len({level.shape[-2:] for level in levels}) < len(levels):
+        return Probed(model, 'backbone[-1:]', level_shapes(levels[-1:]))  # type: ignore[arg-type]
+    return Probed(model, module, level_shapes(levels))  # type: ignore[arg-type]
+
+
+def _record(model: nn.Module, path: str, role: str, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    tap = Tap.parse(path)
+    recorder = TapRecorder(model, [tap], role)
+    probe_model(model, recorder, size)
+    levels = recorder.levels([tap])
+    recorder.clear()
+    return levels
+
+
+def find_logits(student: nn.Module, teacher: nn.Module, size: tuple[int, int]) -> tuple[str | None, int, bool, str]:
+    """Returns the tap of comparable logits, the classes, whether they are sigmoids, or what is in the way."""
+    for path, test in (('bbox_head[0]', _is_dense_head), ('decode_head', _is_decode_head)):
+        heads: list[Any] = [getattr(model, path.split('.')[0].split('[')[0], None) for model in (student, teacher)]
+        if not all(head is not None and test(head) for head in heads):
+            continue
+        classes = [int(getattr(head, 'cls_out_channels', None) or head.out_channels) for head in heads]
+        if classes[0] != classes[1]:
+            return None, 0, False, f'the student has {classes[0]} classes and the teacher {classes[1]}'
+        shapes = [[level.shape[1] for level in _record(m, path, 'model', size)] for m in (student, teacher)]
+        if shapes[0] != shapes[1]:
+            return None, 0, False, f'the heads give {shapes[0]} and {shapes[1]} channels (other anchors or levels)'
+        return path, classes[0], bool(getattr(heads[0], 'use_sigmoid_cls', False)), ''
+    return (
+        None,
+        0,
+        False,
+        'one of them has no dense head (bbox_head) or segmentation head (decode_head) with such logits',
+    )
+
+
+def _is_dense_head(head: Any) -> bool:
+    return hasattr(head, 'cls_out_channels') and hasattr(head, 'use_sigmoid_cls') and hasattr(head, 'prior_generator')
+
+
+def _is_decode_head(head: Any) -> bool:
+    return isinstance(getattr(head, 'conv_seg', None), nn.Module)
+
+
+def find_wiring(student: Probed, teacher: Probed, size: tuple[int, int]) -> Wiring:
+    """Pairs the levels of both and finds out what a logit loss could use."""
+    pairs = match_levels(student.shapes, teacher.shapes, 'features', logits=False)
+    logits, classes, sigmoid, why = find_logits(student.model, teacher.model, size)
+    return Wiring(
+        student.features,
+        teacher.features,
+        tuple(student.shapes[pair.student] for pair in pairs),
+        tuple(teacher.shapes[pair.teacher] for pair in pairs),
+        logits,
+        classes,
+        sigmoid,
+        why,
+        None if len(pairs) == len(teacher.shapes) else tuple(pair.teacher for pair in pairs),
+    )
+
+
+def make_config(
+    student_cfg: str,
+    teacher_cfg: str,
+    checkpoint: str,
+    method: str,
+    out: str | os.PathLike,
+    stage: str = 'distill',
+    prompt: str | None = None,
+    prompt_iters: int | None = None,
+    prompt_dir: str | os.PathLike | None = None,
+    size: tuple[int, int] = (128, 128),
+) -> list[Path]:
+    """Writes the config, and the one of stage 1 beside it where the method uses a prompt that is not there.
+
+    Args:
+        student_cfg: The student's config: a file, or ``mmdet::...``.
+        teacher_cfg: The teacher's.
+        checkpoint: The teacher's checkpoint, a file or a URL.
+        method: A name of ``METHODS``, or several joined by ``+``.
+        out: The file to write.
+        stage: ``'distill'``, or ``'prompt'`` to write the config of stage 1 alone.
+        prompt: A prompt file made before, instead of stage 1.
+        prompt_iters: Iterations of stage 1; the hook's own by default.
+        prompt_dir: Work directory of stage 1; ``work_dirs/<its config>`` by default.
+        size: Size of the dummy image.
+
+    Returns:
+        The files written.
+    """
+    names = parse_methods(method)
+    out = Path(out)
+    teacher = probe_config(load_config(teacher_cfg), 'teacher', size)
+    uses_prompt = any(METHODS[name].uses_prompt for name in names)
+    prompt_out = out if stage == 'prompt' else out.with_name(f'{out.stem}_prompt{out.suffix}')
+    stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / prompt_out.stem
+    written = []
+    if stage == 'prompt' or (uses_prompt and prompt is None):
+        source = prompt_source(teacher_cfg, checkpoint, teacher, prompt_out, stage1_dir, prompt_iters)
+        written.append(write_text(prompt_out, source))
+    if stage == 'prompt':
+        return written
+    student = probe_config(load_config(student_cfg), 'student', size)
+    wiring = find_wiring(student, teacher, size)
+    file = prompt or str(stage1_dir / PROMPT_FILE)
+    entries = method_entries(method, wiring)
+    if uses_prompt:
+        for name, entry in entries.items():
+            if name.startswith('freekd'):
+                entry['loss']['prompt'] = _prompt_option(file, wiring)
+    stage1 = prompt_out if uses_prompt and prompt is None else None
+    source = distill_source(student_cfg, teacher_cfg, checkpoint, method, wiring, entries, out, stage1, file)
+    return [*written, write_text(out, source)]
+
+
+def _prompt_option(file: str, wiring: Wiring) -> str | dict:
+    """Returns the file, or where the student has fewer levels than the teacher, which of its prompts to take."""
+    if wiring.indices_t is None:
+        return file
+    return {
+        'type': 'freekd_mm.PoIMaskGenerator',
+        'channels': wiring.channels_t,
+        'prompt': file,
+        'indices': wiring.indices_t,
+    }
+
+
+def prompt_source(
+    teacher_cfg: str, checkpoint: str, teacher: Probed, out: Path, work_dir: Path, iterations: int | None
+) -> str:
+    """Returns the config of stage 1."""
+    hook: dict = {'type': 'freekd_mm.FrequencyPromptHook', 'modules': teacher.features}
+    if iterations is not None:
+        hook['max_iters'] = iterations
+    base_hooks = '*_base_.custom_hooks, ' if load_config(teacher_cfg).get('custom_hooks') else ''
+    return f"""# FreeKD, stage 1: the frequency prompt of the teacher. Written by tools/make_config.py; edit freely.
+_base_ = [{_base(teacher_cfg, out)!r}]
+
+load_from = {_reference(checkpoint, out)}
+custom_hooks = [{base_hooks}{_source(hook, 0)}]
+work_dir = {str(work_dir)!r}
+"""
+
+
+def distill_source(
+    student_cfg: str,
+    teacher_cfg: str,
+    checkpoint: str,
+    method: str,
+    wiring: Wiring,
+    entries: dict[str, dict],
+    out: Path,
+    stage1: Path | None,
+    file: str,
+) -> str:
+    """Returns the config of the distillation."""
+    rows = [
+        [str(index), 'x'.join(map(str, teacher)), 'x'.join(map(str, student)), _action(student, teacher)]
+        for index, (student, teacher) in enumerate(zip(wiring.shapes_s, wiring.shapes_t, strict=True))
+    ]
+    header = ['level', f'teacher {wiring.features_t}', f'student {wiring.features_s}', 'the student is']
+    comment = '\n'.join(f'#   {line}' for line in table(rows, header).splitlines())
+    stage = ''
+    if stage1 is not None:
+        stage = f"""
+# Stage 1 runs first where its file is not there yet.
+frequency_prompt = dict(cfg_path='{{{{ fileDirname }}}}/{stage1.name}', file={file!r})
+"""
+    body = ',\n'.join(f'        {name}={_source(entry, 8)}' for name, entry in entries.items())
+    return f"""# Distils the student of the base config with {method}. Written by tools/make_config.py; edit freely.
+_base_ = [{_base(student_cfg, out)!r}]
+
+# Features, as a 128x128 image gives them:
+{comment}
+{stage}
+model = dict(
+    _delete_=True,
+    type='freekd_mm.DistilledModel',
+    architecture={{{{_base_.model}}}},
+    teacher=dict(
+        cfg_path={_reference(teacher_cfg, out)},
+        checkpoint={_reference(checkpoint, out)},
+    ),
+    distill=dict(
+{body},
+    ),
+)
+"""
+
+
+def _action(student: Shape, teacher: Shape) -> str:
+    actions = [f'projected {student[0]} -> {teacher[0]}'] if student[0] != teacher[0] else []
+    actions += ['resized'] if student[1:] != teacher[1:] else []
+    return ', '.join(actions) or 'compared as it is'
+
+
+def _source(value: Any, indent: int) -> str:
+    """Returns a nested dict as ``dict(key=value, ...)``."""
+    if not isinstance(value, dict):
+        return pformat(value, width=100)
+    one_line = 'dict(' + ', '.join(f'{key}={_source(item, 0)}' for key, item in value.items()) + ')'
+    if len(one_line) + indent < 110:
+        return one_line
+    pad = ' ' * (indent + 4)
+    items = ''.join(f'{pad}{key}={_source(item, indent + 4)},\n' for key, item in value.items())
+    return f'dict(\n{items}{" " * indent})'
+
+
+def _base(cfg: str, out: Path) -> str:
+    """Returns how the new config names its base."""
+    return cfg if '::' in cfg else os.path.relpath(Path(cfg).resolve(), out.resolve().parent)
+
+
+def _reference(path: str, out: Path) -> str:
+    """Returns how the new config names a file: relative to itself, so that both can move together."""
+    if '::' in path or path.startswith(('http://', 'https://')):
+        return repr(path)
+    return repr('{{ fileDirname }}/' + os.path.relpath(Path(path).expanduser().resolve(), out.resolve().parent))

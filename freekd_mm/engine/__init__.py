@@ -1,0 +1,9 @@
+"""Hooks that are not a method's, and what makes a training reliable."""
+
+from freekd_mm.engine.checkpoints import SafeCheckpointHook
+from freekd_mm.engine.exact import ExactResumeHook
+from freekd_mm.engine.nonfinite import NonFiniteHook
+from freekd_mm.engine.schedule import DistillScheduleHook
+from freekd_mm.engine.signals import GracefulStopHook
+
+__all__ = ['DistillScheduleHook', 'ExactResumeHook', 'GracefulStopHook', 'NonFiniteHook', 'SafeCheckpointHook']

@@ -1,0 +1,46 @@
+"""What the command lines of the tools share."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that MMDetection's tools share."""
+    from mmengine.config import DictAction
+
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='directory for logs and checkpoints; work_dirs/<config name> by default')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value key.sub=value'
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument(
+        '--trust-checkpoint',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help='load these files by plain unpickling, which runs whatever they say: only files that you made yourself',
+    )
+    # torch.distributed.launch passes it, torchrun sets the variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def prepare_config(args: argparse.Namespace) -> Any:
+    """Loads the config and applies the common options."""
+    from mmengine.config import Config
+
+    if not Path(args.config).is_file():
+        raise SystemExit(f'config should be an existing file, but got {args.config!r}')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.trust_checkpoint:
+        from freekd_mm.compat.checkpoint import trust
+
+        trust(*args.trust_checkpoint)
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    return cfg

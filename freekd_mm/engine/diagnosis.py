@@ -1,0 +1,136 @@
+"""Says what is not finite in a training step, and where."""
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freekd_mm.distill.probe import eval_mode
+from freekd_mm.distill.rng import isolated_rng
+from freekd_mm.distill.teacher import forward_features
+
+ENTRY_LOSS = re.compile(r'^distill\.loss_(?P<entry>\w+)$')
+ENTRY_TERM = re.compile(r'^distill\.(?P<entry>\w+)\.(?P<term>.+)$')
+
+
+def diagnose(model: nn.Module, losses: dict[str, Any], batch: Any) -> str:
+    """Returns sentences that name what is not finite: losses, features, images, or gradients; '' for nothing.
+
+    Args:
+        model: The student, its gradients computed.
+        losses: What it returned in this step, and the terms for the log.
+        batch: The batch as the data loader gave it.
+    """
+    images = image_files(batch)
+    parts = [*_losses(model, losses), *_features(model, batch, images)] or _gradients(model)
+    return f'{"; ".join(parts)}. Images of the batch: {listed(images) or "unknown"}.' if parts else ''
+
+
+def image_files(batch: Any) -> list[str]:
+    """Returns the image files of a batch, in order."""
+    if isinstance(batch, dict):
+        batch = batch.get('data_samples', list(batch.values()))
+        return image_files(list(batch.values()) if isinstance(batch, dict) else batch)
+    if isinstance(batch, (list, tuple)):
+        return [file for item in batch for file in image_files(item)]
+    file = getattr(batch, 'img_path', None)
+    return [str(file)] if file else []
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Returns names joined by commas, and how many more there are."""
+    names = list(dict.fromkeys(names))
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return bool(torch.isfinite(value).all())
+    return all(map(_is_finite, value)) if isinstance(value, (list, tuple)) else True
+
+
+def _losses(model: nn.Module, losses: dict[str, Any]) -> list[str]:
+    bad = [key for key, value in losses.items() if not _is_finite(value)]
+    places: dict[str, list[str]] = {}
+    own = []
+    for key in bad:
+        loss, term = ENTRY_LOSS.match(key), ENTRY_TERM.match(key)
+        if loss:
+            places.setdefault(loss['entry'], [])
+        elif term:
+            places.setdefault(term['entry'], []).append(_place(term['term']))
+        elif 'loss' in key:
+            own.append(key)
+    parts = [
+        f"the loss of distill '{name}'{_kind(model, name)} is not finite"
+        + (f' at {listed(terms)}' if terms else ' at no level in particular')
+        for name, terms in places.items()
+    ]
+    if own:
+        parts.append(f"the student's own {listed(own)} {'is' if len(own) == 1 else 'are'} not finite")
+    return parts
+
+
+def _place(term: str) -> str:
+    """Returns ``'level0/low'`` as ``'level 0, band low'``."""
+    level = re.match(r'^level(?P<level>\d+)(?:/(?P<band>.+))?$', term)
+    if level is None:
+        return term
+    return f'level {level["level"]}' + (f', band {level["band"]}' if level['band'] else '')
+
+
+def _kind(model: nn.Module, name: str) -> str:
+    entries = getattr(getattr(model, 'distillation', None), 'entries', {})
+    return f' ({type(entries[name].losses[0]).__name__})' if name in entries else ''
+
+
+def _features(model: nn.Module, batch: Any, images: Sequence[str]) -> list[str]:
+    """Runs student and teacher once more, and looks at what the losses compare."""
+    distillation: Any = getattr(model, 'distillation', None)
+    preprocess: Any = getattr(model, 'data_preprocessor', None)
+    if batch is None or preprocess is None:
+        return []
+    parts = []
+    try:
+        with isolated_rng(), torch.no_grad(), eval_mode(model):
+            data = preprocess(copy.deepcopy(batch), True)
+            inputs, samples = data['inputs'], data['data_samples']
+            parts += _tensors('the input', [inputs], images)
+            if distillation is None:
+                return parts
+            distillation.teacher.run(inputs, samples)
+            with distillation.student_recorder:
+                forward_features(model, inputs, samples)
+            for role, recorder in (('student', distillation.student_recorder), ('teacher', distillation.teacher)):
+                taps = dict.fromkeys(
+                    tap for entry in distillation.entries.values() for tap in getattr(entry, f'{role}_taps')
+                )
+                for tap in taps:
+                    parts += _tensors(f"the {role}'s '{tap}'", recorder.levels([tap]), images)
+    except Exception as error:  # a second look must not hide what was seen first
+        parts.append(f'the features could not be looked at again ({type(error).__name__}: {error})')
+    finally:
+        if distillation is not None:
+            distillation.clear()
+    return parts
+
+
+def _tensors(what: str, levels: Sequence[Tensor], images: Sequence[str]) -> list[str]:
+    parts = []
+    for index, level in enumerate(levels):
+        bad = ~torch.isfinite(level).flatten(1).all(1) if level.dim() > 1 else ~torch.isfinite(level)
+        if not bool(bad.any()):
+            continue
+        where = f' at level {index}' if len(levels) > 1 else ''
+        of = [image for image, is_bad in zip(images, bad.tolist(), strict=False) if is_bad]
+        parts.append(f'{what} is not finite{where}' + (f' for {listed(of)}' if of else ''))
+    return parts
+
+
+def _gradients(model: nn.Module) -> list[str]:
+    bad = [name for name, p in model.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
+    return [f'the losses are finite, but the gradient is not at {listed(bad, 4)}'] if bad else []

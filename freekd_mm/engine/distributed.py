@@ -1,0 +1,46 @@
+"""Several processes on a machine without an accelerator, where mmengine asks for CUDA devices."""
+
+from typing import Any
+
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.device import get_device
+
+
+def prepare_cpu_processes(cfg: Config) -> None:
+    """Lets ``--launcher pytorch`` run on CPUs: joins the processes with gloo and wraps the model without devices.
+
+    mmengine 0.10.7 sets a CUDA device for each process, and gives DDP and FSDP its number.
+
+    Args:
+        cfg: The config to run; what wraps its model is completed in place.
+    """
+    if cfg.get('launcher') != 'pytorch' or get_device() != 'cpu':
+        return
+    if not dist.is_initialized():
+        dist.init_process_group('gloo')
+    if 'runner_type' not in cfg:
+        unused = cfg.get('find_unused_parameters', False)
+        defaults = {'broadcast_buffers': False, 'find_unused_parameters': unused}
+        cfg.model_wrapper_cfg = _without_devices(cfg.get('model_wrapper_cfg'), 'MMDistributedDataParallel', defaults)
+    elif cfg.get('strategy', {}).get('type') == 'FSDPStrategy':
+        cfg.strategy.model_wrapper = _without_devices(cfg.strategy.get('model_wrapper'), 'MMFullyShardedDataParallel')
+
+
+def _without_devices(wrapper: dict | None, kind: str, defaults: dict | None = None) -> dict[str, Any]:
+    """Returns the wrapper's config with the device of each process left open, where it is the usual wrapper."""
+    wrapper = {'type': kind, **(wrapper or {})}
+    if wrapper['type'] == 'MMDistributedDataParallel':
+        return {**(defaults or {}), **wrapper, 'device_ids': None}
+    if wrapper['type'] == 'MMFullyShardedDataParallel':
+        return {**wrapper, 'device_id': 'cpu'}
+    return wrapper
+
+
+def leave_process_group() -> None:
+    """Ends the process group of a finished run.
+
+    Without it the threads of gloo can outlive the interpreter, which then aborts after the work is done.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

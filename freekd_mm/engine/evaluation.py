@@ -1,0 +1,50 @@
+"""Evaluates a checkpoint with the plain student of a config."""
+
+import json
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from freekd_mm.engine.distributed import prepare_cpu_processes
+
+
+def plain_config(cfg: Config) -> Config:
+    """Returns the config with a distilled student replaced by the student alone."""
+    from freekd_mm.distill.config import find_model, is_distilled
+
+    cfg = cfg.copy()
+    if is_distilled(cfg.model):
+        cfg.model, _ = find_model(cfg)
+        cfg.custom_hooks = [
+            hook for hook in cfg.get('custom_hooks') or [] if not str(hook.get('type')).endswith('DistillScheduleHook')
+        ]
+    return cfg
+
+
+def evaluate(cfg: Config, checkpoint: str, out: str | None = None, show_dir: str | None = None) -> dict:
+    """Evaluates a checkpoint and returns the metrics.
+
+    Args:
+        cfg: The training config; of a distilled student or plain.
+        checkpoint: Checkpoint written in training, or an exported student.
+        out: JSON file for the metrics.
+        show_dir: Directory for pictures of the predictions.
+    """
+    from mmengine.runner import Runner
+
+    import freekd_mm.registry  # noqa: F401 - checkpoints load as data only from here on
+
+    cfg = plain_config(cfg)
+    prepare_cpu_processes(cfg)
+    cfg.load_from, cfg.resume = checkpoint, False
+    if show_dir:
+        if 'visualization' not in cfg.get('default_hooks', {}):
+            raise ValueError('--show-dir needs default_hooks.visualization in the config, but it has none')
+        cfg.default_hooks.visualization.draw = True
+        cfg.default_hooks.visualization.test_out_dir = show_dir
+    metrics = Runner.from_cfg(cfg).test()
+    if out and is_main_process():
+        # Evaluators return NumPy numbers, too.
+        Path(out).write_text(json.dumps(metrics, indent=2, default=float) + '\n')
+    return metrics

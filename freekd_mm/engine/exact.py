@@ -1,0 +1,178 @@
+"""Resumes that end where an uninterrupted run ends.
+
+mmengine saves neither the random states nor the place in an epoch, and workers that live on from epoch to epoch
+keep states that nobody can read. So instead of saving states, every source of random numbers gets a seed that
+follows from the run's seed and the place in the run: the training step from its iteration, and each sample that is
+loaded from the number of its batch. A resume then has the right numbers wherever it starts, with any number of
+workers, and skips the batches behind it without loading them.
+"""
+
+import logging
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch import Tensor, nn
+
+from freekd_mm.engine.checkpoints import ResumePoint
+from freekd_mm.engine.seeding import AdvancedIterator, SeededBatches, make_exact, place_seed, seed_all
+from freekd_mm.registry import HOOKS
+
+STEP, EVALUATION, EPOCH = 0, 1, 3
+#: Key of gradients that wait for more, beside the state dict.
+GRADIENTS = 'accumulated_gradients'
+
+
+@HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """Seeds every step by its place, notes the place in checkpoints, and goes on there.
+
+    :meth:`prepare` has to be called before the runner trains; ``tools/train.py`` does it for every config.
+    """
+
+    # First, so that what other hooks draw follows from the seed.
+    priority = 'VERY_HIGH'
+
+    def __init__(self) -> None:
+        #: Batches of this epoch that are done.
+        self.batches = 0
+        self.evaluated = False
+        self.point: ResumePoint | None = None
+        self._gradients: dict[str, Tensor] = {}
+        self._offset = 0
+
+    def prepare(self, runner: Runner) -> None:
+        """Builds the training data loader of a runner that has not trained yet, seeded by place."""
+        if isinstance(runner._train_dataloader, dict):
+            runner._train_dataloader = runner.build_dataloader(
+                runner._train_dataloader,
+                seed=runner.seed,
+                diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
+            )
+        if not make_exact(runner._train_dataloader, self._seed(runner)):
+            print_log(
+                'the training data loader has no batch sampler, or streams its data: after a resume the order of the '
+                'data and their augmentations will not be those of an uninterrupted run',
+                'current',
+                logging.WARNING,
+            )
+        runner.register_hook(PendingEvaluationHook(self), priority='LOWEST')
+
+    @staticmethod
+    def _seed(runner: Runner) -> int:
+        return int(runner.seed or 0)
+
+    @staticmethod
+    def _seeded(runner: Runner) -> SeededBatches | None:
+        return getattr(runner.train_dataloader, 'seeded', None)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Reads the place that a resume starts at."""
+        if runner._resume:
+            self.point = ResumePoint.of(checkpoint)
+            self._gradients = checkpoint.get(GRADIENTS, {})
+
+    def before_train(self, runner: Runner) -> None:
+        """Goes to where the checkpoint was written."""
+        loop, point, seeded = runner.train_loop, self.point, self._seeded(runner)
+        for name, parameter in _unwrapped(runner).named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._gradients[name].to(parameter)
+        self._gradients = {}
+        if point is None or seeded is None:
+            return
+        if isinstance(loop, IterBasedTrainLoop):
+            seeded.skip = point.iteration
+            loop.dataloader_iterator = AdvancedIterator(loop.dataloader, point.iteration)
+        elif isinstance(loop, EpochBasedTrainLoop) and point.batches:
+            seeded.skip = self._offset = self.batches = point.batches
+            run_iter = loop.run_iter
+            loop.run_iter = lambda idx, data_batch: run_iter(idx + self._offset, data_batch)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Gives the pass through the data the number of the epoch."""
+        seeded = self._seeded(runner)
+        if seeded is not None and isinstance(runner.train_loop, EpochBasedTrainLoop):
+            seeded.number = runner.epoch
+        seed_all(place_seed(self._seed(runner), EPOCH, runner.iter))
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seeds the step."""
+        self.evaluated = False
+        seed_all(place_seed(self._seed(runner), STEP, runner.iter))
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Counts the batches of this epoch."""
+        self.batches = batch_idx + 1
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """An epoch is done."""
+        self.batches = self._offset = 0
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Seeds the evaluation."""
+        seed_all(place_seed(self._seed(runner), EVALUATION, runner.iter))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """A checkpoint from here on knows of the evaluation."""
+        self.evaluated = True
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Notes the place."""
+        checkpoint['meta']['freekd_mm'] = {'batches': self.batches, 'evaluated': self.evaluated}
+        if 'optimizer' in checkpoint and not gradients_are_used(runner):
+            # Of several processes each has its own, until they add them up in the step.
+            checkpoint[GRADIENTS] = {
+                name: parameter.grad.cpu()
+                for name, parameter in _unwrapped(runner).named_parameters()
+                if parameter.grad is not None
+            }
+
+
+def gradients_are_used(runner: Runner) -> bool:
+    """Whether no gradients wait to be added to, as they do within ``accumulative_counts`` steps."""
+    wrapper: Any = runner.optim_wrapper
+    parts = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return all(part.should_update() for part in parts)
+
+
+def _unwrapped(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+class PendingEvaluationHook(Hook):
+    """Makes up for an evaluation that should have followed the checkpoint, when everything else is ready to train.
+
+    Best checkpoints, schedules that look at a metric, and the last result of a run depend on it.
+
+    Args:
+        place: Knows where the run resumes.
+    """
+
+    def __init__(self, place: ExactResumeHook) -> None:
+        self.place = place
+
+    def before_train(self, runner: Runner) -> None:
+        """Evaluates, where it is due and was not done."""
+        point = self.place.point
+        if point is not None and not point.evaluated and _evaluation_is_due(runner, point):
+            print_log('the evaluation behind the checkpoint was not finished, and comes first', 'current')
+            runner.val_loop.run()
+
+
+def _evaluation_is_due(runner: Runner, point: ResumePoint) -> bool:
+    loop: Any = runner.train_loop
+    if isinstance(loop, EpochBasedTrainLoop):
+        done, last = (-1 if point.batches else loop.epoch), loop.max_epochs
+    elif isinstance(loop, IterBasedTrainLoop):
+        done, last = loop.iter, loop.max_iters
+    else:
+        return False
+    loop._decide_current_val_interval()
+    due = done > 0 and done >= loop.val_begin and (done % loop.val_interval == 0 or done == last)
+    return due and runner.val_loop is not None

@@ -1,0 +1,191 @@
+"""What happens when a loss or a gradient is not finite: a clear error, or a skipped step."""
+
+import logging
+import math
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.engine.diagnosis import diagnose
+from freekd_mm.registry import HOOKS
+
+POLICIES = ('error', 'skip')
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient is not finite."""
+
+
+@HOOKS.register_module()
+class NonFiniteHook(Hook):
+    """Looks at the loss and the gradients before each step of the optimizer, so that no weight is ever damaged.
+
+    The error or warning names what is not finite: the entries of the distillation with level and band, the
+    student's own losses, the features of student and teacher, the iteration, and the images.
+
+    Under mixed precision a gradient that overflows is no matter: the loss scale is lowered and the step repeated
+    with the next batch. A loss that is not finite counts as an overflow as well, until it happens ``patience``
+    times in a row. Every process of a run sees the same gradients and decides in the same way.
+
+    Args:
+        policy: ``'error'`` ends the run; ``'skip'`` leaves out the step, and the statistics that the batch left in
+            batch norms.
+        patience: How many steps in a row may be skipped, or overflow under mixed precision.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, policy: str = 'error', patience: int = 20) -> None:
+        check_choice('policy', policy, POLICIES)
+        check_positive('patience', patience, integer=True)
+        self.policy, self.patience = policy, patience
+        self.in_a_row = 0
+        #: Iterations that were left out.
+        self.skipped: list[int] = []
+        self._finite: list[Tensor] = []
+        self._losses: dict[str, Any] = {}
+        self._batch: Any = None
+        #: Statistics of batch norms, and what they were before the step.
+        self._statistics: list[tuple[Tensor, Tensor]] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Puts the check between backward pass and step."""
+        model = _unwrapped(runner)
+        self._keep_losses(model)
+        norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+        statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self._statistics = [(buffer, torch.empty_like(buffer)) for buffer in statistics]
+        wrapper: Any = runner.optim_wrapper
+        for part in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+            self._guard(runner, part)
+
+    def _keep_losses(self, model: Any) -> None:
+        parse = model.parse_losses
+
+        def parse_losses(losses: dict) -> Any:
+            self._losses = {key: _detached(value) for key, value in losses.items()}
+            return parse(losses)
+
+        model.parse_losses = parse_losses
+
+    def _guard(self, runner: Runner, wrapper: Any) -> None:
+        backward, step = wrapper.backward, wrapper.step
+
+        def guarded_backward(loss: Tensor, **kwargs: Any) -> None:
+            self._finite.append(torch.isfinite(loss.detach()).all())
+            backward(loss, **kwargs)
+
+        @wraps(step)  # with the counter that mmengine's schedulers look for
+        def guarded_step(**kwargs: Any) -> None:
+            if self._may_step(runner, wrapper):
+                step(**kwargs)
+
+        wrapper.backward, wrapper.step = guarded_backward, guarded_step
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Keeps what a damaged step would spoil."""
+        self._batch = data_batch
+        if self._statistics:
+            with torch.no_grad():
+                torch._foreach_copy_([kept for _, kept in self._statistics], [now for now, _ in self._statistics])
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Lets go of the batch."""
+        self._losses, self._batch = {}, None
+
+    def _may_step(self, runner: Runner, wrapper: Any) -> bool:
+        finite, self._finite = self._finite, []
+        scaled = _is_scaled(wrapper)
+        if not scaled:
+            finite.append(_gradients_are_finite(wrapper.optimizer))
+        if _all_processes(torch.stack([value.to(finite[0].device) for value in finite]).all()):
+            self.in_a_row = 0
+            return True
+        self.in_a_row += 1
+        self._restore_statistics()
+        too_many = self.in_a_row > self.patience
+        finding = self._find(runner)
+        if scaled and not too_many:
+            print_log(f'{finding} Under mixed precision this is an overflow: the loss scale is lowered.', 'current')
+            return True
+        if self.policy == 'error' or too_many:
+            often = f' It happened {self.in_a_row} times in a row.' if too_many else ''
+            raise NonFiniteError(f'{finding}{often}{_advice(scaled)}')
+        self.skipped.append(runner.iter)
+        print_log(f'{finding} The step is skipped.', 'current', logging.WARNING)
+        return False
+
+    def _restore_statistics(self) -> None:
+        with torch.no_grad():
+            for now, kept in self._statistics:
+                now.copy_(kept)
+
+    def _find(self, runner: Runner) -> str:
+        """Returns what is not finite, on whichever process."""
+        found = diagnose(_unwrapped(runner), self._losses, self._batch)
+        everywhere: list[Any] = [found]
+        if _is_distributed():
+            everywhere = [None] * dist.get_world_size()
+            dist.all_gather_object(everywhere, found)
+        texts = dict.fromkeys(text for text in everywhere if text)
+        return f'Iteration {runner.iter + 1}: {" ".join(texts) or "the gradients are not finite."}'
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _unwrapped(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    return [_detached(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_scaled(wrapper: Any) -> bool:
+    """Whether a loss scaler looks at the gradients by itself, as in mixed precision."""
+    scaler = getattr(wrapper, 'loss_scaler', None)
+    return scaler is not None and scaler.is_enabled()
+
+
+def _gradients_are_finite(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Returns whether no gradient holds inf or NaN; the largest value, since squares overflow where values do not."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+    gradients = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    gradients = [gradient for gradient in gradients if gradient.numel()]
+    if not gradients:
+        return torch.tensor(True)
+    return torch.isfinite(torch.stack([norm.float() for norm in torch._foreach_norm(gradients, math.inf)])).all()
+
+
+def _all_processes(finite: Tensor) -> bool:
+    """Returns whether all is finite on every process: they have to decide alike."""
+    if _is_distributed():
+        number = finite.int()
+        dist.all_reduce(number, op=dist.ReduceOp.MIN)
+        return bool(number)
+    return bool(finite)
+
+
+def _advice(scaled: bool) -> str:
+    if scaled:
+        return ' Lower the learning rate, clip the gradients, or train in full precision.'
+    return (
+        ' No weight was changed. Lower the learning rate or the weight of the loss, clip the gradients, look at the '
+        "images, or skip such steps: reliability = dict(nonfinite='skip')."
+    )

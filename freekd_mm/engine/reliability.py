@@ -1,0 +1,97 @@
+"""Makes any config train reliably: what ``tools/train.py`` adds to the runner by itself."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from freekd_mm.checks import check_choice, check_options, check_positive
+from freekd_mm.engine.checkpoints import ResumePoint, find_resume_point, make_safe
+from freekd_mm.engine.exact import ExactResumeHook
+from freekd_mm.engine.failures import check_equal_steps
+from freekd_mm.engine.nonfinite import POLICIES, NonFiniteHook
+from freekd_mm.engine.preflight import compare_classes
+from freekd_mm.engine.signals import GracefulStopHook
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """``reliability = dict(...)`` of a config; nothing has to be set.
+
+    Attributes:
+        nonfinite: What a loss or gradient that is not finite does: ``'error'``, ``'skip'`` or ``'ignore'``.
+        patience: How many steps in a row may be skipped, or overflow under mixed precision.
+        exact_resume: Seed each step and sample by its place in the run, so that resumes are exact.
+        graceful_stop: Save and exit on SIGTERM.
+    """
+
+    nonfinite: str = 'error'
+    patience: int = 20
+    exact_resume: bool = True
+    graceful_stop: bool = True
+
+    @classmethod
+    def from_config(cls, cfg: Config) -> 'Reliability':
+        """Reads and checks the options."""
+        given = cfg.get('reliability') or {}
+        if not isinstance(given, dict):
+            raise TypeError(f'reliability should be a dict, but got {given!r}')
+        check_options('reliability', given, [field.name for field in fields(cls)])
+        options = cls(**given)
+        check_choice('nonfinite of reliability', options.nonfinite, (*POLICIES, 'ignore'))
+        check_positive('patience of reliability', options.patience, integer=True)
+        for name in ('exact_resume', 'graceful_stop'):
+            if not isinstance(getattr(options, name), bool):
+                raise TypeError(f'{name} of reliability should be True or False, but got {getattr(options, name)!r}')
+        return options
+
+    @contextmanager
+    def attached(self, runner: Any) -> Iterator[None]:
+        """Adds the hooks to a runner that has not trained yet; exact resumes need mmengine's ``Runner``."""
+        make_safe(runner)
+        stop = None
+        if self.exact_resume and isinstance(runner, Runner):
+            exact = _own(runner, ExactResumeHook())
+            exact.prepare(runner)
+            check_equal_steps(len(runner._train_dataloader))
+        compare_classes(runner)
+        if self.nonfinite != 'ignore':
+            _own(runner, NonFiniteHook(self.nonfinite, self.patience))
+        if self.graceful_stop:
+            stop = _own(runner, GracefulStopHook())
+        try:
+            yield
+        finally:
+            if stop is not None:
+                stop.release()
+
+
+def _own(runner: Any, hook: Any) -> Any:
+    """Registers a hook, or returns the one of its kind that the config has already."""
+    for present in runner.hooks:
+        if type(present) is type(hook):
+            return present
+    runner.register_hook(hook)
+    return hook
+
+
+def resume_from(cfg: Config, resume: str) -> ResumePoint | None:
+    """Finds where to go on, and sets the config so that mmengine goes on there.
+
+    Args:
+        cfg: The config.
+        resume: A checkpoint, or ``'auto'`` for the newest whole one of the work directory.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
+    point = find_resume_point(resume, cfg.work_dir, hook if isinstance(hook, dict) else None)
+    # Without a checkpoint this is a first run, which starts where 'load_from' says.
+    cfg.resume = point is not None
+    if point is not None:
+        cfg.load_from = point.path
+        if point.seed is not None:
+            # Also where the config leaves it to chance: samplers are built before the checkpoint is loaded.
+            cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': point.seed}
+    return point

@@ -1,0 +1,90 @@
+"""The weight of distillation over a training run."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.registry import HOOKS
+
+DECAYS = ('constant', 'linear', 'cosine')
+
+
+@HOOKS.register_module()
+class DistillScheduleHook(Hook):
+    """Scales the distillation losses: linear warm-up, then constant or decaying, then off.
+
+    The factor depends on the iteration alone, so that a resumed run goes on with the right one. While it is
+    zero, the teacher does not run.
+
+    Args:
+        warmup_iters: Iterations from 0 to the full weight.
+        decay: ``'constant'``, or ``'linear'`` or ``'cosine'`` from the end of the warm-up to ``end``.
+        end: Factor at the end of training.
+        stop_epoch: From this epoch (counted from 0) on the factor is zero.
+        stop_iter: From this iteration on the factor is zero.
+        entries: Names of the entries to schedule; all by default.
+    """
+
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(
+        self,
+        warmup_iters: int = 0,
+        decay: str = 'constant',
+        end: float = 0.0,
+        stop_epoch: int | None = None,
+        stop_iter: int | None = None,
+        entries: Sequence[str] | None = None,
+    ) -> None:
+        check_positive('warmup_iters', warmup_iters, integer=True, zero=True)
+        check_choice('decay', decay, DECAYS)
+        check_positive('end', end, zero=True)
+        for name, stop in (('stop_epoch', stop_epoch), ('stop_iter', stop_iter)):
+            if stop is not None:
+                check_positive(name, stop, integer=True, zero=True)
+        self.warmup_iters, self.decay, self.end = warmup_iters, decay, end
+        self.stop_epoch, self.stop_iter, self.entries = stop_epoch, stop_iter, entries
+
+    def factor(self, iteration: int, max_iters: int, epoch: int = 0) -> float:
+        """Returns the factor at an iteration (counted from 0)."""
+        if self.stop_epoch is not None and epoch >= self.stop_epoch:
+            return 0.0
+        if self.stop_iter is not None and iteration >= self.stop_iter:
+            return 0.0
+        if iteration < self.warmup_iters:
+            return (iteration + 1) / (self.warmup_iters + 1)
+        if self.decay == 'constant':
+            return 1.0
+        progress = min((iteration - self.warmup_iters) / max(max_iters - 1 - self.warmup_iters, 1), 1.0)
+        remaining = (1 + math.cos(math.pi * progress)) / 2 if self.decay == 'cosine' else 1 - progress
+        return self.end + (1 - self.end) * remaining
+
+    def before_train(self, runner: Runner) -> None:
+        """Checks that there is something to schedule."""
+        distillation = _distillation(runner)
+        for name in self.entries or ():
+            distillation.entry(name)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Sets the factor of this iteration and logs it."""
+        distillation = _distillation(runner)
+        factor = self.factor(runner.iter, runner.max_iters, runner.epoch)
+        for name in self.entries or list(distillation.entries):
+            distillation.entry(name).scale = factor
+        for name in self.entries or ('',):
+            runner.message_hub.update_scalar('train/distill.scale' + (f'.{name}' if name else ''), factor)
+
+
+def _distillation(runner: Runner) -> Any:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if not hasattr(model, 'distillation'):
+        raise TypeError(
+            "DistillScheduleHook should run with model=dict(type='freekd_mm.DistilledModel', ...), but got "
+            f'{type(model).__name__}'
+        )
+    return model.distillation

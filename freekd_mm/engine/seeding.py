@@ -1,0 +1,151 @@
+"""Random numbers that follow from the place in a run, and from nothing that happened before."""
+
+import random
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from torch.utils.data import DataLoader, IterableDataset
+
+from freekd_mm.distill.rng import isolated_rng
+
+#: Keeps the seeds of the data apart from those of the steps and the evaluations.
+DATA = 2
+
+
+def place_seed(*place: int) -> int:
+    """Returns a seed (32 bits) for a place in the run."""
+    return int(np.random.SeedSequence(place).generate_state(1)[0])
+
+
+def seed_all(seed: int) -> None:
+    """Seeds Python, NumPy and PyTorch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class SeededBatch(list):
+    """The indices of one batch, and the seed that its samples are loaded with."""
+
+    seed: int = 0
+
+
+class SeededBatches:
+    """Gives each batch of a batch sampler its seed, and starts in the middle where a resume does.
+
+    Args:
+        batches: The batch sampler.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, batches: Any, seed: int) -> None:
+        self.batches, self.seed = batches, seed
+        #: Number of the next pass through the data.
+        self.number = 0
+        #: Batches to skip before the next one.
+        self.skip = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[SeededBatch]:
+        # Nothing counts before a batch is taken: PyTorch makes an iterator more than it uses.
+        batches, done = iter(self.batches), 0
+        while self.skip:
+            if next(batches, None) is not None:
+                done, self.skip = done + 1, self.skip - 1
+            elif done == 0:
+                raise RuntimeError('the training data loader should have batches to resume at, but has none')
+            else:
+                self.number += 1
+                self.set_epoch()
+                batches, done = iter(self.batches), 0
+        number, self.number = self.number, self.number + 1
+        for index, indices in enumerate(batches, done):
+            batch = SeededBatch(indices)
+            batch.seed = place_seed(self.seed, DATA, get_rank(), number, index)
+            yield batch
+
+    def set_epoch(self) -> None:
+        """Tells the sampler the number of the pass."""
+        sampler: Any = getattr(self.batches, 'sampler', None)
+        if hasattr(sampler, 'set_epoch'):
+            sampler.set_epoch(self.number)
+
+
+class ExactLoader(DataLoader):
+    """A data loader whose samples depend on their place in the run alone.
+
+    Made from a built one by :func:`make_exact`, so that sampler, workers and collation are the config's.
+    """
+
+    seeded: SeededBatches
+
+    @property
+    def _index_sampler(self) -> Any:
+        return self.seeded
+
+    def __iter__(self) -> Any:
+        # A generator starts no worker before the first batch is wanted: by then it is known where to start.
+        yield from super().__iter__()
+
+
+def make_exact(loader: DataLoader, seed: int) -> bool:
+    """Turns a data loader into an :class:`ExactLoader`, in place; returns whether it could be."""
+    if type(loader) is not DataLoader or loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+        return False
+    dataset: Any = loader.dataset
+    try:
+        dataset.__getitems__ = partial(_load, dataset, getattr(dataset, '__getitems__', None))
+    except AttributeError:
+        return False
+    loader.__class__ = ExactLoader
+    loader.seeded = SeededBatches(loader.batch_sampler, seed)
+    # Else each pass takes a number from the stream of the training.
+    loader.generator = torch.Generator()
+    return True
+
+
+def _load(dataset: Any, together: Any, batch: list) -> list:
+    """Loads the samples of a batch, each with its own seed."""
+    if not isinstance(batch, SeededBatch):
+        return together(batch) if together is not None else [dataset[index] for index in batch]
+    if together is not None:
+        with isolated_rng(batch.seed):
+            return together(batch)
+    samples = []
+    for position, index in enumerate(batch):
+        with isolated_rng(place_seed(batch.seed, position)):
+            samples.append(dataset[index])
+    return samples
+
+
+class AdvancedIterator:
+    """The batches of an iteration-based loop that resumes: mmengine's walk to its place loads no data.
+
+    Args:
+        loader: The data loader, its ``seeded.skip`` set.
+        steps: How many batches the loop will skip.
+    """
+
+    def __init__(self, loader: ExactLoader, steps: int) -> None:
+        self.loader, self.steps = loader, steps
+        self.iterator = iter(loader)
+
+    def __iter__(self) -> 'AdvancedIterator':
+        return self
+
+    def __next__(self) -> Any:
+        if self.steps:
+            self.steps -= 1
+            return None
+        try:
+            return next(self.iterator)
+        except StopIteration:
+            self.loader.seeded.set_epoch()
+            self.iterator = iter(self.loader)
+            return next(self.iterator)

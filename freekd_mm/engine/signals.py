@@ -1,0 +1,141 @@
+"""A run that is asked to stop: it finishes its step, saves, and says so with its exit status."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from freekd_mm.engine.checkpoints import INTERRUPTED, point_to
+from freekd_mm.engine.exact import gradients_are_used
+from freekd_mm.registry import HOOKS
+
+#: As a shell reports a process that ended by SIGTERM.
+EXIT_STATUS = 128 + signal.SIGTERM
+
+
+#: The hooks that answer SIGTERM in this process.
+_listening: set['GracefulStopHook'] = set()
+
+
+def _release_in_child() -> None:
+    """A process that an evaluation forks ends when its pool tells it to, and at once: the pool waits for that."""
+    for hook in list(_listening):
+        hook.release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+@HOOKS.register_module()
+class GracefulStopHook(Hook):
+    """Answers SIGTERM: finishes the iteration, writes a checkpoint, and exits with status 143.
+
+    Schedulers send SIGTERM before they end a job. The checkpoint, ``interrupted.pth``, is one to resume from
+    exactly; the next regular one replaces it. A second SIGTERM ends the process at once.
+
+    All processes of a run stop behind the same iteration, whenever each of them got the signal.
+    """
+
+    # Behind the schedulers, the moving average and the regular checkpoint of the same iteration.
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: Any = None
+        self._group: Any = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Listens from here on; before, there is nothing to save."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # Agreeing costs a message on the CPU, and does not wait for the GPU.
+            self._group = dist.group.WORLD if dist.get_backend() == 'gloo' else dist.new_group(backend='gloo')
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+            _listening.add(self)
+        for loop in (runner.train_loop, runner.val_loop):
+            if loop is not None:
+                loop.dataloader.worker_init_fn = partial(init_worker, loop.dataloader.worker_init_fn)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self.release()
+
+    def release(self) -> None:
+        """Gives the signal back."""
+        _listening.discard(self)
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Stops behind the iteration, once accumulated gradients have been used."""
+        if self._all_asked() and gradients_are_used(runner):
+            self._stop(runner, runner.iter + 1)
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Stops within an evaluation, which a resume begins anew. Several processes finish it first."""
+        if self.asked and self._group is None and gradients_are_used(runner):
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # the evaluation had exchanged the weights
+                    hook._swap_ema_parameters()
+            self._stop(runner, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        """All is saved."""
+        self.release()
+
+    def _all_asked(self) -> bool:
+        if self._group is None:
+            return self.asked
+        asked = torch.tensor(int(self.asked))
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(asked)
+
+    def _stop(self, runner: Runner, iteration: int) -> None:
+        runner.save_checkpoint(
+            runner.work_dir, INTERRUPTED, meta={'epoch': runner.epoch, 'iter': iteration}, by_epoch=False
+        )
+        path = Path(runner.work_dir) / INTERRUPTED
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            point_to(runner.work_dir, str(path))
+        print_log(
+            f'SIGTERM: stopped behind iteration {iteration}; saved {path}; go on with --resume',
+            'current',
+            logging.WARNING,
+        )
+        raise SystemExit(EXIT_STATUS)
+
+
+def init_worker(init: Callable[[int], None] | None, worker: int) -> None:
+    """Lets a data loading process live on when the whole process group is told to stop: the last steps need it.
+
+    Args:
+        init: The initialisation of the config.
+        worker: Number of the process.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if init is not None:
+        init(worker)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent terminates it, and for nobody else."""
+    while True:
+        # A timeout, since a parent that was killed terminates nobody.
+        sent = signal.sigtimedwait([signal.SIGTERM], 1.0)
+        if (sent is not None and sent.si_pid == parent) or os.getppid() != parent:
+            os._exit(0)

@@ -1,0 +1,94 @@
+"""Runs a training config, with the prompt stage before it where a config asks for one."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from freekd_mm.engine.distributed import prepare_cpu_processes
+
+OPTIONS = ('cfg_path', 'file')
+
+
+def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None) -> Any:
+    """Trains by a config; stage 1 runs first where its prompt file is not there yet.
+
+    Args:
+        cfg: A config of mmdet, mmseg or freekd_mm. ``frequency_prompt = dict(cfg_path=..., file=...)`` names the
+            config that makes the prompt, and its file.
+        amp: Mixed precision.
+        auto_scale_lr: Scale the learning rate to the batch size.
+        resume: A checkpoint, or ``'auto'`` for the newest in the work directory.
+
+    Returns:
+        The trained model.
+    """
+    stage1 = cfg.get('frequency_prompt')
+    if stage1:
+        ensure_prompt(dict(stage1), cfg)
+    return run(cfg, amp, auto_scale_lr, resume)
+
+
+def ensure_prompt(stage1: dict, cfg: Config) -> None:
+    """Trains the frequency prompt of the teacher unless its file exists."""
+    if sorted(stage1) != sorted(OPTIONS):
+        raise ValueError(f'frequency_prompt should be a dict of {" and ".join(OPTIONS)}, but got {stage1!r}')
+    file = Path(stage1['file'])
+    if file.is_file():
+        print_log(f'stage 1 of 2: reusing the frequency prompt {file}', 'current')
+        return
+    print_log(
+        f'stage 1 of 2: {file} is not there yet; training it with {stage1["cfg_path"]}', 'current', logging.WARNING
+    )
+    prompt_cfg = Config.fromfile(stage1['cfg_path'])
+    prompt_cfg.launcher = cfg.get('launcher', 'none')
+    prompt_cfg.work_dir = str(file.parent)
+    run(prompt_cfg, resume='auto')
+    if not file.is_file():
+        raise RuntimeError(
+            f'{stage1["cfg_path"]} should have written {file}, but did not: the file of its FrequencyPromptHook and '
+            "the 'file' of frequency_prompt have to be the same"
+        )
+    print_log('stage 2 of 2: distillation', 'current')
+
+
+def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None) -> Any:
+    """Trains by a config, without a stage before it."""
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    import freekd_mm.registry  # noqa: F401 - checkpoints load as data only, and are written whole, from here on
+    from freekd_mm.engine.failures import failing_together
+    from freekd_mm.engine.preflight import check_config
+    from freekd_mm.engine.reliability import Reliability, resume_from
+    from freekd_mm.engine.workdir import own_work_dir
+
+    reliability = Reliability.from_config(cfg)
+    check_config(cfg)
+    prepare_cpu_processes(cfg)
+    if amp:
+        _use_amp(cfg)
+    if auto_scale_lr:
+        if 'auto_scale_lr' not in cfg or 'base_batch_size' not in cfg.auto_scale_lr:
+            raise ValueError(
+                '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config, but it has none'
+            )
+        cfg.auto_scale_lr.enable = True
+    if resume is None and cfg.get('resume') and not cfg.get('load_from'):
+        resume = 'auto'
+    with failing_together(), own_work_dir(cfg.work_dir, cfg.get('launcher', 'none')):
+        if resume:
+            resume_from(cfg, resume)
+        runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+        with reliability.attached(runner):
+            return runner.train()
+
+
+def _use_amp(cfg: Config) -> None:
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f'--amp should be used with an OptimWrapper, but the config has {kind}')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

@@ -1,0 +1,203 @@
+"""Learnable global filters in the Fourier domain, with real parameters only."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.frequency.inputs import check_axes, check_floating, widen
+
+Mode = Literal['lowrank', 'depthwise', 'dense']
+Region = Literal['symmetric', 'code']
+
+
+def _is_low(size: int, cut: float, region: Region, like: Tensor) -> Tensor:
+    """Returns (size,), zero frequency first: 1 where a frequency of one axis is low, else 0."""
+    centre = size // 2
+    frequency = torch.arange(-centre, size - centre, device=like.device).roll(-centre)
+    if region == 'code':
+        reach = int(cut * centre)
+        low = (frequency >= -reach) & (frequency < reach)
+    else:
+        low = frequency.abs() < cut * size / 2
+    return low.to(like.dtype)
+
+
+def high_pass_mask(height: int, width: int, cut: float, region: Region, like: Tensor) -> Tensor:
+    """Returns (height, width), zero frequency first: 0 where both frequencies are low, else 1.
+
+    Args:
+        height: Rows of the full spectrum.
+        width: Columns of the full spectrum.
+        cut: Part of the half-width that is low, e.g. 0.1.
+        region: ``'symmetric'``: |f| < cut, with f in units of the half-width; zero frequency always is low.
+            ``'code'``: rows and columns ``centre - r`` to ``centre + r - 1`` of the centred spectrum, with
+            ``r = int(cut * (size // 2))``, as in FAM-KD's released code; empty for sizes below 2 / cut.
+        like: Tensor whose dtype and device the mask takes.
+    """
+    return 1 - _is_low(height, cut, region, like)[:, None] * _is_low(width, cut, region, like)
+
+
+def _negate_frequencies(x: Tensor, *dims: int) -> Tensor:
+    """Puts the value of frequency -f at f along ``dims`` (zero frequency first)."""
+    return x.flip(dims).roll((1,) * len(dims), dims)
+
+
+def _interpolation(knots: int, positions: Tensor) -> Tensor:
+    """Returns (len(positions), knots): linear interpolation of ``knots`` equidistant samples, positions in [0, 1]."""
+    index = torch.arange(knots, dtype=positions.dtype, device=positions.device)
+    return (1 - (positions[:, None] * (knots - 1) - index).abs()).clamp(min=0)
+
+
+class SpectralFilter2d(nn.Module):
+    r"""Learnable global filter of FAM-KD: :math:`y_o = \mathrm{Re}\, F^{-1}(M \sum_i K_{oi} F(x_i))`.
+
+    F is the 2D Fourier transform and M the high-pass. Parameters are real (a complex number is stored as two), so
+    that DDP, AMP, ``.half()`` and every optimizer handle them. Computes in float32 (float64 for float64 inputs) and
+    returns the input's dtype.
+
+    - ``'dense'``: K (C_out, C_in, H, W) of its own for one input size, with a full FFT, as in the paper. 256 to 256
+      channels at 100 x 168 would take 2.2 G parameters: for small sizes and for parity.
+    - ``'lowrank'``: :math:`K_{oi}(f) = \sum_r E_{or}\, g_r(f)\, R_{ri}`: R takes C_in channels to ``rank``, each of
+      these has a filter g, E takes them to C_out.
+    - ``'depthwise'``: :math:`K_{oi}(f) = E_{oi}\, g_i(f)`: one filter an input channel, then a mix.
+
+    ``'lowrank'`` and ``'depthwise'`` keep g on a small grid of frequencies and interpolate it linearly to the
+    spectrum of whatever size arrives. The real part of the output is taken by making K hermitian, which halves the
+    FFT. Both start with g = 1: a 1x1 convolution followed by the high-pass.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        mode: ``'lowrank'``, ``'depthwise'`` or ``'dense'``.
+        grid_size: Stored (rows, columns): rows span the vertical frequencies from minus to plus the highest one,
+            columns the horizontal ones from zero to the highest. Not used by ``'dense'``.
+        rank: Number of filters of ``'lowrank'``.
+        size: (H, W) of the inputs of ``'dense'``.
+        high_pass: Frequencies below this part of the half-width are zeroed (the paper's cut is 0.1); None keeps all.
+        region: ``'symmetric'`` or ``'code'``, see :func:`high_pass_mask`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        mode: Mode = 'lowrank',
+        *,
+        grid_size: tuple[int, int] = (33, 17),
+        rank: int = 64,
+        size: tuple[int, int] | None = None,
+        high_pass: float | None = 0.1,
+        region: Region = 'symmetric',
+    ) -> None:
+        super().__init__()
+        check_positive('in_channels', in_channels, integer=True)
+        check_positive('out_channels', out_channels, integer=True)
+        check_choice('mode', mode, ('lowrank', 'depthwise', 'dense'))
+        check_choice('region', region, ('symmetric', 'code'))
+        if high_pass is not None:
+            check_positive('high_pass', high_pass)
+            if high_pass >= 1:
+                raise ValueError(f'high_pass should be below 1, the highest frequency, but got {high_pass}')
+        if mode == 'dense' and size is None:
+            raise ValueError("size should be (H, W) of the inputs in mode 'dense', but got None")
+        if mode != 'dense' and size is not None:
+            raise ValueError(f"size should be None unless mode is 'dense', but got {size} with mode {mode!r}")
+        self.in_channels, self.out_channels, self.mode = in_channels, out_channels, mode
+        self.high_pass, self.region = high_pass, region
+        self.size = None if size is None else _check_pair('size', size, 1)
+        if self.size is not None:
+            self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *self.size, 2))
+        else:
+            check_positive('rank', rank, integer=True)
+            filters = rank if mode == 'lowrank' else in_channels
+            if mode == 'lowrank':
+                self.reduce = nn.Parameter(torch.empty(rank, in_channels))
+            self.expand = nn.Parameter(torch.empty(out_channels, filters))
+            # Axis 0: real and imaginary part.
+            self.spectrum = nn.Parameter(torch.empty(2, filters, *_check_pair('grid_size', grid_size, 2)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises the parameters."""
+        if self.mode == 'dense':
+            # As in the released code: both parts of K in [0, 1 / (C_in C_out)).
+            nn.init.uniform_(self.weight, 0, 1 / (self.in_channels * self.out_channels))
+            return
+        for matrix in (self.reduce, self.expand) if self.mode == 'lowrank' else (self.expand,):
+            nn.init.normal_(matrix, std=1 / math.sqrt(matrix.shape[1]))
+        with torch.no_grad():
+            self.spectrum[0].fill_(1)
+            self.spectrum[1].zero_()
+
+    def extra_repr(self) -> str:
+        """Returns the options for ``print``."""
+        stored = tuple((self.weight if self.mode == 'dense' else self.spectrum).shape)
+        return (
+            f'{self.in_channels}, {self.out_channels}, mode={self.mode!r}, stored={stored}, '
+            f'high_pass={self.high_pass}, region={self.region!r}'
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Filters x (N, C_in, H, W) and returns (N, C_out, H, W) in the dtype of x."""
+        check_floating('x', x)
+        check_axes('x', x, f'(N, {self.in_channels}, H, W)', ndim=4)
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f'x should have {self.in_channels} channels, but got {x.shape[1]} in {tuple(x.shape)}')
+        if x.shape[0] == 0:
+            # An FFT of nothing is an error; one zero more keeps all parameters in the graph, as DDP wants.
+            return self.forward(F.pad(x, (0, 0, 0, 0, 0, 0, 0, 1)))[:0]
+        with torch.autocast(x.device.type, enabled=False):
+            y = self._dense(widen(x)) if self.mode == 'dense' else self._separable(widen(x))
+        return y.to(x.dtype)
+
+    def _dense(self, x: Tensor) -> Tensor:
+        size = tuple(x.shape[-2:])
+        if size != self.size:
+            raise ValueError(
+                f"x should be of the size {self.size} given to mode 'dense', but got {size}; "
+                f"modes 'lowrank' and 'depthwise' take any size"
+            )
+        weight = torch.view_as_complex(self.weight.to(x.dtype))
+        y = torch.einsum('nihw,oihw->nohw', torch.fft.fft2(x), weight)
+        if self.high_pass is not None:
+            y = y * high_pass_mask(*size, self.high_pass, self.region, x)
+        return torch.fft.ifft2(y).real
+
+    def _separable(self, x: Tensor) -> Tensor:
+        size = (x.shape[-2], x.shape[-1])
+        if self.mode == 'lowrank':
+            x = torch.einsum('ri,nihw->nrhw', self.reduce.to(x.dtype), x)
+        x = torch.fft.irfft2(torch.fft.rfft2(x) * self.transfer(*size, x), s=size)
+        return torch.einsum('or,nrhw->nohw', self.expand.to(x.dtype), x)
+
+    def transfer(self, height: int, width: int, like: Tensor) -> Tensor:
+        """Returns M g (filters, height, width // 2 + 1), complex, for ``rfft2`` (not in mode ``'dense'``)."""
+        columns = width // 2 + 1
+        vertical = torch.fft.fftfreq(height, dtype=like.dtype, device=like.device) + 0.5
+        horizontal = torch.fft.rfftfreq(width, dtype=like.dtype, device=like.device) * 2
+        grid = self.spectrum.to(like.dtype)
+        real, imaginary = (
+            _interpolation(grid.shape[-2], vertical) @ grid @ _interpolation(grid.shape[-1], horizontal).mT
+        )
+        # Column 0, and the last one of an even width, hold f and -f both; irfft2 leaves open what it makes of values
+        # there that are not hermitian.
+        column = torch.arange(columns, device=like.device)
+        own = (2 * column) % width == 0
+        real = torch.where(own, (real + _negate_frequencies(real, -2)) / 2, real)
+        imaginary = torch.where(own, (imaginary - _negate_frequencies(imaginary, -2)) / 2, imaginary)
+        if self.high_pass is not None:
+            mask = high_pass_mask(height, width, self.high_pass, self.region, like)
+            # Of a mask that is not symmetric the real part of the full inverse keeps the mean at f and -f.
+            mask = ((mask + _negate_frequencies(mask, -2, -1)) / 2)[:, :columns]
+            real, imaginary = real * mask, imaginary * mask
+        return torch.complex(real, imaginary)
+
+
+def _check_pair(what: str, pair: tuple[int, int], least: int) -> tuple[int, int]:
+    if len(pair) != 2 or any(not isinstance(value, int) or value < least for value in pair):
+        raise ValueError(f'{what} should be two integers of at least {least}, but got {pair!r}')
+    return (pair[0], pair[1])

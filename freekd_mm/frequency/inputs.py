@@ -1,0 +1,26 @@
+"""Checks and dtypes shared by the transforms."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_floating(what: str, x: Any) -> None:
+    """Raises TypeError unless ``x`` is a tensor of a real floating-point dtype."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f'{what} should be a tensor, but got a {type(x).__name__}')
+    if not x.is_floating_point():
+        raise TypeError(f'{what} should be of a real floating-point dtype, but got {x.dtype}')
+
+
+def check_axes(what: str, x: Tensor, wanted: str, ndim: int | None = None) -> None:
+    """Raises ValueError unless ``x`` has ``ndim`` axes (at least 2 if None), the last two of length >= 1."""
+    fits = x.ndim >= 2 if ndim is None else x.ndim == ndim
+    if not fits or x.shape[-1] < 1 or x.shape[-2] < 1:
+        raise ValueError(f'{what} should be of shape {wanted} with H, W >= 1, but got {tuple(x.shape)}')
+
+
+def widen(x: Tensor) -> Tensor:
+    """Returns ``x`` in float32 if it is in half precision: sums over a map lose too many digits there."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

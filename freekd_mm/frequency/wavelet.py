@@ -1,0 +1,233 @@
+"""Discrete wavelet transforms in 1D and 2D with boundary 'zero', names and values as in PyWavelets.
+
+Haar takes the adds and subtracts of :mod:`freekd_mm.frequency.haar`, every other wavelet goes through ptwt.
+Inputs in half precision are transformed in float32 and the bands returned in the input's dtype.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import ptwt
+import pywt
+import torch
+from torch import Tensor
+
+from freekd_mm.checks import check_positive, did_you_mean
+from freekd_mm.frequency.haar import HaarAnalysis1d, HaarAnalysis2d, HaarSynthesis1d, HaarSynthesis2d
+from freekd_mm.frequency.inputs import check_axes, check_floating, widen
+
+
+class WaveletDetail(NamedTuple):
+    """High bands of one level of a 2D transform, each (N, C, h, w).
+
+    Attributes:
+        horizontal: Differences along the height, which answer to horizontal edges (PyWavelets' cH).
+        vertical: Differences along the width, which answer to vertical edges (cV).
+        diagonal: Differences along both (cD).
+    """
+
+    horizontal: Tensor
+    vertical: Tensor
+    diagonal: Tensor
+
+
+class WaveletBands(NamedTuple):
+    """Bands of a 2D transform.
+
+    Attributes:
+        low: Low band of the last level (N, C, h, w).
+        high: One :class:`WaveletDetail` a level, finest first.
+        shape: (H, W) of the transformed tensor.
+        wavelet: Name of the wavelet.
+    """
+
+    low: Tensor
+    high: tuple[WaveletDetail, ...]
+    shape: tuple[int, int]
+    wavelet: str = 'haar'
+
+
+class WaveletBands1d(NamedTuple):
+    """Bands of a 1D transform.
+
+    Attributes:
+        low: Low band of the last level.
+        high: One high band a level, finest first.
+        length: Length of the transformed axis.
+        dim: The transformed axis, counted from the end.
+        wavelet: Name of the wavelet.
+    """
+
+    low: Tensor
+    high: tuple[Tensor, ...]
+    length: int
+    dim: int = -1
+    wavelet: str = 'haar'
+
+
+def available_wavelets() -> tuple[str, ...]:
+    """Returns the names of all discrete wavelets."""
+    return tuple(pywt.wavelist(kind='discrete'))
+
+
+def is_haar(wavelet: str) -> bool:
+    """Tells whether ``wavelet`` is Haar; raises ValueError if it is no discrete wavelet."""
+    if wavelet in ('haar', 'db1'):
+        return True
+    names = available_wavelets()
+    if wavelet not in names:
+        listed = ', '.join(names)
+        raise ValueError(f'wavelet should be one of {listed}, but got {wavelet!r}.{did_you_mean(wavelet, names)}')
+    return False
+
+
+def band_length(length: int, wavelet: str) -> int:
+    """Returns the length of a band of a signal of ``length``."""
+    taps = 2 if is_haar(wavelet) else pywt.Wavelet(wavelet).dec_len
+    return (length + taps - 1) // 2
+
+
+def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
+    r"""Wavelet transform over the last two axes.
+
+    With Haar, for the four pixels a b / c d of each 2 x 2 block (an odd size gets a zero row or column at its end):
+
+    .. math::
+        low &= (a + b + c + d) / 2 \\
+        horizontal &= (a + b - c - d) / 2 \\
+        vertical &= (a - b + c - d) / 2 \\
+        diagonal &= (a - b - c + d) / 2
+
+    and the low band again at each further level. Bands of a difference are the difference of the bands, so a loss
+    needs one transform of ``student - teacher``.
+
+    Args:
+        x: (N, C, H, W), any H, W >= 1.
+        levels: Number of levels, also beyond the maximum that PyWavelets recommends.
+        wavelet: A discrete wavelet of PyWavelets, see :func:`available_wavelets`.
+    """
+    check_floating('x', x)
+    check_axes('x', x, '(N, C, H, W)', ndim=4)
+    check_positive('levels', levels, integer=True)
+    low = widen(x)
+    if is_haar(wavelet):
+        low, *bands = HaarAnalysis2d.apply(low, levels)
+        high = [WaveletDetail(*bands[start : start + 3]) for start in range(0, len(bands), 3)]
+    else:
+        with torch.autocast(x.device.type, enabled=False):
+            low, *coarsest_first = ptwt.wavedec2(low, wavelet, mode='zero', level=levels)
+        high = [WaveletDetail(*details) for details in reversed(coarsest_first)]
+    if low.dtype != x.dtype:
+        low, high = low.to(x.dtype), [WaveletDetail(*(band.to(x.dtype) for band in details)) for details in high]
+    return WaveletBands(low, tuple(high), (x.shape[-2], x.shape[-1]), wavelet)
+
+
+def idwt2d(bands: WaveletBands) -> Tensor:
+    """Inverse of :func:`dwt2d`: returns (N, C, H, W)."""
+    _check_bands2d(bands)
+    dtype = bands.low.dtype
+    low = widen(bands.low)
+    high = [[widen(band) for band in details] for details in bands.high]
+    if is_haar(bands.wavelet):
+        return HaarSynthesis2d.apply(*bands.shape, low, *(band for details in high for band in details)).to(dtype)
+    with torch.autocast(low.device.type, enabled=False):
+        coarsest_first = [ptwt.WaveletDetailTuple2d(*details) for details in reversed(high)]
+        x = ptwt.waverec2((low, *coarsest_first), bands.wavelet)
+    height, width = bands.shape
+    return x[..., :height, :width].to(dtype)
+
+
+def _check_bands2d(bands: WaveletBands) -> None:
+    """Raises TypeError or ValueError unless the bands fit together."""
+    low, high, (height, width), wavelet = bands
+    _check_like('bands.low', low, low)
+    check_axes('bands.low', low, '(N, C, h, w)', ndim=4)
+    check_positive('the number of levels in bands.high', len(high), integer=True)
+    for level, details in enumerate(high):
+        if len(details) != 3:
+            raise ValueError(f'bands.high[{level}] should hold 3 bands, but got {len(details)}')
+        height, width = band_length(height, wavelet), band_length(width, wavelet)
+        for name, band in zip(WaveletDetail._fields, details, strict=True):
+            what = f'bands.high[{level}].{name}'
+            _check_like(what, band, low)
+            _check_shape(what, band, (*low.shape[:2], height, width), bands.shape, wavelet)
+    _check_shape('bands.low', low, (*low.shape[:2], height, width), bands.shape, wavelet)
+
+
+def _check_like(what: str, band: Tensor, low: Tensor) -> None:
+    check_floating(what, band)
+    if band.dtype != low.dtype or band.device != low.device:
+        raise TypeError(
+            f'{what} should be {low.dtype} on {low.device} as bands.low, but got {band.dtype} on {band.device}'
+        )
+
+
+def _check_shape(what: str, band: Tensor, wanted: tuple[int, ...], source: object, wavelet: str) -> None:
+    if tuple(band.shape) != wanted:
+        raise ValueError(
+            f'{what} should be of shape {wanted} (wavelet {wavelet!r}, transformed size {source}), '
+            f'but got {tuple(band.shape)}'
+        )
+
+
+def dwt1d(x: Tensor, levels: int = 1, wavelet: str = 'haar', dim: int = -1) -> WaveletBands1d:
+    """Wavelet transform along one axis, e.g. over the classes of logits.
+
+    Args:
+        x: Tensor of any rank >= 1; an axis of odd length is zero-padded at its end.
+        levels: Number of levels.
+        wavelet: A discrete wavelet of PyWavelets, see :func:`available_wavelets`.
+        dim: The axis, e.g. 1 for per-pixel logits (N, classes, H, W).
+    """
+    check_floating('x', x)
+    check_positive('levels', levels, integer=True)
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f'dim should be from {-x.ndim} to {x.ndim - 1} for x of shape {tuple(x.shape)}, but got {dim}')
+    dim = dim - x.ndim if dim >= 0 else dim
+    length = x.shape[dim]
+    if length < 1:
+        raise ValueError(f'x should have a length of at least 1 along axis {dim}, but got {tuple(x.shape)}')
+    low = widen(x)
+    high: list[Tensor] = []
+    if is_haar(wavelet):
+        for _ in range(levels):
+            low, detail = HaarAnalysis1d.apply(low, dim)
+            high.append(detail)
+    else:
+        with torch.autocast(x.device.type, enabled=False):
+            low, *coarsest_first = ptwt.wavedec(low, wavelet, mode='zero', level=levels, axis=dim)
+        high = coarsest_first[::-1]
+    return WaveletBands1d(low.to(x.dtype), tuple(band.to(x.dtype) for band in high), length, dim, wavelet)
+
+
+def idwt1d(bands: WaveletBands1d) -> Tensor:
+    """Inverse of :func:`dwt1d`."""
+    lengths = _check_bands1d(bands)
+    low = widen(bands.low)
+    high = [widen(band) for band in bands.high]
+    if is_haar(bands.wavelet):
+        for detail, length in zip(reversed(high), reversed(lengths[:-1]), strict=True):
+            low = HaarSynthesis1d.apply(length, bands.dim, low, detail)
+    else:
+        with torch.autocast(low.device.type, enabled=False):
+            low = ptwt.waverec([low, *reversed(high)], bands.wavelet, axis=bands.dim)
+        low = low.narrow(bands.dim, 0, bands.length)
+    return low.to(bands.low.dtype)
+
+
+def _check_bands1d(bands: WaveletBands1d) -> Sequence[int]:
+    """Returns the length before the first and after each level; raises an error if the bands do not fit together."""
+    low, high, length, dim, wavelet = bands
+    _check_like('bands.low', low, low)
+    if not -low.ndim <= dim < 0:
+        raise ValueError(f'bands.dim should be from {-low.ndim} to -1, but got {dim}')
+    check_positive('the number of levels in bands.high', len(high), integer=True)
+    lengths = [length]
+    wanted = list(low.shape)
+    for level, band in enumerate(high):
+        wanted[dim] = band_length(lengths[-1], wavelet)
+        lengths.append(wanted[dim])
+        _check_like(f'bands.high[{level}]', band, low)
+        _check_shape(f'bands.high[{level}]', band, tuple(wanted), length, wavelet)
+    _check_shape('bands.low', low, tuple(wanted), length, wavelet)
+    return lengths

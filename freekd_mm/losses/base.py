@@ -1,0 +1,99 @@
+"""What all losses share: they see every level at once, check what they get, and keep their parts for the log."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from freekd_mm.checks import check_positive
+
+Levels = Tensor | Sequence[Tensor]
+
+
+def as_levels(features: Levels, what: str = 'features') -> tuple[Tensor, ...]:
+    """Returns a tensor or a sequence of tensors as a tuple of levels."""
+    levels = (features,) if isinstance(features, Tensor) else tuple(features)
+    for index, level in enumerate(levels):
+        if not isinstance(level, Tensor):
+            raise TypeError(
+                f'{what} should be a tensor or a sequence of tensors, but level {index} is a {type(level).__name__}'
+            )
+    if not levels:
+        raise ValueError(f'{what} should hold at least one level, but got an empty sequence')
+    return levels
+
+
+def shapes(levels: Sequence[Tensor]) -> str:
+    """Returns the shapes of the levels for an error message."""
+    return ', '.join(str(tuple(level.shape)) for level in levels)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Returns ``x`` in float32, or in float64 where it is that already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def mean(x: Tensor) -> Tensor:
+    """Returns the mean of ``x``; 0 where ``x`` is empty (a batch of 0)."""
+    return x.sum() / max(x.numel(), 1)
+
+
+def check_same_shapes(name: str, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> None:
+    """Raises ValueError unless every level of the student has the shape of the teacher's."""
+    for index, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f"{name}: level {index} of the student should have the teacher's shape {tuple(teacher.shape)}, "
+                f'but got {tuple(student.shape)}'
+            )
+
+
+class DistillLoss(nn.Module):
+    """Base of the losses of this package.
+
+    ``forward(preds_S, preds_T)`` takes a tensor or a tuple of all levels from the student and from the
+    teacher and returns one scalar; mmrazor's distillers call it in the same way. Subclasses implement
+    :meth:`compute`. The runtime reads two class attributes and one attribute:
+
+    Attributes:
+        multi_level: The loss takes all levels in one call (mmrazor's losses take one tensor).
+        target: ``'features'`` (the runtime may project and resize the student's) or ``'logits'`` (it may not).
+        any_shape: The loss compares features of other channels and sizes by itself: no projection, no resizing.
+        terms: Detached parts of the last value, for the log, e.g. ``{'level0/low': ...}``.
+
+    Args:
+        loss_weight: Factor on the returned value.
+    """
+
+    multi_level = True
+    target = 'features'
+    any_shape = False
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        check_positive('loss_weight', loss_weight, zero=True)
+        self.loss_weight = loss_weight
+        self.terms: dict[str, Tensor] = {}
+
+    def forward(self, preds_S: Levels, preds_T: Levels) -> Tensor:
+        """Returns the weighted loss between all levels of the student and of the teacher.
+
+        Args:
+            preds_S: Student's levels, each (N, C, H, W).
+            preds_T: Teacher's levels, of the same shapes. They get no gradient.
+        """
+        students = as_levels(preds_S, 'preds_S')
+        teachers = tuple(level.detach() for level in as_levels(preds_T, 'preds_T'))
+        if len(students) != len(teachers):
+            raise ValueError(
+                f'{type(self).__name__}: the student should have as many levels as the teacher, but got '
+                f'{len(students)} ({shapes(students)}) and {len(teachers)} ({shapes(teachers)})'
+            )
+        self.terms = {}
+        # Frequency sums lose too many digits in half precision, so every loss computes in float32 (or float64).
+        with torch.autocast(students[0].device.type, enabled=False):
+            return self.loss_weight * self.compute(students, teachers)
+
+    def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
+        """Returns the unweighted loss; fills ``self.terms``."""
+        raise NotImplementedError

@@ -1,0 +1,30 @@
+"""The plain comparison of feature maps: mean squared difference, level by level."""
+
+from torch import Tensor
+
+from freekd_mm.losses.base import DistillLoss, check_same_shapes, full_precision, mean
+from freekd_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class FeatureMSELoss(DistillLoss):
+    r"""Mean squared difference of the features, summed over the levels.
+
+    .. math:: L = \sum_l \frac{1}{N C_l H_l W_l} \| F^t_l - F^s_l \|_2^2
+
+    It is what FAM-KD compares its adapted features with (see :class:`freekd_mm.connectors.FAMConnector`), and
+    the baseline for the losses in the frequency domain.
+
+    Args:
+        loss_weight: Factor on the returned value.
+    """
+
+    def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
+        """Returns the sum over the levels; ``terms['level0/mse']`` holds each level's part."""
+        check_same_shapes(type(self).__name__, students, teachers)
+        values = []
+        for level, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
+            value = mean((full_precision(student) - full_precision(teacher)).square())
+            self.terms[f'level{level}/mse'] = value.detach()
+            values.append(value)
+        return sum(values[1:], values[0])

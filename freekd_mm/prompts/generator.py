@@ -1,0 +1,123 @@
+"""Gives the PoI masks of a trained, frozen prompt for the features of a teacher."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from freekd_mm.checks import check_positive
+from freekd_mm.frequency import WaveletBands
+from freekd_mm.losses.base import Levels, as_levels
+from freekd_mm.prompts.files import PromptFile, load_prompt
+from freekd_mm.prompts.masks import Grouping, num_groups, poi_masks
+from freekd_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class PoIMaskGenerator(nn.Module):
+    """Holds the frozen tokens of all feature levels and gives their masks.
+
+    Any module with this ``forward`` can take its place in :class:`freekd_mm.losses.FreeKDLoss`.
+
+    Args:
+        channels: Channels of the features: one number, or one a feature level.
+        num_tokens: Tokens a band.
+        levels: Wavelet levels.
+        wavelet: The wavelet.
+        grouping: ``'level'`` or ``'band'``.
+        prompt: Prompt file or URL, ours or in the released format. Without one there are no masks.
+        module: Take only the prompts of this module of the teacher, where the file holds several.
+        indices: Which of the file's prompts belong to the features, e.g. ``(1, 2, 3)`` where only the levels 1 to
+            3 of the neck are distilled. All of them by default.
+    """
+
+    def __init__(
+        self,
+        channels: int | Sequence[int],
+        num_tokens: int = 2,
+        levels: int = 3,
+        wavelet: str = 'haar',
+        grouping: Grouping = 'level',
+        prompt: str | os.PathLike | None = None,
+        module: str | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        num_groups(levels, grouping)  # raises for an unknown grouping
+        for number in (channels,) if isinstance(channels, int) else channels:
+            check_positive('channels', number, integer=True)
+        self.channels = channels if isinstance(channels, int) else tuple(channels)
+        self.num_tokens, self.levels = num_tokens, levels
+        self.wavelet, self.grouping = wavelet, grouping
+        #: The file with its wiring and the hash of its teacher; None without a prompt.
+        self.file: PromptFile | None = None
+        #: Where the prompt of each feature level was trained, e.g. ('neck[0]', 'neck[1]').
+        self.places: tuple[str, ...] = ()
+        if prompt is not None:
+            self.file = load_prompt(prompt)
+            self._check_options(prompt)
+            self._take_tokens(prompt, module, indices)
+
+    def _check_options(self, prompt: object) -> None:
+        for name in ('num_tokens', 'levels', 'wavelet', 'grouping'):
+            wanted, given = getattr(self.file, name), getattr(self, name)
+            if wanted != given:
+                raise ValueError(f'{name} should be {wanted!r}, as in the prompt file {prompt}, but got {given!r}')
+
+    def _take_tokens(self, prompt: object, module: str | None, indices: Sequence[int] | None) -> None:
+        assert self.file is not None
+        places = list(self.file.places(module).items())
+        if indices is not None:
+            unknown = [index for index in indices if not 0 <= index < len(places)]
+            if unknown:
+                raise ValueError(f'indices should be in 0..{len(places) - 1}, but got {unknown}: {prompt} has no such')
+            places = [places[index] for index in indices]
+        self.places = tuple(place for place, _ in places)
+        for level, (place, tokens) in enumerate(places):
+            wanted = self._channels_of(level, len(places))
+            if tokens.shape[2] != wanted:
+                raise ValueError(
+                    f'channels of level {level} should be {tokens.shape[2]}, as in the prompt of {place} in {prompt}, '
+                    f'but got {wanted}'
+                )
+            self.register_buffer(f'tokens{level}', tokens.detach().float().clone())
+
+    def _channels_of(self, level: int, count: int) -> int:
+        if isinstance(self.channels, int):
+            return self.channels
+        if len(self.channels) != count:
+            raise ValueError(
+                f'channels should be one number or one for each of the {count} prompts ({", ".join(self.places)}), '
+                f'but got {self.channels}'
+            )
+        return self.channels[level]
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether there are masks at all."""
+        return bool(self.places)
+
+    @torch.no_grad()
+    def forward(self, features: Levels) -> tuple[WaveletBands | None, ...]:
+        """Returns the masks of every band of every level, (N, T, h, w) each; None a level without a prompt.
+
+        Args:
+            features: All levels of the teacher, each (N, C, H, W).
+        """
+        levels = as_levels(features)
+        if not self.has_prompt:
+            return (None,) * len(levels)
+        if len(levels) != len(self.places):
+            raise ValueError(
+                f'features should have one level for each of the {len(self.places)} prompts '
+                f'({", ".join(self.places)}), but got {len(levels)}; choose prompts with indices=...'
+            )
+        return tuple(
+            poi_masks(level, self.tokens_of(index), self.levels, self.wavelet, self.grouping)
+            for index, level in enumerate(levels)
+        )
+
+    def tokens_of(self, level: int) -> Tensor:
+        """Returns the tokens (groups, T, C) of a feature level."""
+        return self.get_buffer(f'tokens{level}')

@@ -1,0 +1,124 @@
+"""A whole benchmark of two-iteration runs: jobs, cache, failures, resuming and the report."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+from freekd_mm.benchmark import records
+from freekd_mm.benchmark.configs import ConfigMaker
+from freekd_mm.benchmark.jobs import make_jobs
+from freekd_mm.benchmark.main import benchmark
+from freekd_mm.benchmark.plan import Method, load_plan
+from freekd_mm.benchmark.pool import only_one
+from freekd_mm.benchmark.worker import STATUS, run_job
+
+pytest.importorskip('mmdet')
+
+
+@pytest.fixture
+def plan_file(tmp_path, det_config):
+    student, teacher = det_config('student', width=8), det_config('teacher', width=16)
+    plan = {
+        'name': 'tiny',
+        'student': str(student),
+        'teacher': str(teacher),
+        'metric': 'coco/bbox_mAP',
+        'unit': 'AP',
+        'factor': 100,
+        'seeds': [0],
+        'methods': {
+            'mse': {'entries': 'mse', 'set': {'mse.loss.loss_weight': 0.5}},
+            'broken': {'entries': {'x': {'student': 'neck', 'loss': {'type': 'NoSuchLoss'}}}},
+        },
+    }
+    path = tmp_path / 'plan.yaml'
+    path.write_text(yaml.safe_dump(plan, sort_keys=False))
+    return path
+
+
+def test_a_benchmark_runs_reports_failures_and_goes_on(plan_file, tmp_path, capsys):
+    work = tmp_path / 'work'
+    assert benchmark(str(plan_file), work, processes=2, plots=False) == 1
+    first = capsys.readouterr().out
+    assert 'FAILED broken seed 0: ValueError' in first
+    found = {record['method']: record for record in records.read(work / 'tiny.jsonl')}
+    assert set(found) == {'teacher', 'student', 'mse', 'broken'}
+    for method in ('teacher', 'student', 'mse'):
+        assert 0 <= found[method]['val']['coco/bbox_mAP'] <= 1
+        assert {'test', 'train_seconds', 'machine', 'commit', 'hash'} <= set(found[method])
+        assert found[method]['history'][-1][0] == 1.0
+    assert '| broken | 0 (1 failed) |' in (work / 'tiny.md').read_text()
+
+    # The second call runs the failure alone; the teacher comes from the cache.
+    assert benchmark(str(plan_file), work, plots=False) == 1
+    second = capsys.readouterr().out
+    assert '4 jobs, 3 done' in second
+    assert 'started broken' in second
+    assert second.count('started') == 1
+    assert len(records.read(work / 'tiny.jsonl')) == 5
+
+    # A job that was interrupted after its last checkpoint goes on from there.
+    folder = next((work / 'runs' / 'tiny').glob('mse-*'))
+    status = json.loads((folder / STATUS).read_text())
+    result = run_job(folder)
+    assert result['resumed']
+    assert result['train_seconds'] >= round(status['seconds'], 1)
+    assert result['val'] == found['mse']['val']
+
+
+def test_all_methods_see_the_students_own_config(plan_file, tmp_path):
+    plan = load_plan(plan_file)
+    maker = ConfigMaker(plan)
+    jobs = {job.method: job for job in make_jobs(plan, maker, tmp_path)}
+    alone, distilled = jobs['student'].config().to_dict(), jobs['mse'].config().to_dict()
+    assert distilled['model']['architecture'] == alone['model']
+    assert distilled['model']['distill']['mse']['loss']['loss_weight'] == 0.5
+    assert distilled['model']['teacher']['checkpoint'] == str(jobs['teacher'].product)
+    for cfg in (alone, distilled):
+        del cfg['model']
+    assert distilled == alone
+    assert jobs['mse'].needs == (jobs['teacher'].product,)
+
+
+def test_prompts_are_made_once_and_only_when_needed(plan_file, tmp_path):
+    plan = load_plan(plan_file)
+    freekd = Method('freekd', 'freekd', prompt='short')
+    methods = {**plan.methods, 'freekd': freekd, 'again': dataclasses.replace(freekd, name='again')}
+    plan = dataclasses.replace(plan, methods=methods, prompts={'short': {'max_iters': 1}, 'unused': {}})
+    maker = ConfigMaker(plan)
+    jobs = make_jobs(plan, maker, tmp_path)
+    assert [job.method for job in jobs] == ['teacher', 'student', 'mse', 'broken', 'prompt:short', 'freekd', 'again']
+    prompt = jobs[4]
+    assert prompt.needs == (jobs[0].product,)
+    assert jobs[5].needs == jobs[6].needs == (jobs[0].product, prompt.product)
+    hook = prompt.config().custom_hooks[-1]
+    assert (hook.type, hook.modules, hook.max_iters) == ('freekd_mm.FrequencyPromptHook', 'neck', 1)
+    assert jobs[5].config().model.distill.freekd.loss.prompt == str(prompt.product)
+
+
+def test_another_teacher_makes_other_runs_but_not_another_student(plan_file, tmp_path):
+    plan = load_plan(plan_file)
+
+    def hashes(**changes):
+        changed = dataclasses.replace(plan, **changes)
+        return {job.method: job.hash for job in make_jobs(changed, ConfigMaker(changed), tmp_path)}
+
+    before, after = hashes(), hashes(teacher_seed=1)
+    assert before['student'] == after['student']
+    assert before['mse'] != after['mse']
+
+
+def test_options_that_lead_nowhere_are_named(plan_file):
+    plan = load_plan(plan_file)
+    method = dataclasses.replace(plan.methods['mse'], set={'msa.loss.loss_weight': 1})
+    with pytest.raises(KeyError, match=r"there is no 'msa' among mse.*Did you mean 'mse'"):
+        ConfigMaker(plan).entries(method, None)
+    with pytest.raises(ValueError, match="a prompt is for entries called 'freekd"):
+        ConfigMaker(plan).entries(plan.methods['mse'], plan_file)
+
+
+def test_two_benchmarks_do_not_share_a_folder(tmp_path):
+    with only_one(tmp_path), pytest.raises(RuntimeError, match='another one is running'), only_one(tmp_path):
+        pass

@@ -1,0 +1,78 @@
+"""The one command of the README on the real config: stage 1 is announced, run, and reused by a second run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_configs
+
+from freekd_mm.datasets import DET_METAINFO
+from freekd_mm.prompts.files import load_prompt
+
+REPO = Path(__file__).parents[2]
+CONFIG = 'configs/freekd/reppoints_r50.py'
+
+
+@pytest.fixture(scope='module')
+def stage1(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> Path:
+    """The shipped stage 1 of the teacher on tiny pictures: one iteration, random weights asked for by name."""
+    path = tmp_path_factory.mktemp('stage1') / 'prompt.py'
+    loader = tiny_configs.detector(scenes_root, size=128)['train_dataloader'] | {'batch_size': 2}
+    loader['_delete_'] = True
+    path.write_text(
+        f'_base_ = [{str(REPO / "configs/freekd/prompt/reppoints_x101-dcn.py")!r}]\n'
+        f'train_dataloader = {loader!r}\n'
+        'val_dataloader = val_evaluator = val_cfg = test_dataloader = test_evaluator = test_cfg = None\n'
+        'model = dict(backbone=dict(init_cfg=None))\n'
+        'load_from = None\n'
+        "custom_hooks = [dict(type='freekd_mm.FrequencyPromptHook', modules='neck', max_iters=1, pictures=False, "
+        'allow_random_teacher=True)]\n'
+    )
+    return path
+
+
+def train(stage1: Path, root: Path, out: Path) -> str:
+    """Runs tools/train.py on the shipped config; everything else is on its command line."""
+    prompt = out / 'prompt/frequency_prompt.pth'
+    dataset = 'train_dataloader.dataset'
+    options = [
+        f'frequency_prompt.cfg_path={stage1}',
+        f'frequency_prompt.file={prompt}',
+        f'model.distill.freekd.loss.prompt={prompt}',
+        'model.teacher.checkpoint=None',
+        'model.teacher.allow_random=True',
+        'model.architecture.backbone.init_cfg=None',
+        f'{dataset}.data_root={root}/',
+        f'{dataset}.metainfo.classes=({",".join(DET_METAINFO["classes"])})',
+        f'{dataset}.pipeline.2.scale=(128,128)',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'train_dataloader.batch_size=4',
+        'train_cfg.max_epochs=1',
+        'val_cfg=None',
+        'val_dataloader=None',
+        'val_evaluator=None',
+        'default_hooks.checkpoint=None',
+        'default_hooks.logger.interval=1',
+    ]
+    command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', str(out / 'student'), '--cfg-options', *options]
+    environment = {**os.environ, 'PYTHONPATH': str(REPO), 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def test_one_command_runs_both_stages_and_reuses_the_first(stage1: Path, scenes_root: Path, tmp_path: Path) -> None:
+    first = train(stage1, scenes_root, tmp_path)
+    assert 'stage 1 of 2' in first
+    assert 'stage 2 of 2' in first
+    assert 'distill.loss_freekd' in first
+    prompt = tmp_path / 'prompt/frequency_prompt.pth'
+    assert list(load_prompt(prompt).places()) == [f'neck[{level}]' for level in range(5)]
+    written = prompt.stat().st_mtime_ns
+
+    second = train(stage1, scenes_root, tmp_path)
+    assert 'reusing the frequency prompt' in second
+    assert prompt.stat().st_mtime_ns == written

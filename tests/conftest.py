@@ -1,0 +1,93 @@
+"""Fixtures for all tests: one thread, a tiny data set in both layouts, and configs of tiny models on it."""
+
+import os
+
+# Before torch is imported: the machine runs several tests at once.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import tiny_configs
+import torch
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+
+from freekd_mm.datasets import write_scenes
+
+torch.set_num_threads(1)
+cv2.setNumThreads(0)
+
+ConfigWriter = Callable[..., Path]
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _plain_config_dumps() -> Iterator[None]:
+    """mmengine formats the config six times a run, which takes longer than the short runs of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        # The forks import yapf at each call, OpenMMLab's mmengine once.
+        for place in ('yapf.yapflib.yapf_api', 'mmengine.config.config'):
+            patch.setattr(f'{place}.FormatCode', lambda text, **_: (text, True), raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers() -> Iterator[None]:
+    """A runner leaves its default scope and its visualizers behind; the next test begins without them.
+
+    mmdet and mmseg name theirs 'visualizer': a later run would log to the folder of the first one.
+    """
+    yield
+    DefaultScope._instance_dict.clear()
+    classes = [Visualizer]
+    while classes:
+        visualizer = classes.pop()
+        visualizer._instance_dict.clear()
+        classes += visualizer.__subclasses__()
+
+
+@pytest.fixture(scope='session')
+def scenes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight training and four validation pictures of 64 x 64, as COCO and as Cityscapes. Read only."""
+    return write_scenes(tmp_path_factory.mktemp('scenes') / 'root', num_train=8, num_val=4, size=64, seed=0)
+
+
+@pytest.fixture(scope='session')
+def coco_root(scenes_root: Path) -> Path:
+    """Root of ``annotations/``, ``train2017/`` and ``val2017/``."""
+    return scenes_root
+
+
+@pytest.fixture(scope='session')
+def cityscapes_root(scenes_root: Path) -> Path:
+    """Root of ``leftImg8bit/`` and ``gtFine/``."""
+    return scenes_root
+
+
+@pytest.fixture
+def det_config(tmp_path: Path, coco_root: Path) -> ConfigWriter:
+    """Writes a tiny detector's config file: ``det_config(name='teacher', head='gfl', width=16, ...)``.
+
+    The options are those of ``tiny_configs.detector``. The config trains for two iterations and evaluates once.
+    """
+
+    def make(name: str = 'detector', **options: Any) -> Path:
+        return tiny_configs.write(tmp_path / f'{name}.py', tiny_configs.detector(coco_root, **options))
+
+    return make
+
+
+@pytest.fixture
+def seg_config(tmp_path: Path, cityscapes_root: Path) -> ConfigWriter:
+    """Writes a tiny segmenter's config file: ``seg_config(name='teacher', width=16, ...)``.
+
+    The options are those of ``tiny_configs.segmenter``. The config trains for two iterations and evaluates once.
+    """
+
+    def make(name: str = 'segmenter', **options: Any) -> Path:
+        return tiny_configs.write(tmp_path / f'{name}.py', tiny_configs.segmenter(cityscapes_root, **options))
+
+    return make

@@ -1,0 +1,200 @@
+"""The files: real layouts, byte for byte the same, repaired after an interruption, and nobody else's touched."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from freekd_mm.datasets import CITY, THINGS, mask_to_rle, render_scene, write_scenes
+from freekd_mm.progress import ProgressBar, format_seconds
+
+REPOSITORY = Path(__file__).parents[2]
+SETTINGS = {'num_train': 3, 'num_val': 2, 'size': 48, 'seed': 7}
+
+
+def contents(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob('*') if path.is_file()}
+
+
+def unpacked(rle):
+    """Masks from uncompressed run lengths, by COCO's own code."""
+    return coco_mask.decode(coco_mask.frPyObjects(rle, *rle['size'])).astype(bool)
+
+
+@pytest.mark.parametrize('kind', ['empty', 'full', 'first', 'last', 'random', 'single'])
+def test_run_lengths_are_read_by_pycocotools(kind):
+    mask = np.zeros((5, 7), bool)
+    if kind == 'full':
+        mask[:] = True
+    elif kind == 'random':
+        mask = np.random.default_rng(0).random((5, 7)) < 0.4
+    elif kind != 'empty':
+        mask[{'first': (0, 0), 'last': (-1, -1), 'single': (2, 3)}[kind]] = True
+    rle = mask_to_rle(mask)
+    assert sum(rle['counts']) == mask.size
+    assert np.array_equal(unpacked(rle), mask)
+
+
+def test_layouts_hold_the_scenes(tmp_path):
+    root = write_scenes(tmp_path / 'scenes', **SETTINGS)
+    for split, count in (('train', 3), ('val', 2)):
+        coco = COCO(root / f'annotations/instances_{split}2017.json')
+        assert len(coco.imgs) == count
+        assert [category['name'] for category in coco.cats.values()] == list(THINGS)
+        cityscapes = sorted((root / f'leftImg8bit/{split}/{CITY}').iterdir())
+        label_maps = sorted((root / f'gtFine/{split}/{CITY}').iterdir())
+        assert len(cityscapes) == len(label_maps) == count
+        for index, (image_id, info) in enumerate(coco.imgs.items()):
+            scene = render_scene(7, index, split, 48)
+            assert np.array_equal(cv2.imread(str(root / f'{split}2017' / info['file_name'])), scene.image)
+            assert np.array_equal(cv2.imread(str(cityscapes[index])), scene.image)
+            assert np.array_equal(cv2.imread(str(label_maps[index]), cv2.IMREAD_UNCHANGED), scene.labels)
+            annotations = coco.loadAnns(coco.getAnnIds(image_id))
+            assert len(annotations) == len(scene.classes)
+            for place, annotation in enumerate(annotations):
+                mask = coco.annToMask(annotation).astype(bool)
+                assert np.array_equal(mask, scene.instances == place)
+                assert annotation['category_id'] == scene.classes[place] + 1
+                assert annotation['area'] == mask.sum()
+                packed = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+                assert annotation['bbox'] == coco_mask.toBbox(packed).tolist()
+
+
+def test_names_are_those_of_coco_and_cityscapes(tmp_path):
+    names = set(contents(write_scenes(tmp_path / 'scenes', **SETTINGS)))
+    assert f'leftImg8bit/val/{CITY}/{CITY}_000000_000019_leftImg8bit.png' in names
+    assert f'gtFine/train/{CITY}/{CITY}_000002_000019_gtFine_labelTrainIds.png' in names
+    assert 'train2017/000000000001.png' in names
+    # Pictures twice, label maps, two annotation files, the manifest.
+    assert len(names) == 5 * 3 + 2 + 1
+
+
+def test_same_seed_same_bytes_and_more_pictures_keep_the_first(tmp_path):
+    first = contents(write_scenes(tmp_path / 'first', **SETTINGS))
+    assert contents(write_scenes(tmp_path / 'second', **SETTINGS)) == first
+    more = contents(write_scenes(tmp_path / 'more', **{**SETTINGS, 'num_train': 4}))
+    assert all(more[name] == data for name, data in first.items() if name.endswith('.png'))
+
+
+def test_complete_data_set_is_left_alone(tmp_path):
+    root = write_scenes(tmp_path / 'scenes', **SETTINGS)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob('*')}
+    drawn = []
+    write_scenes(root, **SETTINGS, progress=lambda done, total: drawn.append(done))
+    assert drawn == []
+    assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == before
+
+
+def test_interrupted_run_is_repaired(tmp_path):
+    whole = contents(write_scenes(tmp_path / 'whole', **SETTINGS))
+
+    def interrupt(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(tmp_path / 'cut', **SETTINGS, progress=interrupt)
+    assert not (tmp_path / 'cut/annotations').exists()
+    assert contents(write_scenes(tmp_path / 'cut', **SETTINGS)) == whole
+
+
+def test_kill_before_the_first_file_is_repaired(tmp_path):
+    (tmp_path / f'.scenes.json.{12345}.part').write_text('{"sett')
+    write_scenes(tmp_path, **SETTINGS)
+    assert (tmp_path / 'scenes.json').is_file()
+
+
+def test_lost_file_is_made_again(tmp_path):
+    root = write_scenes(tmp_path / 'scenes', **SETTINGS)
+    before = contents(root)
+    (root / 'train2017/000000000002.png').unlink()
+    (root / 'annotations/instances_val2017.json').unlink()
+    assert contents(write_scenes(root, **SETTINGS)) == before
+
+
+def test_other_settings_replace_the_files_and_leave_those_of_others(tmp_path):
+    root = write_scenes(tmp_path / 'scenes', **SETTINGS)
+    (root / 'train2017/mine.txt').write_text('mine')
+    other = {**SETTINGS, 'num_train': 1, 'seed': 8}
+    after = contents(write_scenes(root, **other))
+    assert after.pop('train2017/mine.txt') == b'mine'
+    assert after == contents(write_scenes(tmp_path / 'other', **other))
+
+
+@pytest.mark.parametrize('kind', ['files', 'broken manifest', 'file'])
+def test_folder_of_somebody_else_is_refused(tmp_path, kind):
+    root = tmp_path / 'theirs'
+    if kind == 'file':
+        root.write_text('theirs')
+    else:
+        root.mkdir()
+        (root / 'theirs.txt').write_text('theirs')
+    if kind == 'broken manifest':
+        (root / 'scenes.json').write_text('{}')
+    with pytest.raises(FileExistsError, match='root should be an absent or empty folder, or one made by write_scenes'):
+        write_scenes(root, **SETTINGS)
+    assert (root if kind == 'file' else root / 'theirs.txt').read_text() == 'theirs'
+
+
+def test_wrong_arguments(tmp_path):
+    with pytest.raises(ValueError, match='num_val should be greater than 0, but got 0'):
+        write_scenes(tmp_path / 'scenes', num_val=0)
+    with pytest.raises(ValueError, match='size should be at least 48, but got 20'):
+        write_scenes(tmp_path / 'scenes', size=20)
+    assert not (tmp_path / 'scenes').exists()
+
+
+def run_tool(*arguments):
+    command = [sys.executable, str(REPOSITORY / 'tools/make_scenes.py'), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={'PYTHONPATH': str(REPOSITORY)}, check=False)
+
+
+def test_tool_writes_the_data_set(tmp_path):
+    result = run_tool(tmp_path / 'scenes', '--train', 3, '--val', 2, '--size', 48, '--seed', 7)
+    assert result.returncode == 0, result.stderr
+    assert 'Drawing scenes: 5/5' in result.stderr
+    assert json.loads((tmp_path / 'scenes/scenes.json').read_text())['complete'] is True
+    assert contents(tmp_path / 'scenes') == contents(write_scenes(tmp_path / 'direct', **SETTINGS))
+
+
+def test_tool_explains_a_refusal(tmp_path):
+    (tmp_path / 'theirs.txt').write_text('theirs')
+    result = run_tool(tmp_path, '--train', 3, '--val', 2, '--size', 48)
+    assert result.returncode == 2
+    assert 'Traceback' not in result.stderr
+    assert 'error: root should be an absent or empty folder' in result.stderr
+
+
+def test_progress_goes_to_a_log_in_tenths():
+    stream = io.StringIO()
+    progress = ProgressBar('Work', stream)
+    for done in range(1, 101):
+        progress(done, 100)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith('Work: 10/100, ')
+    assert lines[0].endswith(' left')
+    assert lines[-1].startswith('Work: 100/100, ')
+
+
+def test_progress_redraws_one_line_in_a_terminal():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    progress = ProgressBar('Work', stream)
+    progress(1, 2)
+    progress(2, 2)
+    assert stream.getvalue().count('\n') == 1
+    assert '\rWork [' in stream.getvalue()
+    assert '] 2/2, ' in stream.getvalue()
+
+
+@pytest.mark.parametrize(('seconds', 'text'), [(0.4, '0s'), (59, '59s'), (125, '2m05s'), (3725, '1h02m')])
+def test_seconds_are_readable(seconds, text):
+    assert format_seconds(seconds) == text

@@ -1,0 +1,18 @@
+"""Real trainings, killed and resumed; ``python tests/kill_and_resume.py --kills 30`` does the same for longer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def test_killed_trainings_end_as_undisturbed_ones(tmp_path):
+    """A distilled detector with a prompt, a distilled segmenter, and stage 1: one kill each, one while writing."""
+    command = [sys.executable, str(TESTS / 'kill_and_resume.py'), '--kills', '3', '--workers', '2', '0', '2']
+    environment = {**os.environ, 'PYTHONPATH': f'{TESTS}:{TESTS.parent}', 'TMPDIR': str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert 'survived 3 kills (' in done.stdout
+    assert 'all ended bit for bit as undisturbed' in done.stdout

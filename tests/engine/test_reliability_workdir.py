@@ -1,0 +1,131 @@
+"""One run a work directory."""
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from toy_runs import toy_config, toy_run
+
+from freekd_mm.engine.workdir import LOCK, WorkDirInUseError, own_work_dir
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts a process that holds the directory, perhaps with a fork of its own; returns its id."""
+    started = []
+
+    def start(forks=False):
+        reading, writing = os.pipe()
+        process = os.fork()
+        if process == 0:
+            try:
+                os.setsid()
+                with own_work_dir(tmp_path / 'work'):
+                    if not forks or os.fork():
+                        os.write(writing, b'held')
+                    time.sleep(60)
+            finally:
+                os._exit(0)
+        started.append(process)
+        assert os.read(reading, 4) == b'held'
+        return process
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process, 0)
+
+
+def test_a_second_run_is_refused(holder, tmp_path):
+    first = holder()
+    with pytest.raises(WorkDirInUseError, match=f"work' should belong to one run, but is in use by process {first} on"):
+        toy_run(toy_config(tmp_path))
+    # Nothing was written there.
+    assert [path.name for path in (tmp_path / 'work').iterdir()] == [LOCK]
+
+
+@pytest.mark.parametrize('forks', [False, True])
+def test_a_dead_run_holds_nothing(forks, holder, tmp_path):
+    """Not even where its data loading processes live on for some seconds."""
+    first = holder(forks)
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    with own_work_dir(tmp_path / 'work') as path:
+        assert f'process {os.getpid()} on' in (path / LOCK).read_text()
+
+
+def test_it_is_free_after_a_failure(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), own_work_dir(tmp_path / 'work'):
+            raise ZeroDivisionError
+    assert (tmp_path / 'work' / LOCK).read_text() == ''
+
+
+def test_only_the_first_process_of_a_run_holds_it(holder, tmp_path, monkeypatch):
+    holder()
+    monkeypatch.setenv('RANK', '1')
+    with own_work_dir(tmp_path / 'work', 'pytorch'):
+        pass
+    with pytest.raises(WorkDirInUseError), own_work_dir(tmp_path / 'work'):
+        pass
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    import fcntl
+
+    said = []
+    monkeypatch.setattr('freekd_mm.engine.workdir.print_log', lambda text, *_: said.append(text))
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, 'lockf', refuse)
+    with own_work_dir(tmp_path / 'work'):
+        pass
+    assert said == [f'{tmp_path}/work cannot be locked (No locks available): take care that no other run writes there']
+
+
+def test_a_file_in_its_place(tmp_path):
+    (tmp_path / 'work').write_text('')
+    with pytest.raises(PermissionError, match=r"work_dir should be a folder that can be written, but got '.*work'"):
+        toy_run(toy_config(tmp_path))
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A file system that cannot be written, also not by root."""
+    folder = tmp_path / 'disk'
+    (folder / 'work').mkdir(parents=True)
+    if os.geteuid() != 0:
+        folder.chmod(0o555)
+        (folder / 'work').chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
+        (folder / 'work').chmod(0o755)
+        return
+    for options in (['--bind'], ['-o', 'remount,ro,bind']):
+        if subprocess.run(['mount', *options, str(folder), str(folder)], capture_output=True, check=False).returncode:
+            pytest.skip('needs the right to mount')
+    yield folder
+    subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+@pytest.mark.parametrize('name', ['work', 'new'])
+def test_read_only(name, read_only, tmp_path):
+    """Said before anything is built, not at the first checkpoint."""
+    config = toy_config(tmp_path, work_dir=str(read_only / name), model={'type': 'NoSuchModel'})
+    with pytest.raises(PermissionError, match=r'(?s)can be written, but got .*Choose another with --work-dir'):
+        toy_run(config)
+
+
+def test_the_directory_of_another_user_is_named_by_its_path(tmp_path):
+    with own_work_dir(tmp_path / 'a' / 'b' / 'c') as path:
+        assert path == Path(tmp_path / 'a' / 'b' / 'c')
+        assert path.is_dir()

@@ -1,0 +1,165 @@
+"""Prompt files: round trips, the released format, and what is refused."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from freekd_mm.compat.checkpoint import UntrustedCheckpointError
+from freekd_mm.prompts import PoIMaskGenerator, PromptFile, load_prompt, poi_masks, save_prompt
+from freekd_mm.registry import MODELS
+
+
+def prompt(count=3, channels=4, **options):
+    tokens = {index: torch.randn(4, 2, channels + index) for index in range(count)}
+    return PromptFile({'neck': tokens}, teacher='teacher.pth', teacher_sha256='ab12', **options)
+
+
+def test_a_file_gives_back_what_was_written(tmp_path):
+    wanted = prompt(versions={'torch': '2'}, schedule={'max_iters': 3, 'optimizer': {'lr': 0.1}})
+    path = save_prompt(wanted, tmp_path / 'deep' / 'prompt.pth')
+    assert os.listdir(path.parent) == ['prompt.pth'], 'no temporary file stays behind'
+    got = load_prompt(path)
+    assert {name: tokens.tolist() for name, tokens in got.places().items()} == {
+        name: tokens.tolist() for name, tokens in wanted.places().items()
+    }
+    for name in ('levels', 'wavelet', 'grouping', 'num_tokens', 'teacher', 'teacher_sha256', 'versions', 'schedule'):
+        assert getattr(got, name) == getattr(wanted, name)
+
+
+def test_a_file_is_data_only(tmp_path):
+    path = save_prompt(prompt(), tmp_path / 'prompt.pth')
+    assert torch.load(path, weights_only=True)['format'] == 'freekd_mm.frequency_prompt'
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = save_prompt(prompt(), tmp_path / 'prompt.pth')
+    before = path.read_bytes()
+
+    def full_disk(content, part):
+        part.write_bytes(b'half')
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr(torch, 'save', full_disk)
+    with pytest.raises(OSError, match='No space'):
+        save_prompt(prompt(), path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ['prompt.pth']
+
+
+@pytest.mark.parametrize('prefix', ['', 'distiller.losses.loss_maskd_fpn.'])
+@pytest.mark.parametrize('inside', [True, False])
+def test_the_released_format_loads(tmp_path, prefix, inside):
+    tokens = [torch.randn(4, 6, 8) for _ in range(5)]
+    state = {f'{prefix}mask_modules.{i}.mask_token': value for i, value in enumerate(tokens)}
+    state |= {f'{prefix}mask_modules.0.prob.0.weight': torch.randn(2), 'student.backbone.conv1.weight': torch.randn(2)}
+    path = tmp_path / 'released.pth'
+    torch.save({'state_dict': state, 'meta': {'epoch': 1}} if inside else state, path)
+    got = load_prompt(path)
+    assert (got.num_tokens, got.levels, got.grouping, got.wavelet) == (6, 3, 'level', 'haar')
+    generator = PoIMaskGenerator(8, num_tokens=6, prompt=str(path))
+    for index, value in enumerate(tokens):
+        assert torch.equal(generator.tokens_of(index), value)
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
+    trap = tmp_path / 'trap'
+    for name, write in (('zip.pth', torch.save), ('plain.pth', lambda x, path: path.write_bytes(pickle.dumps(x)))):
+        write({'mask_modules.0.mask_token': Evil(str(trap))}, tmp_path / name)
+        with pytest.raises((UntrustedCheckpointError, RuntimeError), match=r'should (hold tensors|be a PyTorch)'):
+            load_prompt(tmp_path / name)
+        assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ({'state_dict': {'backbone.conv1.weight': torch.zeros(1)}}, r"'mask_modules\.<level>\.mask_token'.*backbone"),
+        ([torch.zeros(1)], 'should be a prompt file, but holds a list'),
+        ({}, 'but holds nothing'),
+        ({'mask_modules.0.mask_token': torch.zeros(4, 2)}, r'should be a tensor of shape \(levels \+ 1, T, C\)'),
+        (
+            {'mask_modules.0.mask_token': torch.zeros(4, 2, 3), 'mask_modules.1.mask_token': torch.zeros(4, 3, 3)},
+            r'tokens of released\[1\] should be of shape \(4, 2, .C.\)',
+        ),
+        ({'format': 'freekd_mm.frequency_prompt', 'format_version': 99}, 'version 1, but got 99'),
+        ({'format': 'freekd_mm.frequency_prompt', 'format_version': 1}, 'but has no tokens, levels'),
+    ],
+)
+def test_other_content_is_named(tmp_path, content, message):
+    torch.save(content, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match=message):
+        load_prompt(tmp_path / 'other.pth')
+
+
+def test_a_damaged_and_a_missing_file_are_named(tmp_path):
+    path = save_prompt(prompt(), tmp_path / 'prompt.pth')
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(RuntimeError, match='cannot be read'):
+        load_prompt(path)
+    with pytest.raises(FileNotFoundError, match='should be an existing file'):
+        load_prompt(tmp_path / 'none.pth')
+
+
+def test_the_generator_gives_the_masks_of_every_level(tmp_path):
+    file = prompt()
+    path = str(save_prompt(file, tmp_path / 'prompt.pth'))
+    cfg = dict(type='freekd_mm.PoIMaskGenerator', channels=(4, 5, 6), prompt=path)
+    generator = MODELS.build(cfg)
+    features = [torch.randn(2, 4 + index, 8 >> index, 6) for index in range(3)]
+    for index, (masks, level) in enumerate(zip(generator(features), features, strict=True)):
+        wanted = poi_masks(level, file.tokens['neck'][index])
+        assert torch.equal(masks.low, wanted.low)
+        assert torch.equal(masks.high[2].diagonal, wanted.high[2].diagonal)
+        assert not masks.low.requires_grad
+    assert generator.places == ('neck[0]', 'neck[1]', 'neck[2]')
+    assert not list(generator.parameters())
+    assert sorted(generator.state_dict()) == ['tokens0', 'tokens1', 'tokens2']
+
+
+def test_the_generator_can_choose_some_of_the_prompts(tmp_path):
+    file = prompt()
+    file.tokens['backbone'] = {3: torch.randn(4, 2, 7)}
+    path = str(save_prompt(file, tmp_path / 'prompt.pth'))
+    assert PoIMaskGenerator((5, 6), prompt=path, module='neck', indices=(1, 2)).places == ('neck[1]', 'neck[2]')
+    assert PoIMaskGenerator(7, prompt=path, module='backbone').places == ('backbone[3]',)
+
+
+def test_without_a_prompt_there_are_no_masks():
+    generator = PoIMaskGenerator(4)
+    assert not generator.has_prompt
+    assert generator([torch.zeros(1, 4, 2, 2)] * 3) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(channels=4), r'channels of level 1 should be 5, as in the prompt of neck\[1\].*but got 4'),
+        (dict(channels=(4, 5)), 'channels should be one number or one for each of the 3 prompts'),
+        (dict(num_tokens=3), 'num_tokens should be 2, as in the prompt file'),
+        (dict(levels=2), 'levels should be 3, as in the prompt file'),
+        (dict(wavelet='db2'), "wavelet should be 'haar', as in the prompt file"),
+        (dict(grouping='band'), "grouping should be 'level', as in the prompt file"),
+        (dict(module='nek'), "module should be one of 'neck', but got 'nek'.* mean 'neck'"),
+        (dict(indices=(0, 3)), r'indices should be in 0\.\.2, but got \[3\]'),
+    ],
+)
+def test_options_that_do_not_fit_the_file_are_named(tmp_path, options, message):
+    path = str(save_prompt(prompt(), tmp_path / 'prompt.pth'))
+    with pytest.raises(ValueError, match=message):
+        PoIMaskGenerator(**{'channels': (4, 5, 6), 'prompt': path, **options})
+
+
+def test_another_number_of_levels_is_named(tmp_path):
+    generator = PoIMaskGenerator((4, 5, 6), prompt=str(save_prompt(prompt(), tmp_path / 'prompt.pth')))
+    with pytest.raises(ValueError, match=r'3 prompts \(neck\[0\], neck\[1\], neck\[2\]\), but got 2; .*indices'):
+        generator([torch.zeros(1, 4, 2, 2), torch.zeros(1, 5, 2, 2)])

@@ -1,0 +1,173 @@
+"""What an installation of freekd_mm brings, and what it imports."""
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from freekd_mm.pins import MM_DISTRIBUTIONS, MM_MODULES, STACKS, read_pins
+from freekd_mm.version import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Distributions that a user has in the versions of their choice.
+KEPT = {'torch', 'torchvision', 'numpy', 'opencv-python', 'mmcv-lite', 'mmpretrain'}.union(*MM_DISTRIBUTIONS.values())
+BLOCKER = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Blocker(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {blocked!r}:
+            raise ModuleNotFoundError(f'{{name}} is blocked by the test')
+
+sys.meta_path.insert(0, Blocker())
+{code}
+assert not {blocked!r} & {{name.split('.')[0] for name in sys.modules}}
+"""
+
+
+def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from a copy of the repository, without network."""
+    copy = tmp_path_factory.mktemp('wheel') / 'copy'
+    copy.mkdir()
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, copy)
+    for name in ('freekd_mm', 'configs', 'tools', 'requirements'):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('.mim', '__pycache__'))
+    code = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
+    answer = run_python(code, copy)
+    assert answer.returncode == 0, answer.stderr
+    return next((copy / 'dist').glob('*.whl'))
+
+
+def requirements(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
+        return re.findall(r'^Requires-Dist: (.+)$', archive.read(name).decode(), re.MULTILINE)
+
+
+def test_installation_brings_no_torch_and_no_mm_package(wheel):
+    always = [line for line in requirements(wheel) if 'extra ==' not in line]
+    names = {re.match(r'[\w.-]+', line)[0].lower() for line in always}
+    assert names == {'ptwt', 'pywavelets'}
+    assert not names & KEPT
+
+
+@pytest.mark.parametrize('stack', STACKS)
+def test_extras_are_the_tested_lines(wheel, stack):
+    lines = [line for line in requirements(wheel) if re.search(f'extra == .{stack}.$', line)]
+    pins = read_pins(stack)
+    assert sorted(line.split(';')[0].strip() for line in lines) == sorted(
+        f'{name}=={pins[name]}' for name in MM_DISTRIBUTIONS[stack]
+    )
+
+
+def test_wheel_holds_what_mim_looks_for(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for name in ('tools/train.py', 'tools/test.py', 'tools/doctor.py', 'requirements/openmmlab.txt'):
+        assert f'freekd_mm/.mim/{name}' in names
+    assert any(name.startswith('freekd_mm/.mim/configs/') for name in names)
+    assert not [name for name in names if '__pycache__' in name]
+    assert not [name for name in names if name.startswith(('tests/', 'configs/', 'tools/'))]
+    assert wheel.name.startswith(f'freekd_mm-{__version__}-')
+
+
+def test_doctor_reads_the_pins_of_an_installed_wheel(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = (
+        'from freekd_mm.pins import read_pins, requirements_dir; print(requirements_dir(), read_pins("onedl")["numpy"])'
+    )
+    # The current folder comes first on the path, before an editable installation.
+    answer = run_python(code, tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split()[0] == str(tmp_path / 'freekd_mm' / '.mim' / 'requirements')
+
+
+def test_frequency_layer_imports_without_any_mm_package(tmp_path):
+    code = 'import freekd_mm.frequency, freekd_mm.doctor, freekd_mm.pins'
+    answer = run_python(BLOCKER.format(blocked=set(MM_MODULES), code=code), tmp_path)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_losses_import_with_mmengine_alone(tmp_path):
+    code = 'import freekd_mm.losses, freekd_mm.prompts, freekd_mm.connectors'
+    answer = run_python(BLOCKER.format(blocked=set(MM_MODULES) - {'mmengine'}, code=code), tmp_path)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_package_itself_imports_no_torch(tmp_path):
+    answer = run_python(BLOCKER.format(blocked={'torch', 'numpy', 'pywt', 'ptwt'}, code='import freekd_mm'), tmp_path)
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize('module', ['mmdet', 'mmseg'])
+def test_component_builds_from_their_registry_without_custom_imports(module, tmp_path):
+    pytest.importorskip(module)
+    code = f"""
+import sys
+from {module}.registry import MODELS
+assert 'freekd_mm' not in sys.modules
+loss = MODELS.build({{'type': 'freekd_mm.FeatureMSELoss', 'loss_weight': 2.0}})
+print(type(loss).__module__, loss.loss_weight)
+"""
+    answer = run_python(code, tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split() == ['freekd_mm.losses.mse', '2.0']
+
+
+def test_installed_here_editable():
+    """`make setup` leaves this repository installed, in the version that it has."""
+    assert importlib.metadata.version('freekd_mm') == __version__
+    assert sorted(path.name for path in (ROOT / 'freekd_mm' / '.mim').iterdir()) == ['configs', 'requirements', 'tools']
+
+
+def test_readme_names_the_two_commands():
+    readme = (ROOT / 'README.md').read_text()
+    assert 'make demo' in readme
+    assert 'make test' in readme
+    assert 'make test' in (ROOT / '.ci' / 'run').read_text()
+
+
+def test_changelog_has_this_version():
+    assert f'## {__version__}' in (ROOT / 'CHANGELOG.md').read_text()
+
+
+def test_line_files_pin_what_they_must():
+    """Torch, NumPy and OpenCV are each line's own; nothing pulls the OpenCV that needs libGL."""
+    for stack in STACKS:
+        pins = read_pins(stack)
+        assert {'torch', 'numpy', 'opencv-python-headless', 'setuptools', *MM_DISTRIBUTIONS[stack]} <= set(pins)
+        assert 'opencv-python' not in pins
+        assert read_pins('common').items() <= pins.items()
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('numpy>=2', r"bad\.txt, line 2: a pin should be 'name==version', but got 'numpy>=2'"),
+        ('numpy==2.0; sys_platform == "win32"', r'a marker should be python_version < or >= "X\.Y"'),
+    ],
+)
+def test_pins_that_cannot_be_read(tmp_path, line, message):
+    (tmp_path / 'bad.txt').write_text(f'# comment\n{line}\n')
+    with pytest.raises(ValueError, match=message):
+        read_pins('bad', tmp_path)
+
+
+def test_pins_follow_markers_and_other_files(tmp_path):
+    (tmp_path / 'a.txt').write_text('-r b.txt\nOne_Two==1.0  # why\n')
+    (tmp_path / 'b.txt').write_text('ptwt==0.1; python_version < "3.11"\nptwt==1.0; python_version >= "3.11"\n')
+    assert read_pins('a', tmp_path, (3, 10)) == {'ptwt': '0.1', 'one-two': '1.0'}
+    assert read_pins('a', tmp_path, (3, 12)) == {'ptwt': '1.0', 'one-two': '1.0'}

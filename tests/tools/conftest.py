@@ -1,0 +1,6 @@
+"""Makes the set-up program importable: tools/ is no package."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / 'tools'))

@@ -1,0 +1,127 @@
+"""mmcv's wheel in the set-up program: its cache, its key, when it is built. Nothing is compiled here."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from setup_env import mmcv_wheel, venv
+from setup_env.errors import SetupError
+from setup_fakes import FakeSteps, isolate
+
+TARGET = mmcv_wheel.Target('mmcv', '2.1.0', '2.13.0', 'cpu', 'cp311', 'linux_x86_64', '/usr/include/python3.11')
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    """No test sees or fills the user's cache, or follows the user's settings."""
+    isolate(tmp_path, monkeypatch)
+
+
+def test_key_of_a_wheel_names_all_that_it_depends_on(tmp_path):
+    assert TARGET.key == 'mmcv-2.1.0-torch-2.13.0-cpu-cp311-linux_x86_64'
+    assert mmcv_wheel.wheel_cache() == tmp_path / 'cache' / 'freekd_mm' / 'wheels'
+
+
+def test_cache(tmp_path):
+    wheel = tmp_path / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
+    wheel.write_text('wheel')
+    assert not mmcv_wheel.is_cached('mmcv', '2.1.0', '2.13.0', (3, 11))
+    place = mmcv_wheel.keep(wheel, TARGET)
+    assert place == mmcv_wheel.wheel_cache() / TARGET.key / wheel.name
+    assert [path.name for path in place.parent.iterdir()] == [wheel.name]
+    assert mmcv_wheel.is_cached('mmcv', '2.1.0', '2.13.0', (3, 11))
+    assert mmcv_wheel.is_cached('mmcv', '2.1.0', '2.13.0+cpu', (3, 11))
+    assert mmcv_wheel.is_cached('mmcv', '2.1.0', 'installed', (3, 11))
+    assert not mmcv_wheel.is_cached('mmcv', '2.1.0', '2.13.0', (3, 12))
+    assert not mmcv_wheel.is_cached('mmcv', '2.1.0', '2.12.0', (3, 11))
+    assert not mmcv_wheel.is_cached('onedl-mmcv', '2.3.6', '2.13.0', (3, 11))
+
+
+def test_cache_that_cannot_be_written_does_not_stop_the_set_up(tmp_path, capsys):
+    (tmp_path / 'cache').write_text('a file in the place of the folder')
+    wheel = tmp_path / 'x.whl'
+    wheel.touch()
+    assert mmcv_wheel.keep(wheel, TARGET) is None
+    assert 'not kept' in capsys.readouterr().out
+
+
+def describe_with(monkeypatch, **found):
+    answer = {
+        'torch': '2.13.0+cu130',
+        'cuda': '13.0',
+        'gpu': True,
+        'nvcc': '/usr/local/cuda',
+        'arch': ['90'],
+        'python': 'cp311',
+        'platform': 'linux_x86_64',
+        'include': '/usr/include',
+    }
+    monkeypatch.setattr(mmcv_wheel, 'ask', lambda *_: answer | found)
+    return mmcv_wheel.describe(venv.Venv(Path('env')), 'mmcv', '2.1.0')
+
+
+def test_wheels_for_gpus_are_kept_apart(monkeypatch):
+    assert describe_with(monkeypatch).key == 'mmcv-2.1.0-torch-2.13.0-cu130-sm90-cp311-linux_x86_64'
+    assert describe_with(monkeypatch, gpu=False, nvcc=None, arch=[]).device == 'cpu'
+    monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '8.0;9.0')
+    assert describe_with(monkeypatch).device == 'cu130-sm8.0_9.0'
+    monkeypatch.setenv('MMCV_CUDA', '0')
+    assert describe_with(monkeypatch).device == 'cpu'
+
+
+def test_gpu_without_cuda_compiler(monkeypatch):
+    with pytest.raises(SetupError, match=r'no CUDA compiler \(nvcc\).*CUDA 13\.0') as caught:
+        describe_with(monkeypatch, nvcc=None)
+    assert 'MMCV_CUDA=0' in caught.value.advice
+
+
+def test_page_of_ready_wheels():
+    assert mmcv_wheel.wheel_page(TARGET) is None
+    old = replace(TARGET, torch='2.1.2', device='cu121-sm80')
+    assert mmcv_wheel.wheel_page(old) == 'https://download.openmmlab.com/mmcv/dist/cu121/torch2.1.0/index.html'
+    assert mmcv_wheel.wheel_page(replace(old, name='onedl-mmcv')) is None
+
+
+def test_mmcv_from_the_cache(tmp_path, monkeypatch):
+    place = mmcv_wheel.wheel_cache() / TARGET.key
+    place.mkdir(parents=True)
+    (place / 'mmcv.whl').touch()
+    monkeypatch.setattr(mmcv_wheel, 'works', lambda *_: True)
+    run = FakeSteps(tmp_path)
+    mmcv_wheel.install_mmcv(run, venv.Venv(tmp_path / 'env'), TARGET)
+    assert len(run.commands) == 1
+    assert run.commands[0].endswith(str(place / 'mmcv.whl'))
+
+
+def test_cached_wheel_that_does_not_work_is_built_anew_and_replaced(tmp_path, monkeypatch):
+    place = mmcv_wheel.wheel_cache() / TARGET.key
+    place.mkdir(parents=True)
+    name = 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
+    (place / name).write_text('broken')
+    answers = iter([False, True])
+    monkeypatch.setattr(mmcv_wheel, 'works', lambda *_: next(answers))
+    monkeypatch.setattr(mmcv_wheel, 'check_headers', lambda _: None)
+    monkeypatch.setattr(mmcv_wheel, 'find_compiler', lambda: 'c++')
+    monkeypatch.setattr(mmcv_wheel, '_source', lambda *_: tmp_path)
+    run = FakeSteps(tmp_path, fails=('mmcv-ready',))
+    environment = venv.Venv(tmp_path / 'env')
+    mmcv_wheel.install_mmcv(run, environment, TARGET)
+    assert (place / name).read_text() == 'built'
+    assert not (environment.folder / 'build').exists()
+    build = next(number for number, command in enumerate(run.commands) if ' wheel ' in command)
+    for flag in ('--no-deps', '--no-build-isolation', '--no-cache-dir'):
+        assert flag in run.commands[build]
+    assert run.environments[build]['MMCV_WITH_OPS'] == '1'
+    assert run.environments[build]['FORCE_CUDA'] == '0'
+    assert int(run.environments[build]['MAX_JOBS']) >= 1
+
+
+def test_built_wheel_that_does_not_work_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(mmcv_wheel, 'works', lambda *_: False)
+    monkeypatch.setattr(mmcv_wheel, 'check_headers', lambda _: None)
+    monkeypatch.setattr(mmcv_wheel, 'find_compiler', lambda: 'c++')
+    monkeypatch.setattr(mmcv_wheel, '_source', lambda *_: tmp_path)
+    run = FakeSteps(tmp_path, fails=('mmcv-ready',))
+    with pytest.raises(SetupError, match='was built, but its operators do not load'):
+        mmcv_wheel.install_mmcv(run, venv.Venv(tmp_path / 'env'), TARGET)
+    assert not mmcv_wheel.wheel_cache().exists()

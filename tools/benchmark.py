@@ -1,0 +1,59 @@
+"""Compares distillation methods on your data: same student, teacher, data order, schedule and seeds for all.
+
+python tools/benchmark.py configs/benchmark/bccd.yaml --data-root data/bccd --work-dir work_dirs/benchmark
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('plan', help='YAML plan, see configs/benchmark')
+    parser.add_argument('--data-root', help="takes the place of the configs' data_root")
+    parser.add_argument('--work-dir', default='work_dirs/benchmark', help='results, runs, cache (default: %(default)s)')
+    parser.add_argument('--methods', nargs='+', help='only these methods of the plan; * and ? match')
+    parser.add_argument('--seeds', nargs='+', type=int, help="instead of the plan's")
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes (default: the cores, %(default)s)')
+    parser.add_argument('--status', type=float, default=30, help='seconds between status lines (default: %(default)s)')
+    parser.add_argument('--report', action='store_true', help='run nothing: write table and plots of what is there')
+    parser.add_argument('--dry-run', action='store_true', help='run nothing: list the jobs')
+    parser.add_argument('--no-plots', action='store_true', help='no PNG files')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of both configs')
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs what is missing and writes the report; returns the exit status."""
+    args = parse_args()
+    # The running jobs end with this process, however it is told to stop.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from freekd_mm.benchmark.main import benchmark
+
+    try:
+        return benchmark(
+            args.plan,
+            Path(args.work_dir),
+            data_root=args.data_root,
+            methods=args.methods,
+            seeds=args.seeds,
+            processes=args.jobs,
+            status_seconds=args.status,
+            options=args.cfg_options,
+            action='report' if args.report else 'list' if args.dry_run else 'run',
+            plots=not args.no_plots,
+        )
+    except (FileNotFoundError, ValueError, KeyError, RuntimeError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on from here', file=sys.stderr)
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""Says which versions are here, which work together, what is missing and how to mend it; see freekd_mm.doctor."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from freekd_mm.doctor import main
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Writes the plain student of a distillation checkpoint, and proves that it predicts the same."""
+
+import argparse
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='the distillation config')
+    parser.add_argument('checkpoint', help='a checkpoint written in training')
+    parser.add_argument('-o', '--out', required=True, help='file to write')
+    parser.add_argument('--half', action='store_true', help='store the weights in half precision')
+    parser.add_argument('--images', type=int, default=2, help='how many test images to compare predictions on')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Exports and prints what was written."""
+    args = parse_args()
+    from mmengine.config import Config
+
+    from freekd_mm.distill.export import export_student
+
+    print(export_student(Config.fromfile(args.config), args.checkpoint, args.out, half=args.half, images=args.images))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,53 @@
+"""Writes a distillation config for your student and your teacher."""
+
+import argparse
+
+from freekd_mm.distill.methods import list_methods
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f'methods (several joined by +, for example freekd+figkd):\n{list_methods()}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'student', help="the student's config: a file, or like mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
+    )
+    parser.add_argument('teacher', help="the teacher's config, likewise")
+    parser.add_argument('--teacher-checkpoint', required=True, help="the teacher's checkpoint: a file or a URL")
+    parser.add_argument('--method', default='freekd', help='what to distil with; see below')
+    parser.add_argument('-o', '--out', required=True, help='the config to write')
+    parser.add_argument(
+        '--stage', choices=['prompt', 'distill'], default='distill', help='prompt: write stage 1 of FreeKD alone'
+    )
+    parser.add_argument('--prompt', help='a prompt file made before, instead of stage 1')
+    parser.add_argument('--prompt-iters', type=int, help='iterations of stage 1; 2000 by default')
+    parser.add_argument('--prompt-dir', help='work directory of stage 1; work_dirs/<its config> by default')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Writes the config and says what to run."""
+    args = parse_args()
+    from freekd_mm.distill.wizard import make_config
+
+    files = make_config(
+        args.student,
+        args.teacher,
+        args.teacher_checkpoint,
+        args.method,
+        args.out,
+        stage=args.stage,
+        prompt=args.prompt,
+        prompt_iters=args.prompt_iters,
+        prompt_dir=args.prompt_dir,
+    )
+    for file in files:
+        print(f'wrote {file}')
+    print(f'next: python tools/train.py {files[-1]}')
+
+
+if __name__ == '__main__':
+    main()

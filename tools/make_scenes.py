@@ -1,0 +1,39 @@
+"""Generates the toy data set of the demo, in the layouts of COCO and of Cityscapes.
+
+python tools/make_scenes.py data/scenes --train 800 --val 150 --size 160 --seed 0
+"""
+
+import argparse
+import sys
+
+from freekd_mm.datasets import write_scenes
+from freekd_mm.progress import ProgressBar
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('out', help='folder to write to: absent, empty, or made by an earlier call')
+    parser.add_argument('--train', type=int, default=800, help='number of training pictures (default: %(default)s)')
+    parser.add_argument('--val', type=int, default=150, help='number of validation pictures (default: %(default)s)')
+    parser.add_argument('--size', type=int, default=160, help='width and height in pixels (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the data set (default: %(default)s)')
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Writes the data set; returns the exit status."""
+    args = parse_args()
+    try:
+        root = write_scenes(
+            args.out, args.train, args.val, args.size, args.seed, progress=ProgressBar('Drawing scenes')
+        )
+    except (FileExistsError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(f'{args.train} training and {args.val} validation pictures of {args.size} x {args.size} are in {root}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The set-up program behind `make setup`: standard library only."""

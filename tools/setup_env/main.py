@@ -1,0 +1,102 @@
+"""The order of the set-up."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from freekd_mm.checks import did_you_mean
+from freekd_mm.pins import DEFAULT_STACK, STACKS, read_pins
+from setup_env.checks import check_disk, check_headers, check_python, find_compiler
+from setup_env.errors import SetupError, explain_os_error
+from setup_env.installs import (
+    install_build_tools,
+    install_operators,
+    install_packages,
+    install_self,
+    install_torch,
+    make_venv,
+    show_doctor,
+)
+from setup_env.mmcv_wheel import is_cached
+from setup_env.steps import Steps, duration
+from setup_env.venv import REQUIREMENTS, Venv, base_python, check_ownership, fingerprint, up_to_date, wanted
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Reads the command line; `make setup` passes its variables here."""
+    parser = argparse.ArgumentParser(prog='setup_env', description='Makes the environment of this repository.')
+    parser.add_argument('--venv', type=Path, default=Path('.venv'), help='place of the virtual environment')
+    parser.add_argument('--python', default='', help='Python to make it with; default: the running one')
+    parser.add_argument('--stack', default='', help=f'{" or ".join(STACKS)}; default: {DEFAULT_STACK}')
+    parser.add_argument('--torch', default='', help="a version, or 'installed' to use the one that is there")
+    parser.add_argument('--torch-index', default='', help='package index for PyTorch alone, e.g. its CPU builds')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the set-up; returns the exit status."""
+    options = parse(argv)
+    try:
+        set_up(Venv(options.venv), options)
+    except SetupError as error:
+        print(error.text(), file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(explain_os_error(error).text(), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nSet-up interrupted. What is done is kept: run make setup again to go on.', file=sys.stderr)
+        return 130
+    return 0
+
+
+def set_up(venv: Venv, options: argparse.Namespace) -> None:
+    """Does what is still to do."""
+    # A later `make test` without variables goes on with what the environment was made with.
+    stack = options.stack or venv.record.get('stack') or DEFAULT_STACK
+    if stack not in STACKS:
+        raise SetupError(
+            f'STACK should be {" or ".join(STACKS)}, but got {stack!r}.{did_you_mean(stack, STACKS)}',
+            f'make setup STACK={DEFAULT_STACK}',
+        )
+    torch = options.torch or venv.record.get('torch') or default_torch(venv, stack)
+    if up_to_date(venv, stack, torch):
+        print(f'{options.venv} is up to date ({stack} line, torch {torch}).')
+        return
+
+    began = time.monotonic()
+    check_ownership(venv, stack)
+    if venv.remove_if_broken():
+        print(f'The Python of {venv.folder} is gone; it is made anew.')
+    python = base_python(venv, options.python)
+    check_python(python.version, stack, python.path)
+    pins = wanted(stack, python.version)
+    mmcv = 'mmcv' if 'mmcv' in pins else 'onedl-mmcv'
+    if not venv.record.get('mmcv'):
+        check_disk(venv.folder)
+        if not is_cached(mmcv, pins[mmcv], torch, python.version):
+            # Said now rather than after the downloads.
+            find_compiler()
+            check_headers(python.include)
+
+    steps = Steps(venv.logs, total=7)
+    steps.say(f'Setting up {options.venv}: {stack} line, {mmcv} {pins[mmcv]}, torch {torch}')
+    venv.note(stack=stack, done=None)
+    make_venv(steps, venv, python.path)
+    install_build_tools(steps, venv, pins)
+    install_torch(steps, venv, torch, options.torch_index, python.path)
+    venv.note(torch=torch, torch_version=venv.installed().get('torch'))
+    install_packages(steps, venv, pins, mmcv)
+    install_operators(steps, venv, mmcv, pins[mmcv])
+    install_self(steps, venv)
+    show_doctor(steps, venv, stack)
+    venv.note(done=fingerprint(stack, torch))
+    steps.say(f'Set up in {duration(time.monotonic() - began)}. Next: make test, make demo, or see README.md')
+
+
+def default_torch(venv: Venv, stack: str) -> str:
+    """Returns the tested PyTorch, or 'installed' in a user's own environment that has one."""
+    if not venv.record and 'torch' in venv.installed():
+        return 'installed'
+    return read_pins(stack, REQUIREMENTS)['torch']

@@ -1,0 +1,39 @@
+"""Trains a detector, a segmenter, a distilled student or a frequency prompt from a config."""
+
+import argparse
+
+from freekd_mm.engine.cli import add_common_options, prepare_config
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line; the options are those of MMDetection's train.py."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common_options(parser)
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help="scale the learning rate by the config's base batch size"
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='resume from this checkpoint, or without a path from the newest in the work directory',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs stage 1 where its prompt is still missing, then the config itself."""
+    args = parse_args()
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from freekd_mm.engine.distributed import leave_process_group
+    from freekd_mm.engine.training import train
+
+    # Under torchrun the last lines then say which process failed first, and of what.
+    record(train)(prepare_config(args), amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
+    leave_process_group()
+
+
+if __name__ == '__main__':
+    main()
