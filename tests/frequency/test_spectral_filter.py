@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_two_ranks
 from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 
@@ -182,21 +181,18 @@ def test_compile(mode: str) -> None:
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
-def train_on_one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+def train_on_one_rank(rank: int, folder: Path) -> None:
     wrapped = nn.parallel.DistributedDataParallel(make('lowrank'))
-    x = torch.load(f'{folder}/x.pt', weights_only=True)
+    x = torch.load(folder / 'x.pt', weights_only=True)
     # The second rank's batch is of another size, as in multi-scale training.
     wrapped(x[:2] if rank == 0 else x[2:, :, :5]).square().mean().backward()
-    torch.save([parameter.grad for parameter in wrapped.parameters()], f'{folder}/grad{rank}.pt')
-    dist.destroy_process_group()
+    torch.save([parameter.grad for parameter in wrapped.parameters()], folder / f'grad{rank}.pt')
 
 
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     x = torch.randn(4, 3, 7, 10)
     torch.save(x, tmp_path / 'x.pt')
-    mp.spawn(train_on_one_rank, (str(tmp_path),), nprocs=2)
+    run_two_ranks(train_on_one_rank, tmp_path)
     module = make('lowrank')
     ((module(x[:2]).square().mean() + module(x[2:, :, :5]).square().mean()) / 2).backward()
     for rank in range(2):

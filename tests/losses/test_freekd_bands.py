@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import run_two_ranks
 
 from freekd_mm.losses import FreeKDLoss, freekd_haar_step
 from freekd_mm.losses.freekd_bands import band_distance, band_sizes, band_weights, whole_band_distance
@@ -91,9 +91,7 @@ NORMALIZE = ('batch', 'channel')
 
 
 def _two_ranks(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-    students, teachers = (torch.load(f'{folder}/{side}.pt') for side in ('student', 'teacher'))
+    students, teachers = (torch.load(folder / f'{side}.pt') for side in ('student', 'teacher'))
     # Uneven batches: one image here, two there.
     part = slice(0, 1) if rank == 0 else slice(1, 3)
     found = {}
@@ -103,15 +101,14 @@ def _two_ranks(rank, folder):
         value = value * len(student) / 3  # a process' value is the mean over its images
         value.backward()
         found[normalize] = (value.detach(), student.grad)
-    torch.save(found, f'{folder}/rank{rank}.pt')
-    torch.distributed.destroy_process_group()
+    torch.save(found, folder / f'rank{rank}.pt')
 
 
 def test_two_processes_compute_what_one_does(tmp_path):
     student, teacher = torch.randn(3, 4, 10, 9), torch.randn(3, 4, 10, 9)
     torch.save(student, tmp_path / 'student.pt')
     torch.save(teacher, tmp_path / 'teacher.pt')
-    mp.spawn(_two_ranks, args=(str(tmp_path),), nprocs=2)
+    run_two_ranks(_two_ranks, tmp_path)
     ranks = [torch.load(tmp_path / f'rank{rank}.pt') for rank in range(2)]
     student.requires_grad_()
     for normalize in NORMALIZE:

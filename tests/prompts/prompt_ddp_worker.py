@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import freekd_mm.registry  # noqa: F401
+from freekd_mm.engine.distributed import leave_process_group
 
 
 def main():
@@ -40,8 +41,7 @@ def main():
     runner.train()
     seen['tokens'] = tokens(runner.model)
     torch.save(seen, os.path.join(sys.argv[2], f'rank{os.environ["RANK"]}.pt'))
-    # Without it the threads of gloo can outlive the interpreter, which then aborts.
-    torch.distributed.destroy_process_group()
+    leave_process_group()
 
 
 if __name__ == '__main__':
