@@ -1,0 +1,97 @@
+"""Links between the Markdown pages, and the names of files and of Python objects in them."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from docs_pages import ROOT, Block, indented_blocks, inline, items, pages, slugs
+
+from freekd_mm import registry
+
+ALL_PAGES = [*pages(), ROOT / 'CHANGELOG.md']
+LANGUAGES = ('python', 'bash', 'text', 'bibtex')
+#: Inline code that begins like this names a file of the repository.
+FOLDERS = ('docs/', 'configs/', 'tools/', 'tests/', 'freekd_mm/', 'requirements/', 'benchmarks/', '.ci/')
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize('page', ALL_PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    wrong = []
+    for line, token in [*inline(page, 'link_open'), *inline(page, 'image')]:
+        target = str(token.attrs.get('href') or token.attrs.get('src'))
+        if re.match(r'^(https?|mailto):', target):
+            continue
+        path, _, anchor = target.partition('#')
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or ROOT not in (file, *file.parents):
+            wrong.append(f'{name(page)}:{line}: there is no {target}')
+        elif anchor and anchor not in slugs(file):
+            wrong.append(f'{name(page)}:{line}: {path or "this page"} has no #{anchor}; it has {sorted(slugs(file))}')
+    assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.parametrize('page', ALL_PAGES, ids=name)
+def test_files_that_the_text_names_exist(page: Path) -> None:
+    wrong = []
+    for line, token in inline(page, 'code_inline'):
+        path = token.content
+        if path.startswith(FOLDERS) and re.fullmatch(r'[\w./{},*-]+', path) and not matches(path):
+            wrong.append(f'{name(page)}:{line}: there is no {path}')
+    assert not wrong, '\n'.join(wrong)
+
+
+def matches(pattern: str) -> bool:
+    """Whether files exist for a path that may hold ``{a,b}`` and ``*``."""
+    braces = re.search(r'{([^{}]*)}', pattern)
+    if braces:
+        choices = braces[1].split(',')
+        return all(matches(pattern.replace(braces[0], choice, 1)) for choice in choices)
+    return any(ROOT.glob(pattern.rstrip('/')))
+
+
+@pytest.mark.parametrize('page', ALL_PAGES, ids=name)
+def test_python_names_in_the_text_exist(page: Path) -> None:
+    wrong = []
+    for line, token in inline(page, 'code_inline'):
+        found = re.match(r"^(?:type=')?(freekd_mm(?:\.\w+)+)(?=$|[('])", token.content)
+        if found and found[1] != 'freekd_mm.X' and not resolves(found[1]):
+            wrong.append(f'{name(page)}:{line}: there is no {found[1]}')
+    assert not wrong, '\n'.join(wrong)
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a dotted name is a module, an attribute of one, or a type of our registries."""
+    parts = dotted.split('.')
+    for child in (registry.MODELS, registry.HOOKS, registry.DATASETS, registry.TRANSFORMS):
+        child.import_from_location()
+        if parts[-1] in child.module_dict and len(parts) == 2:
+            return True
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module('.'.join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False
+
+
+@pytest.mark.parametrize('page', ALL_PAGES, ids=name)
+def test_code_stands_in_fences_with_a_language(page: Path) -> None:
+    """Only what names its language can be checked; an indented block has none."""
+    assert not indented_blocks(page), f'{name(page)}: blocks without a fence at lines {indented_blocks(page)}'
+    wrong = [item for item in items(page) if isinstance(item, Block) and item.language not in LANGUAGES]
+    assert not wrong, f'{name(page)}: the language should be one of {LANGUAGES}: {wrong}'
+
+
+def test_a_wrong_link_is_found(tmp_path: Path) -> None:
+    page = ROOT / 'docs' / 'install.md'
+    assert 'mim' in slugs(page)
+    assert not matches('tools/trian.py')
+    assert not resolves('freekd_mm.losses.FreeKDLos')
