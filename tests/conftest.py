@@ -13,8 +13,7 @@ import cv2
 import pytest
 import tiny_configs
 import torch
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
+from leftovers import clear_leftovers
 
 from freekd_mm.datasets import write_scenes
 
@@ -36,17 +35,9 @@ def _plain_config_dumps() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_leftovers() -> Iterator[None]:
-    """A runner leaves its default scope and its visualizers behind; the next test begins without them.
-
-    mmdet and mmseg name theirs 'visualizer': a later run would log to the folder of the first one.
-    """
+    """A runner leaves its default scope and its visualizers behind; the next test begins without them."""
     yield
-    DefaultScope._instance_dict.clear()
-    classes = [Visualizer]
-    while classes:
-        visualizer = classes.pop()
-        visualizer._instance_dict.clear()
-        classes += visualizer.__subclasses__()
+    clear_leftovers()
 
 
 @pytest.fixture(scope='session')

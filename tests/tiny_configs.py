@@ -156,8 +156,13 @@ def write(path: Path, config: dict[str, Any]) -> Path:
         # mmengine names a run by the second; two runs of one name would share their log and default scope.
         'experiment_name': f'{path.stem}_{uuid.uuid4().hex}',
     }
-    path.write_text('\n'.join(f'{key} = {value!r}' for key, value in config.items()) + '\n')
+    path.write_text(source(config))
     return path
+
+
+def source(config: dict[str, Any]) -> str:
+    """Returns a config as Python."""
+    return '\n'.join(f'{key} = {value!r}' for key, value in config.items()) + '\n'
 
 
 def _schedule() -> dict[str, Any]:

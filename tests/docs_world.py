@@ -1,0 +1,141 @@
+"""The folder in which a page's code runs: the repository's tools and configs, and the files that a reader has.
+
+Everything is tiny and generated: two detectors and two segmenters with a checkpoint each, on eight pictures.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tiny_configs
+import torch
+from docs_pages import ROOT
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import HOOKS
+
+import freekd_mm.registry  # noqa: F401 - hooks and models by name
+from freekd_mm.distill.config import build_model, default_scope, find_model, without_pretrained
+from freekd_mm.engine.reliability import Reliability
+from freekd_mm.prompts.files import PromptFile, save_prompt
+from freekd_mm.registry import MODELS
+
+LINKS = ('tools', 'configs', 'benchmarks', 'tests', 'docs', 'requirements', 'freekd_mm', 'Makefile')
+#: The shape of COCO's detectors, so that 256 channels and five levels in the pages are right.
+DETECTOR: dict[str, Any] = {'channels': 256, 'levels': 5}
+COCO_CLASSES = 80
+
+
+def _detector(root: Path, **options: Any) -> dict[str, Any]:
+    return tiny_configs.detector(root, **{**DETECTOR, **options})
+
+
+#: Configs that the reader has, by name.
+CONFIGS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    'student.py': _detector,
+    'teacher.py': functools.partial(_detector, width=16),
+    'my_detector.py': functools.partial(_detector, head='gfl', channels=16, levels=3),
+    'big_detector.py': functools.partial(_detector, head='gfl', width=16, channels=24, levels=4),
+    'my_segmenter.py': tiny_configs.segmenter,
+    'big_segmenter.py': functools.partial(tiny_configs.segmenter, width=16),
+}
+#: Checkpoints that the reader has, by the config that they belong to.
+CHECKPOINTS = {
+    'teacher.pth': 'teacher.py',
+    'my_old_model.pth': 'teacher.py',
+    'big_detector.pth': 'big_detector.py',
+    'big_segmenter.pth': 'big_segmenter.py',
+}
+#: Checkpoints that are only named.
+NAMED = ('alone/epoch_1.pth', 'freekd/epoch_1.pth')
+#: Pages that go on from the distillation config of another page.
+WITH_KD_CONFIG = ('docs/reliability.md', 'docs/many-gpus.md', 'docs/choosing-weights.md', 'docs/faq.md')
+KD_CONFIG = """
+_base_ = ['student.py']
+model = dict(
+    _delete_=True,
+    type='freekd_mm.DistilledModel',
+    architecture={{_base_.model}},
+    teacher=dict(cfg_path='teacher.py', checkpoint='teacher.pth'),
+    distill=dict(freekd=dict(loss=dict(type='freekd_mm.FreeKDLoss', channels=256))),
+)
+"""
+
+
+def make_given(folder: Path, scenes: Path) -> Path:
+    """Writes all files that the reader has; returns the folder."""
+    folder.mkdir()
+    for name, config in CONFIGS.items():
+        (folder / name).write_text(tiny_configs.source(config(scenes)))
+    for name, config_name in CHECKPOINTS.items():
+        model = build_model(*find_model(Config.fromfile(folder / config_name)))
+        torch.save({'meta': {}, 'state_dict': model.state_dict()}, folder / name)
+    tokens = {f'mask_modules.{level}.mask_token': torch.randn(4, 2, 256) for level in range(5)}
+    torch.save(tokens, folder / 'released_prompt.pth')
+    for name in NAMED:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def make_world(folder: Path, given: Path, page: str = '') -> Path:
+    """Makes the folder of one page."""
+    shutil.copytree(given, folder)
+    if page in WITH_KD_CONFIG:
+        (folder / 'my_kd.py').write_text(KD_CONFIG)
+    for name in LINKS:
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def check_config_file(path: Path) -> None:
+    """Loads a config of a page and builds what it distils; teachers from the net are random here."""
+    cfg = Config.fromfile(path)
+    for hook in cfg.get('custom_hooks') or ():
+        HOOKS.build(hook)
+    Reliability.from_config(cfg)
+    if not str(cfg.model.get('type', '')).endswith('DistilledModel'):
+        build_model(without_pretrained(cfg.model), cfg.get('default_scope'))
+        return
+    model = ConfigDict(without_pretrained(cfg.model))
+    if str(model.teacher.get('checkpoint', '')).startswith('http'):
+        del model.teacher['checkpoint']
+        model.teacher.allow_random = True
+    _make_prompts(model.distill)
+    with default_scope(cfg.get('default_scope')):
+        MODELS.build(model)
+
+
+def check_fragment(names: dict[str, Any]) -> None:
+    """Builds the parts of a config that a block without ``_base_`` has set."""
+    for hook in names.get('custom_hooks', ()):
+        HOOKS.build(ConfigDict(hook))
+    if 'reliability' in names:
+        Reliability.from_config(Config({'reliability': names['reliability']}))
+    if 'distill' in names:
+        distill = ConfigDict(names['distill'])
+        _make_prompts(distill)
+        student, teacher = (_detector(Path(), width=width)['model'] for width in (8, 16))
+        for model in (student, teacher):
+            model['bbox_head']['num_classes'] = COCO_CLASSES
+        with default_scope('mmdet'):
+            MODELS.build(
+                ConfigDict(
+                    type='freekd_mm.DistilledModel',
+                    architecture=student,
+                    teacher={'model': teacher, 'allow_random': True},
+                    distill=distill,
+                )
+            )
+
+
+def _make_prompts(distill: ConfigDict) -> None:
+    """Writes random prompts where stage 1 would have left them."""
+    for entry in distill.values():
+        file = entry.loss.get('prompt')
+        if isinstance(file, str) and not Path(file).exists():
+            levels = 5 if entry.get('student', 'neck').startswith('neck') else 1
+            tokens = (4, entry.loss.get('num_tokens', 2), entry.loss.channels)
+            prompt = PromptFile({'neck': {level: torch.randn(tokens) for level in range(levels)}}, num_tokens=tokens[1])
+            save_prompt(prompt, file)

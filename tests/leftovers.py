@@ -1,0 +1,17 @@
+"""What a run of mmengine leaves in its process."""
+
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+
+
+def clear_leftovers() -> None:
+    """Forgets the default scope and the visualizers of earlier runs.
+
+    mmdet and mmseg name theirs 'visualizer': a later run would log to the folder of the first one.
+    """
+    DefaultScope._instance_dict.clear()
+    classes = [Visualizer]
+    while classes:
+        visualizer = classes.pop()
+        visualizer._instance_dict.clear()
+        classes += visualizer.__subclasses__()
