@@ -2,9 +2,9 @@
 
 A loss over all wavelet bands touches every value many times: subtract, transform, take absolute values, weigh,
 sum, and all of it backwards. Done on whole tensors each of these steps walks through memory and pays for fresh
-pages; that, not arithmetic, is the cost. Here all steps of one wavelet level run on a block of planes in buffers
-that are reused, so memory is read once (both inputs) and written once (the gradient, and the low band for the
-next level, a quarter). Nothing is kept for the backward but the inputs, these low bands and one scale a band.
+pages; that, not arithmetic, is the cost. Here all steps of all wavelet levels run on a block of planes in buffers
+that are reused, and each block's gradient is made while its bands are still there. So memory is read once (both
+inputs) and written once (the gradient); the backward scales the gradient in place.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,26 +18,36 @@ from freekd_mm.frequency import WaveletBands
 from freekd_mm.losses.freekd_haar_step import Block, HaarStep, blocks_of
 
 
-def _walk(maps: Sequence[Tensor], standardise: bool) -> Iterator[tuple[Block, HaarStep]]:
-    """Yields the blocks of one level's input maps (N, C, H, W), each with the step that holds its bands.
+def _walk(maps: Sequence[Tensor], levels: int, standardise: bool) -> Iterator[tuple[Block, list[HaarStep]]]:
+    """Yields the blocks of maps (N, C, H, W) with one step a wavelet level; the first holds its bands.
 
     Two maps are student and teacher: side by side to be standardised, or else their difference.
     """
     like = maps[0].new_empty(0, dtype=torch.promote_types(maps[0].dtype, torch.float32))
     sides = len(maps) if standardise else 1
-    steps: dict[torch.Size, HaarStep] = {}
+    buffers: dict[torch.Size, list[HaarStep]] = {}
     for block in blocks_of(maps[0].shape, maps[0].device):
         parts = [x[block] for x in maps]
         planes = parts[0].shape[:2]
-        if planes not in steps:
-            steps[planes] = HaarStep(sides, planes, maps[0].shape[2:], like)
-        steps[planes].analyse(parts, difference=sides < len(parts))
-        yield block, steps[planes]
+        if planes not in buffers:
+            sizes = [tuple(maps[0].shape[2:])]
+            for _ in range(levels - 1):
+                sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+            buffers[planes] = [HaarStep(sides, planes, size, like) for size in sizes]
+        steps = buffers[planes]
+        steps[0].analyse(parts, difference=sides < len(parts))
+        yield block, steps
 
 
-def _band_size(x: Tensor) -> tuple[int, int]:
-    """Returns (h, w) of the bands of x (N, C, H, W)."""
-    return (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
+def _descend(steps: Sequence[HaarStep], center: bool) -> Iterator[tuple[int, bool, HaarStep]]:
+    """Yields (level, whether it is the last, step) from the finest on, when the deeper step has its input."""
+    for level, step in enumerate(steps):
+        last = level == len(steps) - 1
+        if not last:
+            steps[level + 1].analyse(step.low)
+        elif center:
+            step.center_low()
+        yield level, last, step
 
 
 def _images(weight: Tensor, block: Block) -> Tensor:
@@ -45,72 +55,70 @@ def _images(weight: Tensor, block: Block) -> Tensor:
     return weight[block[0]] if len(weight) > 1 else weight
 
 
+def _distances(
+    student: Tensor,
+    teacher: Tensor,
+    weights: Sequence[Tensor],
+    standardise: bool,
+    square: bool,
+    gradient: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Returns the distance of each plane (N, C) and the low band's part; writes the gradient of each to ``gradient``."""
+    total = student.new_zeros(student.shape[:2], dtype=torch.promote_types(student.dtype, torch.float32))
+    low = torch.zeros_like(total)
+    columns = [weight.flatten(1).unsqueeze(2) for weight in weights]
+    lowest, planes = weights[-1][:, None, 0, :, 0::2], [weight.unsqueeze(1) for weight in weights]
+    for block, steps in _walk((student, teacher), len(weights), standardise):
+        for level, last, step in _descend(steps, center=standardise):
+            scale = step.measure(last) if standardise else None
+            differences = step.normalise(scale) if scale is not None else step.bands[0]
+            sizes = torch.mul(differences, differences, out=step.spare) if square else step.absolute(differences)
+            total[block] += torch.matmul(sizes.flatten(2), _images(columns[level], block)).squeeze(2)
+            if last:
+                low[block] = (sizes[:, :, 0, :, 0::2] * _images(lowest, block)).sum((2, 3))
+            if gradient is not None:
+                differences = differences.mul_(2) if square else differences.sign_()
+                differences.mul_(_images(planes[level], block))
+                if scale is not None:
+                    step.through_normalisation(differences, scale[0])
+                    if last:
+                        step.center_low()
+        if gradient is not None:
+            for level in reversed(range(len(steps))):
+                steps[level].synthesise(gradient[block] if level == 0 else steps[level - 1].low[0])
+    return total, low
+
+
 class _HaarDistance(torch.autograd.Function):
     """Weighted distance of each plane (N, C), and the low band's share of it, without gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, teacher: Tensor, standardise: bool, square: bool, *weights: Tensor
+        ctx: Any, student: Tensor, teacher: Tensor, options: tuple[bool, bool], needed: bool, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        maps: Sequence[Tensor] = (student, teacher)
-        total = student.new_zeros(student.shape[:2], dtype=torch.promote_types(student.dtype, torch.float32))
-        low = torch.zeros_like(total)
-        kept: list[Tensor] = []
-        for level, weight in enumerate(weights):
-            last = level == len(weights) - 1
-            lows = total.new_empty(0 if last else 1 + standardise, *total.shape, *_band_size(maps[0]))
-            scales = total.new_empty(2 * standardise, *total.shape, 2, 1, weight.shape[-1])
-            column, lowest = weight.flatten(1).unsqueeze(2), weight[:, None, 0, :, 0::2]
-            for block, step in _walk(maps, standardise):
-                differences = step.bands[0]
-                if not last:
-                    lows[:, block[0], block[1]] = step.low
-                elif standardise:
-                    step.center_low()
-                if standardise:
-                    scale = scales[:, block[0], block[1]]
-                    step.measure(scale, last)
-                    differences = step.normalise(scale)
-                differences = differences.square_() if square else differences.abs_()
-                total[block] += torch.matmul(differences.flatten(2), _images(column, block)).squeeze(2)
-                if last:
-                    low[block] = (differences[:, :, 0, :, 0::2] * _images(lowest, block)).sum((2, 3))
-            kept += [weight, lows, scales]
-            maps = lows.unbind()
-        ctx.save_for_backward(student, teacher, *kept)
-        ctx.options = standardise, square
+        ctx.gradient = _new_gradient(student) if needed else None
+        total, low = _distances(student, teacher, weights, *options, ctx.gradient)
+        ctx.save_for_backward(student, teacher, *weights)
+        ctx.options = options
         ctx.mark_non_differentiable(low)
         return total, low
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, *kept = ctx.saved_tensors
-        standardise, square = ctx.options
-        weights, all_lows, all_scales = kept[0::3], kept[1::3], kept[2::3]
-        inputs = [(student, teacher), *(lows.unbind() for lows in all_lows[:-1])]
-        low_gradient = gradient  # of the coarsest level: none, not read
-        for level in reversed(range(len(weights))):
-            last, weight, scales = level == len(weights) - 1, weights[level].unsqueeze(1), all_scales[level]
-            out = torch.empty_like(inputs[level][0])
-            for block, step in _walk(inputs[level], standardise):
-                differences = step.bands[0]
-                scale = scales[:, block[0], block[1]]
-                if standardise:
-                    if last:
-                        step.center_low()
-                    differences = step.normalise(scale)
-                differences = differences.mul_(2) if square else differences.sign_()
-                differences.mul_(_images(weight, block))
-                if standardise:
-                    step.through_normalisation(differences, scale[0])
-                    if last:
-                        step.center_low()
-                if not last:
-                    step.low[0] = low_gradient[block]
-                step.synthesise(out[block], gradient[block][:, :, None, None, None] if level == 0 else 1.0)
-            low_gradient = out
-        return low_gradient, None, None, None, *[None] * len(weights)
+    def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, *weights = ctx.saved_tensors
+        # It is handed out, so a second backward through a retained graph makes it anew.
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            gradient = _new_gradient(student)
+            _distances(student, teacher, weights, *ctx.options, gradient)
+        gradient.mul_(factor[:, :, None, None])
+        return gradient.to(student.dtype), None, None, None, *[None] * len(weights)
+
+
+def _new_gradient(student: Tensor) -> Tensor:
+    """Returns room for the gradient, in at least float32: it is not scaled yet."""
+    return torch.empty_like(student, dtype=torch.promote_types(student.dtype, torch.float32))
 
 
 def _interleave(weights: WaveletBands) -> list[Tensor]:
@@ -143,7 +151,8 @@ def haar_distance(
     Returns:
         D (N, C) and, without gradient, the low band's part of it.
     """
-    return _HaarDistance.apply(student, teacher, standardise, square, *_interleave(weights))
+    needed = torch.is_grad_enabled() and student.requires_grad
+    return _HaarDistance.apply(student, teacher, (standardise, square), needed, *_interleave(weights))
 
 
 @torch.no_grad()
@@ -152,17 +161,8 @@ def haar_mean_squares(x: Tensor, levels: int) -> list[Tensor]:
 
     The low band's is about the mean of its plane.
     """
-    found = []
-    for level in range(levels):
-        last = level == levels - 1
-        total = x.new_zeros(x.shape[0], 2, 2, dtype=torch.promote_types(x.dtype, torch.float32))
-        low = total.new_empty(*x.shape[:2], *_band_size(x)) if not last else x
-        for block, step in _walk([x], standardise=False):
-            if last:
-                step.center_low()
-            else:
-                low[block] = step.low[0]
-            total[block[0]] += step.square_sums()[0].sum(1) / (step.positions * max(x.shape[1], 1))
-        found.append(total)
-        x = low
+    found = [x.new_zeros(x.shape[0], 2, 2, dtype=torch.promote_types(x.dtype, torch.float32)) for _ in range(levels)]
+    for block, steps in _walk([x], levels, standardise=False):
+        for level, _, step in _descend(steps, center=True):
+            found[level][block[0]] += step.square_sums()[0].sum(1) / (step.positions * max(x.shape[1], 1))
     return found

@@ -93,6 +93,16 @@ class HaarStep:
         return self.pairs.new_empty(self.pairs.shape[:4])
 
     @cached_property
+    def scales(self) -> Tensor:
+        """One value a band, interleaved (maps, n, k, 2, 1, 2w)."""
+        return self.like.new_empty(*self.bands.shape[:4], 1, self.bands.shape[5])
+
+    @cached_property
+    def scale_pairs(self) -> Tensor:
+        """The same read as complex numbers."""
+        return self.scales.view(self.pairs.dtype)
+
+    @cached_property
     def row_pairs(self) -> Tensor:
         """One value a band of one map, interleaved, as complex numbers (n, k, 2, 1, w)."""
         return self.pairs.new_empty(*self.pairs.shape[1:4], 1, self.pairs.shape[5])
@@ -104,7 +114,7 @@ class HaarStep:
 
     def analyse(self, maps: Sequence[Tensor], difference: bool = False) -> None:
         """Fills ``bands`` from maps (n, k, H, W), or with those of the difference of two of them."""
-        direct = self.even and not difference and all(x.dtype == self.bands.dtype for x in maps)
+        direct = not difference and all(self._takes(x) for x in maps)
         if not direct:
             if not self.even:
                 self.padded[..., self.size[0] :, :].zero_()
@@ -122,10 +132,14 @@ class HaarStep:
             torch.sub(even, odd, out=below)
         self.pairs.mul_(0.5 - 0.5j)
 
-    def synthesise(self, out: Tensor, factor: Tensor | complex) -> None:
-        """Writes the adjoint of :meth:`analyse` applied to the first map's bands, times a factor, to ``out``."""
-        self.pairs[0].mul_(factor * (0.5 + 0.5j))
-        direct = self.even and out.dtype == self.bands.dtype
+    def _takes(self, x: Tensor) -> bool:
+        """Whether pairs of rows of a map are read and written where they are, without a buffer between."""
+        return self.even and x.dtype == self.bands.dtype and x.stride(-1) == 1
+
+    def synthesise(self, out: Tensor) -> None:
+        """Writes the adjoint of :meth:`analyse` applied to the first map's bands to ``out`` (n, k, H, W)."""
+        self.pairs[0].mul_(0.5 + 0.5j)
+        direct = self._takes(out)
         even, odd = _row_pairs(out) if direct else self.rows[0]
         torch.add(*self.halves[0], out=even)
         torch.sub(*self.halves[0], out=odd)
@@ -143,8 +157,12 @@ class HaarStep:
             torch.sum(self.spare_pairs, (3, 4), out=total)
         return torch.view_as_real(self.sums)
 
-    def measure(self, scales: Tensor, last: bool) -> None:
-        """Writes 1 / deviation of the bands of student and teacher to ``scales`` (2, n, k, 2, 1, 2w).
+    def absolute(self, bands: Tensor) -> Tensor:
+        """Returns the absolute values of one map's bands in the spare buffer."""
+        return torch.abs(bands, out=self.spare)
+
+    def measure(self, last: bool) -> Tensor:
+        """Returns 1 / deviation of the bands of student and teacher (2, n, k, 2, 1, 2w), in a buffer of its own.
 
         0 where the teacher's band is constant, and in a low band that the next level takes apart.
         """
@@ -155,7 +173,8 @@ class HaarStep:
         # The floor is added to both, so that equal features stay equal.
         wide = torch.add(squares, squares[1], alpha=FLOOR**2).masked_fill_(constant, torch.inf)
         found = wide.rsqrt_().mul_(self.positions**0.5)
-        scales.view(self.pairs.dtype).copy_(torch.view_as_complex(found)[..., None, None])
+        self.scale_pairs.copy_(torch.view_as_complex(found)[..., None, None])
+        return self.scales
 
     def normalise(self, scales: Tensor) -> Tensor:
         """Scales the bands; returns student - teacher in place of the teacher's, the student's stay normalised."""
