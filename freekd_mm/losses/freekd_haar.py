@@ -44,7 +44,7 @@ def _descend(steps: Sequence[HaarStep], center: bool) -> Iterator[tuple[int, boo
     for level, step in enumerate(steps):
         last = level == len(steps) - 1
         if not last:
-            steps[level + 1].analyse(step.low)
+            steps[level + 1].analyse(step.low.unbind())
         elif center:
             step.center_low()
         yield level, last, step
@@ -63,7 +63,16 @@ def _distances(
     square: bool,
     gradient: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the distance of each plane (N, C) and the low band's part; writes the gradient of each to ``gradient``."""
+    """Returns the distance of each plane (N, C) and the low band's part of it.
+
+    Args:
+        student: (N, C, H, W).
+        teacher: (N, C, H, W).
+        weights: One a wavelet level, see :func:`_interleave`.
+        standardise: Divide each band by its own deviation.
+        square: Squared instead of absolute differences.
+        gradient: Takes the gradient of each plane's distance, (N, C, H, W); None where nobody asks for it.
+    """
     total = student.new_zeros(student.shape[:2], dtype=torch.promote_types(student.dtype, torch.float32))
     low = torch.zeros_like(total)
     columns = [weight.flatten(1).unsqueeze(2) for weight in weights]
@@ -97,7 +106,7 @@ class _HaarDistance(torch.autograd.Function):
         ctx: Any, student: Tensor, teacher: Tensor, options: tuple[bool, bool], needed: bool, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.gradient = _new_gradient(student) if needed else None
-        total, low = _distances(student, teacher, weights, *options, ctx.gradient)
+        total, low = _distances(student, teacher, weights, options[0], options[1], ctx.gradient)
         ctx.save_for_backward(student, teacher, *weights)
         ctx.options = options
         ctx.mark_non_differentiable(low)
@@ -107,11 +116,12 @@ class _HaarDistance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher, *weights = ctx.saved_tensors
+        standardise, square = ctx.options
         # It is handed out, so a second backward through a retained graph makes it anew.
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             gradient = _new_gradient(student)
-            _distances(student, teacher, weights, *ctx.options, gradient)
+            _distances(student, teacher, weights, standardise, square, gradient)
         gradient.mul_(factor[:, :, None, None])
         return gradient.to(student.dtype), None, None, None, *[None] * len(weights)
 
