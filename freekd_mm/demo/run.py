@@ -35,7 +35,7 @@ def run_demo(task_name: str, method: str, root: Path, seed: int = 0, work_dir: P
 
     teacher = _training('teacher', task.teacher, base / 'teacher', 0, root)
     alone = _training(f'student_seed{seed}', task.student, base / f'student_seed{seed}', seed, root)
-    steps.train(teacher, alone)
+    steps.train(teacher)
 
     name = f'{method}_seed{seed}'
     config = base / 'configs' / f'{name}.py'
@@ -48,8 +48,10 @@ def run_demo(task_name: str, method: str, root: Path, seed: int = 0, work_dir: P
     distilled = _training(name, str(config), base / name, seed, root)
     uses_prompt = any(METHODS[part].uses_prompt for part in parse_methods(method))
     if uses_prompt:
-        _train_prompt(steps, base, config)
-    steps.train(distilled)
+        steps.train(alone, _prompt(base, config))
+        steps.train(distilled)
+    else:
+        steps.train(alone, distilled)
 
     runs = [
         ('teacher', task.teacher, teacher),
@@ -90,9 +92,9 @@ def _iterations(cfg: Config) -> int:
     return int(cfg.train_cfg.max_epochs * (annotations['num_train'] // cfg.train_dataloader.batch_size))
 
 
-def _train_prompt(steps: Steps, base: Path, config: Path) -> None:
+def _prompt(base: Path, config: Path) -> Training:
     stage1 = config.with_name(f'{config.stem}_prompt.py')
-    steps.train(Training('prompt', 'stage 1, the prompt', str(stage1), base / 'prompt', PROMPT_ITERATIONS))
+    return Training('prompt', 'stage 1, the prompt', str(stage1), base / 'prompt', PROMPT_ITERATIONS)
 
 
 def newest_checkpoint(work_dir: Path) -> Path:

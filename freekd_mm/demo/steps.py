@@ -75,12 +75,13 @@ class Steps:
         return result
 
     def train(self, *trainings: Training) -> None:
-        """Trains side by side, one thread each, with one bar for all of them."""
+        """Trains side by side, the cores shared among them, with one bar for all of them."""
         waiting = [training for training in trainings if self.done(training.name) is None]
         if not waiting:
             return
         start = time.monotonic()
-        running = [(training, self._start(training.name, training.command())) for training in waiting]
+        threads = max((os.cpu_count() or 1) // len(waiting), 1)
+        running = [(training, self._start(training.name, training.command(), threads)) for training in waiting]
         bar = ProgressBar(' and '.join(training.label for training in waiting))
         total = sum(training.iterations for training in waiting)
         while any(process.poll() is None for _, process in running):
@@ -93,10 +94,10 @@ class Steps:
             self.finish(training.name, {'seconds': time.monotonic() - start})
         bar(total, total)
 
-    def _start(self, name: str, command: Sequence[str]) -> subprocess.Popen:
+    def _start(self, name: str, command: Sequence[str], threads: int = 1) -> subprocess.Popen:
         environment = {
             **os.environ,
-            'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', '1'),
+            'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', str(threads)),
             'PYTHONWARNINGS': 'ignore',
         }
         with open(self.folder / f'{name}.log', 'a') as log:
@@ -110,13 +111,15 @@ class Steps:
 
 
 def iterations_done(work_dir: Path) -> int:
-    """Returns the iteration that the newest log in a work directory has reached, stage 1 added."""
+    """Returns the iteration that the newest log in a work directory has reached."""
     newest = sorted(work_dir.glob('*/vis_data/scalars.json'))
     if not newest:
         return 0
     for line in reversed(newest[-1].read_text().splitlines()):
         try:
-            return int(json.loads(line).get('step', 0))
+            entry = json.loads(line)
         except ValueError:  # a line that is being written
             continue
+        if 'iter' in entry:  # an evaluation's step is its epoch
+            return int(entry['step'])
     return 0

@@ -45,7 +45,9 @@ def test_the_progress_is_read_from_the_newest_log(tmp_path: Path) -> None:
     for run, step in (('20260101_000000', 3), ('20260101_000001', 7)):
         folder = tmp_path / run / 'vis_data'
         folder.mkdir(parents=True)
-        lines = [json.dumps({'step': step - 1}), json.dumps({'step': step}), '{"step": 9']  # the last is half written
+        entries = [{'iter': step - 1, 'step': step - 1}, {'iter': step, 'step': step}]
+        evaluation = {'coco/bbox_mAP': 0.5, 'step': 1}  # of the first epoch
+        lines = [*map(json.dumps, (*entries, evaluation)), '{"iter": 9, "step": 9']  # the last is half written
         (folder / 'scalars.json').write_text('\n'.join(lines))
     assert iterations_done(tmp_path) == 7
 
