@@ -82,8 +82,24 @@ def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str
         if resume:
             resume_from(cfg, resume)
         runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
-        with reliability.attached(runner):
-            return runner.train()
+        try:
+            with reliability.attached(runner):
+                return runner.train()
+        finally:
+            _forget_visualizer(runner.visualizer)
+
+
+def _forget_visualizer(visualizer: Any) -> None:
+    """Lets the next run of this process have a visualizer of its own.
+
+    mmengine finds visualizers by name, and nearly all configs call theirs the same: stage 2 would log into the
+    folder of stage 1.
+    """
+    name = visualizer.instance_name
+    for kind in type(visualizer).__mro__:
+        instances: dict[str, Any] = getattr(kind, '_instance_dict', {})
+        if instances.get(name) is visualizer:
+            del instances[name]
 
 
 def _use_amp(cfg: Config) -> None:

@@ -1,0 +1,1 @@
+"""Reports: one HTML file that shows what runs did, from their work directories."""

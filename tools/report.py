@@ -1,0 +1,38 @@
+"""Writes one HTML file about one or several runs: curves, results, settings, environment.
+
+python tools/report.py work_dirs/student work_dirs/student_kd --out report.html
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='work directory of a training run')
+    parser.add_argument('--out', type=Path, default=Path('report.html'), help='file to write (default: %(default)s)')
+    parser.add_argument('--names', nargs='+', help='what to call the runs, one a work directory')
+    parser.add_argument('--title', help='title of the page')
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Writes the report; returns the exit status."""
+    args = parse_args()
+    from freekd_mm.report.main import write_report
+
+    try:
+        path, left_out = write_report(args.work_dirs, args.out, args.names, args.title)
+    except (OSError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    for line in left_out:
+        print(f'left out: {line}', file=sys.stderr)
+    print(f'the report is in {path}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
