@@ -71,8 +71,8 @@ def test_one_command_runs_both_stages_and_reuses_the_first(stage1: Path, scenes_
     assert 'distill.loss_freekd' in first
     prompt = tmp_path / 'prompt/frequency_prompt.pth'
     assert list(load_prompt(prompt).places()) == [f'neck[{level}]' for level in range(5)]
-    for stage in ('prompt', 'student'):
-        assert [log.parts[-4] for log in (tmp_path / stage).glob('*/vis_data/2*.json')] == [stage]
+    logs = tmp_path.glob('*/*/vis_data/2*.json')
+    assert [log.parts[-4] for log in logs] == ['student']
     written = prompt.stat().st_mtime_ns
 
     second = train(stage1, scenes_root, tmp_path)
