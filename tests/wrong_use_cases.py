@@ -112,7 +112,7 @@ def frozen(place):
 
 
 def tools(place, config=None, *options):
-    from freekd_mm.engine.cli import add_common_options, prepare_config
+    from freekd_mm.cli import add_common_options, prepare_config
 
     parser = argparse.ArgumentParser()
     add_common_options(parser)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from freekd_mm.engine.cli import add_common_options, prepare_config
+from freekd_mm.cli import add_common_options, prepare_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,12 +10,14 @@ import hashlib
 import os
 import pickle
 import re
-import sys
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+
+from freekd_mm.compat.on_import import when_imported
 
 # Not a date, which other people's files end with.
 HASH_SUFFIX = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.(?:pth|pt)$')
@@ -126,12 +128,15 @@ def _without_config(content: Any) -> Any:
 
 def install_safe_loader() -> None:
     """Makes mmengine load local and downloaded checkpoints (resume, load_from, init_cfg) as data only."""
-    from mmengine.runner.checkpoint import CheckpointLoader
+    when_imported('mmengine.runner.checkpoint', _make_safe)
 
-    CheckpointLoader.register_scheme(prefixes='', loader=_load_local, force=True)
-    CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), loader=_load_http, force=True)
+
+def _make_safe(module: ModuleType) -> None:
+    loader: Any = vars(module)['CheckpointLoader']
+    loader.register_scheme(prefixes='', loader=_load_local, force=True)
+    loader.register_scheme(prefixes=('http://', 'https://'), loader=_load_http, force=True)
     # 'torchvision://', 'open-mmlab://' and 'mmcls://' end in this function.
-    sys.modules[CheckpointLoader.__module__].load_from_http = _load_http  # type: ignore[attr-defined]
+    vars(module)['load_from_http'] = _load_http
 
 
 def sha256(path: str | os.PathLike) -> str:

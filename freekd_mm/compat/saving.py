@@ -5,10 +5,12 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO, cast
 
 import torch
 
+from freekd_mm.compat.on_import import when_imported
 from freekd_mm.files import write_atomically
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -78,8 +80,11 @@ def _megabytes(size: int) -> str:
 
 def install_atomic_saver() -> None:
     """Makes ``mmengine.runner.save_checkpoint``, which all its hooks use, atomic for local files."""
+    when_imported('mmengine.runner.checkpoint', _make_atomic)
+
+
+def _make_atomic(module: ModuleType) -> None:
     from mmengine.fileio import LocalBackend, get_file_backend
-    from mmengine.runner import checkpoint as module
 
     original = module.save_checkpoint
     if getattr(original, 'atomic', False):

@@ -1,14 +1,13 @@
 """Discrete wavelet transforms in 1D and 2D with boundary 'zero', names and values as in PyWavelets.
 
-Haar takes the adds and subtracts of :mod:`freekd_mm.frequency.haar`, every other wavelet goes through ptwt.
+Haar takes the adds and subtracts of :mod:`freekd_mm.frequency.haar`, every other wavelet goes through ptwt, which is
+imported when it is needed: with PyWavelets and SciPy behind it, it takes a while.
 Inputs in half precision are transformed in float32 and the bands returned in the input's dtype.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import ptwt
-import pywt
 import torch
 from torch import Tensor
 
@@ -67,6 +66,8 @@ class WaveletBands1d(NamedTuple):
 
 def available_wavelets() -> tuple[str, ...]:
     """Returns the names of all discrete wavelets."""
+    import pywt
+
     return tuple(pywt.wavelist(kind='discrete'))
 
 
@@ -83,8 +84,11 @@ def is_haar(wavelet: str) -> bool:
 
 def band_length(length: int, wavelet: str) -> int:
     """Returns the length of a band of a signal of ``length``."""
-    taps = 2 if is_haar(wavelet) else pywt.Wavelet(wavelet).dec_len
-    return (length + taps - 1) // 2
+    if is_haar(wavelet):
+        return (length + 1) // 2
+    import pywt
+
+    return (length + pywt.Wavelet(wavelet).dec_len - 1) // 2
 
 
 def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
@@ -114,6 +118,8 @@ def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
         low, *bands = HaarAnalysis2d.apply(low, levels)
         high = [WaveletDetail(*bands[start : start + 3]) for start in range(0, len(bands), 3)]
     else:
+        import ptwt
+
         with torch.autocast(x.device.type, enabled=False):
             low, *coarsest_first = ptwt.wavedec2(low, wavelet, mode='zero', level=levels)
         high = [WaveletDetail(*details) for details in reversed(coarsest_first)]
@@ -130,6 +136,8 @@ def idwt2d(bands: WaveletBands) -> Tensor:
     high = [[widen(band) for band in details] for details in bands.high]
     if is_haar(bands.wavelet):
         return HaarSynthesis2d.apply(*bands.shape, low, *(band for details in high for band in details)).to(dtype)
+    import ptwt
+
     with torch.autocast(low.device.type, enabled=False):
         coarsest_first = [ptwt.WaveletDetailTuple2d(*details) for details in reversed(high)]
         x = ptwt.waverec2((low, *coarsest_first), bands.wavelet)
@@ -194,6 +202,8 @@ def dwt1d(x: Tensor, levels: int = 1, wavelet: str = 'haar', dim: int = -1) -> W
             low, detail = HaarAnalysis1d.apply(low, dim)
             high.append(detail)
     else:
+        import ptwt
+
         with torch.autocast(x.device.type, enabled=False):
             low, *coarsest_first = ptwt.wavedec(low, wavelet, mode='zero', level=levels, axis=dim)
         high = coarsest_first[::-1]
@@ -209,6 +219,8 @@ def idwt1d(bands: WaveletBands1d) -> Tensor:
         for detail, length in zip(reversed(high), reversed(lengths[:-1]), strict=True):
             low = HaarSynthesis1d.apply(length, bands.dim, low, detail)
     else:
+        import ptwt
+
         with torch.autocast(low.device.type, enabled=False):
             low = ptwt.waverec([low, *reversed(high)], bands.wavelet, axis=bands.dim)
         low = low.narrow(bands.dim, 0, bands.length)

@@ -200,7 +200,7 @@ def test_trusted_files_by_name(evil, tmp_path, nothing_trusted):
 def test_trusted_files_of_the_command(evil, tmp_path, nothing_trusted):
     import argparse
 
-    from freekd_mm.engine.cli import add_common_options, prepare_config
+    from freekd_mm.cli import add_common_options, prepare_config
 
     Config(toy_config(tmp_path)).dump(tmp_path / 'config.py')
     parser = argparse.ArgumentParser()
