@@ -20,6 +20,7 @@ from unittest import mock
 import yaml
 from docs_pages import ROOT, Command
 from leftovers import clear_leftovers
+from mmengine.config import Config
 
 #: Names on the pages that stand for files of the reader, and the figures of a real training.
 SUBSTITUTES = (
@@ -32,7 +33,7 @@ SUBSTITUTES = (
 #: Options that make a tool quick; the rest of the command runs as it is written.
 QUICK = {
     'tools/make_config.py': ['--prompt-iters', '2'],
-    'tools/make_scenes.py': ['--train', '4', '--val', '2', '--size', '64'],
+    'tools/make_scenes.py': ['--train', '8', '--val', '2', '--size', '64'],
     'tools/benchmark.py': ['--dry-run'],
 }
 #: Commands that are parsed and not run, with the reason. A rule that fits no command any more is an error.
@@ -109,6 +110,8 @@ class Commands:
             return
         self._check_files(arguments)
         arguments += QUICK.get(tool, [])
+        if tool == 'tools/train.py':
+            arguments = one_epoch(self.folder, arguments)
         if command.variables:
             self._in_a_process(command.variables, ['python', tool, *arguments])
         else:
@@ -152,6 +155,16 @@ class Commands:
         self._check_files(words[1:])
         self._promise('tools/train.py', words[1:])
         self.parsed[str(command)] = 'needs several GPUs; the script ran with a stand-in for torchrun or srun'
+
+
+def one_epoch(folder: Path, arguments: list[str]) -> list[str]:
+    """Adds to a training command that one epoch will do."""
+    config = Config.fromfile(folder / arguments[0])
+    if not config.train_cfg.get('max_epochs'):
+        return arguments
+    at = arguments.index('--cfg-options') + 1 if '--cfg-options' in arguments else len(arguments)
+    option = [] if '--cfg-options' in arguments else ['--cfg-options']
+    return [*arguments[:at], *option, 'train_cfg.max_epochs=1', *arguments[at:]]
 
 
 @contextmanager
@@ -256,6 +269,15 @@ def _pip(commands: Commands, words: list[str], command: Command) -> str:
     return 'changes the environment'
 
 
+def _srun(commands: Commands, words: list[str], command: Command) -> str:
+    if 'python' not in words:
+        raise CommandError('srun should start python')
+    script = [word for word in words[words.index('python') + 1 :] if word != '-u']
+    parse_tool(commands.folder, script[0], script[1:])
+    commands._check_files(script[1:])
+    return 'needs Slurm'
+
+
 def _system(commands: Commands, words: list[str], command: Command) -> str:
     if words[0] not in ('install', 'clone'):
         raise CommandError('only installing and cloning is known')
@@ -294,6 +316,7 @@ Rule = Callable[[Commands, list[str], Command], str]
 RULES: dict[str, Rule] = {
     'make': _make,
     'pip': _pip,
+    'srun': _srun,
     'git|apt|dnf|conda|pipx': _system,
     'cd|export': _shell,
     'mim': _mim,

@@ -11,8 +11,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What a reader may be told to type. Inline code that begins with one of them is a command too.
-PROGRAMS = ('python', 'make', 'pip', 'git', 'mim', 'pre-commit', 'apt', 'dnf', 'conda', 'pipx', 'sbatch', 'torchrun')
-SHELL_WORDS = ('cd', 'export')
+PROGRAMS = ('python', 'make', 'pip', 'git', 'mim', 'pre-commit', 'apt', 'dnf', 'conda', 'pipx', 'srun')
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Everything is tiny and generated: two detectors and two segmenters with a checkp
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,20 @@ def _detector(root: Path, **options: Any) -> dict[str, Any]:
     return tiny_configs.detector(root, **{**DETECTOR, **options})
 
 
+def _segmenter(root: Path, **options: Any) -> dict[str, Any]:
+    # As mmseg's schedules have it.
+    hooks = {'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False, 'interval': 2}}
+    return {**tiny_configs.segmenter(root, **options), 'default_hooks': hooks}
+
+
 #: Configs that the reader has, by name.
 CONFIGS: dict[str, Callable[[Path], dict[str, Any]]] = {
     'student.py': _detector,
     'teacher.py': functools.partial(_detector, width=16),
     'my_detector.py': functools.partial(_detector, head='gfl', channels=16, levels=3),
     'big_detector.py': functools.partial(_detector, head='gfl', width=16, channels=24, levels=4),
-    'my_segmenter.py': tiny_configs.segmenter,
-    'big_segmenter.py': functools.partial(tiny_configs.segmenter, width=16),
+    'my_segmenter.py': _segmenter,
+    'big_segmenter.py': functools.partial(_segmenter, width=16),
 }
 #: Checkpoints that the reader has, by the config that they belong to.
 CHECKPOINTS = {
@@ -96,14 +103,14 @@ def check_config_file(path: Path) -> None:
         HOOKS.build(hook)
     Reliability.from_config(cfg)
     if not str(cfg.model.get('type', '')).endswith('DistilledModel'):
+        cfg.model.pop('teacher_ckpt', None)  # mmrazor's
         build_model(without_pretrained(cfg.model), cfg.get('default_scope'))
         return
     model = ConfigDict(without_pretrained(cfg.model))
     if str(model.teacher.get('checkpoint', '')).startswith('http'):
         del model.teacher['checkpoint']
         model.teacher.allow_random = True
-    _make_prompts(model.distill)
-    with default_scope(cfg.get('default_scope')):
+    with _prompts(model.distill), default_scope(cfg.get('default_scope')):
         MODELS.build(model)
 
 
@@ -115,11 +122,10 @@ def check_fragment(names: dict[str, Any]) -> None:
         Reliability.from_config(Config({'reliability': names['reliability']}))
     if 'distill' in names:
         distill = ConfigDict(names['distill'])
-        _make_prompts(distill)
         student, teacher = (_detector(Path(), width=width)['model'] for width in (8, 16))
         for model in (student, teacher):
             model['bbox_head']['num_classes'] = COCO_CLASSES
-        with default_scope('mmdet'):
+        with _prompts(distill), default_scope('mmdet'):
             MODELS.build(
                 ConfigDict(
                     type='freekd_mm.DistilledModel',
@@ -130,12 +136,22 @@ def check_fragment(names: dict[str, Any]) -> None:
             )
 
 
-def _make_prompts(distill: ConfigDict) -> None:
-    """Writes random prompts where stage 1 would have left them."""
+@contextmanager
+def _prompts(distill: ConfigDict) -> Iterator[None]:
+    """Puts random prompts where stage 1 would have left them, and in place of those from the net, for a while."""
+    made = []
     for entry in distill.values():
-        file = entry.loss.get('prompt')
-        if isinstance(file, str) and not Path(file).exists():
-            levels = 5 if entry.get('student', 'neck').startswith('neck') else 1
-            tokens = (4, entry.loss.get('num_tokens', 2), entry.loss.channels)
-            prompt = PromptFile({'neck': {level: torch.randn(tokens) for level in range(levels)}}, num_tokens=tokens[1])
-            save_prompt(prompt, file)
+        loss = entry.loss
+        holder = loss.prompt if isinstance(loss.get('prompt'), dict) else loss
+        file = holder.get('prompt')
+        if file is None or Path(file).exists():
+            continue
+        if file.startswith('http'):
+            file = holder.prompt = 'prompt_from_the_net.pth'
+        levels = 5 if entry.get('student', 'neck').startswith('neck') else 1
+        tokens = (4, loss.get('num_tokens', 2), loss.channels)
+        prompt = PromptFile({'neck': {level: torch.randn(tokens) for level in range(levels)}}, num_tokens=tokens[1])
+        made.append(save_prompt(prompt, file))
+    yield
+    for path in made:
+        path.unlink()

@@ -16,6 +16,8 @@ from docs_commands import PARSED_ONLY, CommandError, Commands
 from docs_pages import ROOT, Block, Command, items, pages, parse_commands
 from docs_world import check_config_file, check_fragment, make_given, make_world
 
+from freekd_mm.benchmark import load_plan
+
 
 @pytest.fixture(scope='module')
 def given(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> Path:
@@ -46,6 +48,9 @@ def run_python(block: Block, names: dict[str, Any], page: str) -> None:
     if title or '_base_' in assigned:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text)
+    if 'Written by tools/make_config.py' in block.text:
+        written = {file.name: file.read_text() for file in Path().glob('*.py') if file != path}
+        assert block.text in written.values(), f'{page}:{block.line}: make_config.py has not written that'
     if '_base_' in assigned:
         check_config_file(path)
     elif title:
@@ -53,6 +58,14 @@ def run_python(block: Block, names: dict[str, Any], page: str) -> None:
     else:
         exec(compile(block.text, f'{page}:{block.line}', 'exec'), names)
         check_fragment({name: names[name] for name in assigned})
+
+
+def load_yaml(block: Block, page: str) -> None:
+    """Writes a benchmark plan to the file that its first line names, and reads it."""
+    title = re.match(r'# ([\w/]+\.yaml)\b', block.text)
+    assert title, f'{page}:{block.line}: a YAML block should begin with the name of its file'
+    Path(title[1]).write_text(block.text)
+    load_plan(title[1])
 
 
 @pytest.mark.parametrize('page', pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -73,6 +86,8 @@ def test_code_of_the_page(
         elif item.language == 'python':
             run_python(item, names, name)
             tally['blocks'] += 1
+        elif item.language == 'yaml':
+            load_yaml(item, name)
     tally['ran'] += [f'{name}: {command}' for command in commands.ran]
     tally['parsed'] |= {f'{name}: {command}': why for command, why in commands.parsed.items()}
 
@@ -84,6 +99,12 @@ def test_every_rule_is_used(tally: dict[str, Any]) -> None:
     commands = [str(command) for page in pages() for command in all_commands(page)]
     for rule in PARSED_ONLY:
         assert any(re.search(rule, command) for command in commands), f'no page has a command like {rule}'
+
+
+def test_a_new_loss_takes_at_most_40_lines() -> None:
+    blocks = [item for item in items(ROOT / 'docs/writing-a-loss.md') if isinstance(item, Block)]
+    (code,) = (block.text for block in blocks if block.text.startswith('# my_losses.py'))
+    assert len(code.splitlines()) <= 40
 
 
 def all_commands(page: Path) -> list[Command]:

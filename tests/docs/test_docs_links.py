@@ -10,7 +10,7 @@ from docs_pages import ROOT, Block, indented_blocks, inline, items, pages, slugs
 from freekd_mm import registry
 
 ALL_PAGES = [*pages(), ROOT / 'CHANGELOG.md']
-LANGUAGES = ('python', 'bash', 'text', 'bibtex')
+LANGUAGES = ('python', 'bash', 'yaml', 'text', 'bibtex')
 #: Inline code that begins like this names a file of the repository.
 FOLDERS = ('docs/', 'configs/', 'tools/', 'tests/', 'freekd_mm/', 'requirements/', 'benchmarks/', '.ci/')
 
