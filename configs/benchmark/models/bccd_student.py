@@ -1,5 +1,5 @@
 # BCCD: 364 microscope images of blood cells, 320 x 240. A narrow GFL with a ResNet-18 of base width 16, from scratch.
-_base_ = ['mmdet::_base_/default_runtime.py']
+_base_ = ['mmdet::_base_/default_runtime.py', '../../demo/_base_/gfl.py', '../../demo/_base_/det_schedule.py']
 
 # tools/benchmark.py puts --data-root in its place.
 data_root = 'data/bccd/'
@@ -48,15 +48,8 @@ val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'val.json', metric=
 test_evaluator = dict(type='CocoMetric', ann_file=data_root + 'test.json', metric='bbox', classwise=True)
 
 max_epochs = 20
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=5)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=35, norm_type=2),
-)
+train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
     dict(
@@ -69,46 +62,9 @@ param_scheduler = [
     ),
 ]
 
-norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    type='GFL',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=16,
-        stem_channels=16,
-        num_stages=4,
-        out_indices=(1, 2, 3),
-        frozen_stages=-1,
-        norm_cfg=norm_cfg,
-        norm_eval=False,
-        style='pytorch',
-    ),
-    neck=dict(type='FPN', in_channels=[32, 64, 128], out_channels=64, num_outs=3, norm_cfg=norm_cfg),
-    bbox_head=dict(
-        type='GFLHead',
-        num_classes=3,
-        in_channels=64,
-        feat_channels=64,
-        stacked_convs=2,
-        norm_cfg=norm_cfg,
-        reg_max=12,
-        anchor_generator=dict(
-            type='AnchorGenerator', ratios=[1.0], octave_base_scale=4, scales_per_octave=1, strides=[8, 16, 32]
-        ),
-        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0),
-        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
-        loss_dfl=dict(type='DistributionFocalLoss', loss_weight=0.25),
-    ),
-    train_cfg=dict(assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1, debug=False),
-    test_cfg=dict(
-        nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.6), max_per_img=100
-    ),
+    backbone=dict(stem_channels=16),
+    neck=dict(out_channels=64),
+    bbox_head=dict(num_classes=3, in_channels=64, feat_channels=64),
+    test_cfg=dict(nms_pre=1000, max_per_img=100),
 )

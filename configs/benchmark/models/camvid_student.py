@@ -1,5 +1,5 @@
 # CamVid: street scenes, 320 x 240, 11 classes. A narrow PSPNet with a ResNetV1c-18 of base width 16, from scratch.
-_base_ = ['mmseg::_base_/default_runtime.py']
+_base_ = ['mmseg::_base_/default_runtime.py', '../../demo/_base_/seg_schedule.py']
 
 # tools/benchmark.py puts --data-root in its place.
 data_root = 'data/camvid/'
@@ -71,27 +71,13 @@ test_evaluator = val_evaluator
 
 # 38 iterations are one epoch of the 307 pictures: 25 epochs.
 max_iters = 950
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=190)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=35, norm_type=2),
-)
+train_cfg = dict(max_iters=max_iters, val_interval=190)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', T_max=max_iters, end=max_iters, eta_min_ratio=0.01, by_epoch=False),
 ]
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=190, max_keep_ckpts=1),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
-)
+default_hooks = dict(checkpoint=dict(interval=190, max_keep_ckpts=1))
 
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
