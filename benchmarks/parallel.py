@@ -31,8 +31,8 @@ def counting_hook(counted: list[int], bucket: dist.GradBucket) -> torch.futures.
     return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
 
 
-def _other_calls() -> list[int]:
-    """Counts the bytes of all other all-reduces from here on: what losses average over the processes."""
+def _all_reduces() -> list[int]:
+    """Counts the bytes of every all-reduce from here on: those of DDP's buckets, and what losses average."""
     counted: list[int] = []
     original = dist.all_reduce
 
@@ -77,12 +77,12 @@ def _measure_model(rank: int, make: Any, options: Options) -> dict[str, Any]:
         'together': step_of(wrapped, options, batch_of(2, size, seed=rank)),
     }
     seconds: dict[str, list[list[float]]] = {name: [] for name in steps}
-    others = _other_calls()
+    everything = _all_reduces()
     for _ in range(options.rounds + 1):
         for name, step in steps.items():
             dist.barrier()
             buckets.clear()
-            others.clear()
+            everything.clear()
             start = time.perf_counter(), time.process_time()
             if rank == 0 or name == 'together':
                 step()
@@ -92,7 +92,7 @@ def _measure_model(rank: int, make: Any, options: Options) -> dict[str, Any]:
     return {
         'trained': count_trained(inner),
         'buckets': list(buckets),
-        'other_bytes': sum(others),
+        'bytes': sum(everything),
         'teacher_parameters': len(outside),
         'teacher_in_buckets': sum(id(parameter) in reduced for parameter in outside),
         'seconds': {name: values[1:] for name, values in seconds.items()},
@@ -118,10 +118,10 @@ def measure(options: Options) -> Report:
             )
             for clock in (0, 1)
         ]
-        bytes_ = sum(one['buckets'])
-        rows.append([name, f'{one["trained"]:,}', f'{bytes_:,}', len(one['buckets']), one['other_bytes'], *ratios])
+        inside = sum(one['buckets'])
+        rows.append([name, f'{one["trained"]:,}', f'{inside:,}', len(one['buckets']), one['bytes'] - inside, *ratios])
         kept = {key: value for key, value in one.items() if key != 'seconds'}
-        report.record(name, **kept, bytes=bytes_, times_alone_wall=ratios[0], times_alone_cpu=ratios[1])
+        report.record(name, **kept, times_alone_wall=ratios[0], times_alone_cpu=ratios[1])
     header = ['', 'trained values', 'bytes a step in buckets', 'buckets', 'other bytes a step', 'x alone (wall)']
     report.table([*header, 'x alone (CPU)'], rows)
     teacher = found[FREEKD]

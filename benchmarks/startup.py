@@ -73,10 +73,11 @@ def commands_of(folder: Path, quick: bool) -> dict[str, list[str]]:
     """Returns the command lines by name."""
     from freekd_mm.datasets import DET_METAINFO, write_scenes
 
-    imports = ('freekd_mm', 'freekd_mm.frequency') if quick else IMPORTS
+    imports = ('freekd_mm',) if quick else IMPORTS
     commands = {f'import {names}': ['-c', f'import {names}'] for names in imports}
     tools = {'tools/train.py': str(ROOT / 'tools' / 'train.py')}
-    if (theirs := mmdet_train()) is not None:
+    theirs = mmdet_train()
+    if theirs is not None and not quick:
         tools["mmdet's train.py"] = str(theirs)
     commands |= {f'{name} --help': [path, '--help'] for name, path in tools.items()}
     if quick:
@@ -97,7 +98,7 @@ def measure(options: Options) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         commands = commands_of(Path(folder), options.quick)
         seconds: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(options.rounds + 1):
+        for _ in range(options.with_at_most(3).rounds + 1):
             for name, command in commands.items():
                 seconds[name].append(run(command, options.clock))
     turns = Turns({name: values[1:] for name, values in seconds.items()})

@@ -72,7 +72,7 @@ def measure(options: Options) -> Report:
     )
     with tempfile.TemporaryDirectory() as folder:
         jobs = jobs_of(options, Path(folder))
-        turns = take_turns(jobs, options)
+        turns = take_turns(jobs, options.with_at_most(5))
         peaks = {name: peak_bytes(job, options.device) / 2**20 for name, job in jobs.items()}
         rows = []
         for name in jobs:

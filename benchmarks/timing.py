@@ -9,7 +9,7 @@ import ctypes.util
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,6 +36,10 @@ class Options:
     quick: bool = False
     amp: bool = False
     profile: bool = False
+
+    def with_at_most(self, rounds: int) -> 'Options':
+        """Returns the options for what takes long."""
+        return replace(self, rounds=min(self.rounds, rounds))
 
 
 @dataclass(frozen=True)
