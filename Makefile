@@ -14,13 +14,14 @@ RUN_SETUP = $$(test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo $(P
 	--venv '$(VENV)' --stack '$(STACK)' --torch '$(TORCH)' --torch-index '$(TORCH_INDEX)' \
 	--python '$(if $(filter command line environment,$(origin PYTHON)),$(PYTHON))'
 
-.PHONY: help setup demo test lint doctor
+.PHONY: help setup demo test lint docs doctor
 
 help:
 	@echo 'make setup   [VENV=.venv] [PYTHON=python3] [STACK=openmmlab|onedl] [TORCH=2.13.0|installed] [TORCH_INDEX=url]'
 	@echo 'make demo    [TASK=det|seg] [METHOD=freekd]'
 	@echo 'make test    [TESTS=tests/frequency]'
 	@echo 'make lint    formatting, lint and types'
+	@echo 'make docs    the site: pages and API reference, in site/'
 	@echo 'make doctor  which versions are here, and what is wrong with them'
 	@echo 'Every target sets up first; that takes no time once it is done. See docs/install.md.'
 
@@ -40,6 +41,10 @@ lint: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+
+docs: setup
+	$(VENV)/bin/python -m pip install -q --no-deps -r requirements/docs.txt
+	$(VENV)/bin/python docs/build.py --out site
 
 doctor:
 	@$(VENV)/bin/python tools/doctor.py

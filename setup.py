@@ -76,6 +76,7 @@ setup(
         'openmmlab': mm_line('openmmlab'),
         'onedl': mm_line('onedl'),
         'mmpretrain': ['mmpretrain>=1.2.0'],
+        'docs': ['pdoc>=15'],
         'test': ['pytest', 'pytest-xdist', 'hypothesis', 'scipy', 'pytorch_wavelets'],
     },
     classifiers=[

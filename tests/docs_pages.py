@@ -1,15 +1,29 @@
 """Reads the Markdown pages of the repository: code blocks, commands in the text, headings and links."""
 
+import importlib.util
 import re
 import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
-from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def _load_builder() -> ModuleType:
+    """Returns ``docs/build.py``: pages and anchors are what the site makes of them."""
+    spec = importlib.util.spec_from_file_location('docs_build', ROOT / 'docs/build.py')
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+builder = _load_builder()
 #: What a reader may be told to type. Inline code that begins with one of them is a command too.
 PROGRAMS = ('python', 'make', 'pip', 'git', 'mim', 'pre-commit', 'apt', 'dnf', 'conda', 'pipx', 'srun')
 
@@ -36,17 +50,14 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Returns all pages whose code and commands are checked."""
-    found = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md']
-    for folder, pattern in (('docs', '**/*.md'), ('configs', '**/README.md')):
-        found += sorted((ROOT / folder).glob(pattern))
-    return found
+    """Returns all pages whose code and commands are checked: the changelog tells of what was."""
+    return [page for page in builder.pages() if page.name != 'CHANGELOG.md']
 
 
 @cache
 def tokens(page: Path) -> list[Token]:
     """Returns the page's block tokens; text is in the children of 'inline' tokens."""
-    return MarkdownIt('commonmark').enable('table').parse(page.read_text(encoding='utf-8'))
+    return builder.parser().parse(page.read_text(encoding='utf-8'))
 
 
 def inline(page: Path, kind: str) -> list[tuple[int, Token]]:
@@ -109,15 +120,5 @@ def parse_commands(text: str, line: int) -> list[Command]:
 
 
 def slugs(page: Path) -> set[str]:
-    """Returns the anchors that GitHub gives the page's headings."""
-    seen: dict[str, int] = {}
-    found = set()
-    stream = tokens(page)
-    for index, token in enumerate(stream):
-        if token.type != 'heading_open':
-            continue
-        title = ''.join(child.content for child in stream[index + 1].children or ())
-        slug = re.sub(r'[^\w\- ]', '', title.strip().lower()).replace(' ', '-')
-        seen[slug] = seen.get(slug, -1) + 1
-        found.add(slug if seen[slug] == 0 else f'{slug}-{seen[slug]}')
-    return found
+    """Returns the anchors of the page's headings."""
+    return {slug for _, slug in builder.headings(tokens(page))}

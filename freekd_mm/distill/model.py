@@ -119,5 +119,9 @@ def DistilledModel(  # noqa: N802 - built by config like a class
 
 
 def student_state_dict(state: dict) -> dict:
-    """Returns the plain student's part of a state dict."""
+    """Returns the plain student's part of a state dict.
+
+    Args:
+        state: State dict of a distilled student.
+    """
     return {key: value for key, value in state.items() if not key.startswith(PREFIX)}

@@ -129,7 +129,11 @@ def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
 
 
 def idwt2d(bands: WaveletBands) -> Tensor:
-    """Inverse of :func:`dwt2d`: returns (N, C, H, W)."""
+    """Inverse of :func:`dwt2d`: returns (N, C, H, W).
+
+    Args:
+        bands: What :func:`dwt2d` returned, changed or not.
+    """
     _check_bands2d(bands)
     dtype = bands.low.dtype
     low = widen(bands.low)
@@ -211,7 +215,11 @@ def dwt1d(x: Tensor, levels: int = 1, wavelet: str = 'haar', dim: int = -1) -> W
 
 
 def idwt1d(bands: WaveletBands1d) -> Tensor:
-    """Inverse of :func:`dwt1d`."""
+    """Inverse of :func:`dwt1d`.
+
+    Args:
+        bands: What :func:`dwt1d` returned, changed or not.
+    """
     lengths = _check_bands1d(bands)
     low = widen(bands.low)
     high = [widen(band) for band in bands.high]

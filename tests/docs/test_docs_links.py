@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from docs_pages import ROOT, Block, indented_blocks, inline, items, pages, slugs
+from docs_pages import ROOT, Block, builder, indented_blocks, inline, items, slugs
 
 from freekd_mm import registry
 
-ALL_PAGES = [*pages(), ROOT / 'CHANGELOG.md']
+ALL_PAGES = builder.pages()
 LANGUAGES = ('python', 'bash', 'yaml', 'text', 'bibtex')
 #: Inline code that begins like this names a file of the repository.
 FOLDERS = ('docs/', 'configs/', 'tools/', 'tests/', 'freekd_mm/', 'requirements/', 'benchmarks/', '.ci/')
@@ -95,3 +95,15 @@ def test_a_wrong_link_is_found(tmp_path: Path) -> None:
     assert 'mim' in slugs(page)
     assert not matches('tools/trian.py')
     assert not resolves('freekd_mm.losses.FreeKDLos')
+
+
+def test_the_site_has_every_page_and_working_links(tmp_path: Path) -> None:
+    for page in ALL_PAGES:
+        builder.build_page(page, tmp_path)
+    wrong = []
+    for file in tmp_path.rglob('*.html'):
+        for target in re.findall(r'(?:href|src)="([^"#]+)(?:#[^"]*)?"', file.read_text()):
+            there = (file.parent / target).resolve().exists()
+            if builder.is_relative(target) and not there and not target.endswith('api/index.html'):
+                wrong.append(f'{file.relative_to(tmp_path)}: {target}')
+    assert not wrong, '\n'.join(wrong)
