@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs_commands import PARSED_ONLY, CommandError, Commands
+from docs_commands import PARSED_ONLY, Commands
 from docs_pages import ROOT, Block, Command, items, pages, parse_commands
+from docs_tools import CommandError
 from docs_world import check_config_file, check_fragment, make_given, make_world
 
 from freekd_mm.benchmark import load_plan
