@@ -1,5 +1,5 @@
-# FreeKD as the authors released it, RetinaNet-R50 from RetinaNet-X101-64x4d, COCO: six tokens, raw differences of the
-# high bands (weight 1), plus an MSE on the neck (weight 5) and SmoothL1 on the box branch (weight 1).
+# FreeKD with the loss and the weights of the authors' code, RetinaNet-R50 from RetinaNet-X101-64x4d, COCO: six tokens,
+# raw differences of the high bands (weight 1), an MSE on the neck (weight 5), SmoothL1 on the box branch (weight 1).
 _base_ = ['./retinanet_r50_x101.py']
 
 frequency_prompt = dict(
