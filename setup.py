@@ -11,7 +11,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # `mim train freekd_mm ...` and the doctor look for these inside the installed package.
-MIM_FOLDERS = ('configs', 'tools', 'requirements')
+MIM_PARTS = ('configs', 'tools', 'requirements', 'model-index.yml')
 
 sys.path.insert(0, str(ROOT))
 from freekd_mm.pins import MM_DISTRIBUTIONS, read_pins  # noqa: E402
@@ -31,14 +31,16 @@ class BuildWithMim(build_py):
     @staticmethod
     def _fill(mim: Path, link: bool) -> None:
         mim.mkdir(parents=True, exist_ok=True)
-        for folder in MIM_FOLDERS:
-            target, source = mim / folder, ROOT / folder
-            if target.is_symlink():
+        for part in MIM_PARTS:
+            target, source = mim / part, ROOT / part
+            if target.is_symlink() or target.is_file():
                 target.unlink()
             elif target.exists():
                 shutil.rmtree(target)
             if link:
-                target.symlink_to(os.path.relpath(source, mim), target_is_directory=True)
+                target.symlink_to(os.path.relpath(source, mim), target_is_directory=source.is_dir())
+            elif source.is_file():
+                shutil.copyfile(source, target)
             else:
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '.*'))
 

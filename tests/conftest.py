@@ -1,5 +1,6 @@
 """Fixtures for all tests: one thread, a tiny data set in both layouts, and configs of tiny models on it."""
 
+import functools
 import os
 
 # Before torch is imported: the machine runs several tests at once.
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import mmengine.config.utils
 import pytest
 import tiny_configs
 import torch
@@ -24,12 +26,16 @@ ConfigWriter = Callable[..., Path]
 
 
 @pytest.fixture(scope='session', autouse=True)
-def _plain_config_dumps() -> Iterator[None]:
-    """mmengine formats the config six times a run, which takes longer than the short runs of the tests."""
+def _quick_configs() -> Iterator[None]:
+    """What mmengine does with configs takes longer than the short runs of the tests.
+
+    It formats each six times a run, and reads all metafiles of mmdet for each ``mmdet::...``.
+    """
     with pytest.MonkeyPatch.context() as patch:
         # The forks import yapf at each call, OpenMMLab's mmengine once.
         for place in ('yapf.yapflib.yapf_api', 'mmengine.config.config'):
             patch.setattr(f'{place}.FormatCode', lambda text, **_: (text, True), raising=False)
+        patch.setattr(mmengine.config.utils, 'load', functools.cache(mmengine.config.utils.load))
         yield
 
 
