@@ -40,15 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> list[Report]:
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--clock', choices=CLOCKS, help="'cpu' on a CPU, 'wall' on a GPU")
-    parser.add_argument('--amp', action='store_true', help='whole steps under autocast')
+    parser.add_argument('--amp', action='store_true', help='whole steps under autocast; on a GPU alone')
     parser.add_argument('--profile', action='store_true', help='add profiles of the loss and of the step')
     parser.add_argument('--jsonl', type=Path, help='write the figures to this file')
     args = parser.parse_args(arguments)
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
         parser.error(f'part should be one of {", ".join(PARTS)}, but got {", ".join(unknown)}')
-    torch.set_num_threads(args.threads)
     device = torch.device(args.device)
+    if args.amp and device.type != 'cuda':
+        parser.error(f"--amp should be used on a GPU, as mmengine's AmpOptimWrapper asks for, but got {device}")
+    torch.set_num_threads(args.threads)
     options = Options(
         device,
         clock=args.clock or ('wall' if device.type == 'cuda' else 'cpu'),

@@ -28,10 +28,7 @@ def step_of(model: Any, options: Options, batch: dict[str, Any]) -> Job:
     model.to(options.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9)
-    wrapper: OptimWrapper = OptimWrapper(optimizer)
-    if options.amp:
-        dtype = 'float16' if options.device.type == 'cuda' else 'bfloat16'
-        wrapper = AmpOptimWrapper(optimizer=optimizer, dtype=dtype, loss_scale='dynamic' if dtype == 'float16' else 1.0)
+    wrapper = (AmpOptimWrapper if options.amp else OptimWrapper)(optimizer=optimizer)
     return lambda: model.train_step(copy.deepcopy(batch), wrapper)
 
 

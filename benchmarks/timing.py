@@ -26,7 +26,7 @@ class Options:
         clock: ``'cpu'`` counts this process alone, which is what can be told with one thread on a busy machine.
         rounds: Rounds that count, after one that does not.
         quick: Small shapes and models: whether everything runs, not how fast.
-        amp: Forward passes of whole steps under autocast, in bfloat16 on a CPU.
+        amp: Whole steps in mixed precision.
         profile: Add the profiles of what is compared.
     """
 
@@ -151,9 +151,10 @@ def profile_table(job: Job, options: Options, rows: int = 12) -> str:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if options.device.type == 'cuda':
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    job()
+    for _ in range(2):
+        job()
     with torch.profiler.profile(activities=activities) as profile:
-        for _ in range(1 if options.quick else 3):
+        for _ in range(3):
             job()
             synchronize(options.device)
     table = profile.key_averages().table(
