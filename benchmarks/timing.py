@@ -92,16 +92,26 @@ class Turns:
         return Spread.of(own / other for own, other in zip(self.seconds[name], sums, strict=True))
 
 
-def take_turns(jobs: Mapping[str, Job], options: Options) -> Turns:
+def take_turns(jobs: Mapping[str, Job], options: Options, repeats: int = 0) -> Turns:
     """Runs all jobs once a round. Free memory goes back to the system before each call.
 
     Or else a job is fast or slow by what the one before it happened to leave.
+
+    Args:
+        jobs: What to run, by name.
+        options: How often, and by which clock.
+        repeats: Run a job this many times in a row, after a call that does not count, and take their median: for
+            short jobs, with warm caches and memory at hand.
     """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(options.rounds + 1):
         for name, job in jobs.items():
-            trim()
-            seconds[name].append(time_of(job, options))
+            if repeats:
+                job()
+                seconds[name].append(statistics.median(time_of(job, options) for _ in range(repeats)))
+            else:
+                trim()
+                seconds[name].append(time_of(job, options))
     return Turns({name: values[1:] for name, values in seconds.items()})
 
 
