@@ -185,7 +185,7 @@ LOSSES = {
     **{
         f'freekd {normalize} {distance} {relation}': freekd(normalize=normalize, distance=distance, relation=relation)
         for normalize, distance, relation in itertools.product(
-            ('none', 'teacher', 'channel', 'band', 'batch'), ('l1', 'l2'), (None, 'free')
+            ('none', 'teacher', 'channel', 'band', 'batch', 'feature'), ('l1', 'l2'), (None, 'free')
         )
     },
     'freekd gate': freekd(relation='mlp'),
@@ -199,7 +199,7 @@ LOSSES = {
     'figkd foreground': dict(type='freekd_mm.FiGKDLoss', foreground=True, use_sigmoid=True),
 }
 #: Divided by a deviation of the batch, an image's part depends on the others.
-OF_THE_BATCH = ('batch',)
+OF_THE_BATCH = ('batch', 'feature')
 
 
 def loss_of(name):

@@ -56,8 +56,11 @@ class FreeKDLoss(DistillLoss):
     - ``'channel'``: each divided by its own deviation, per image and channel.
     - ``'band'``: each divided by its own deviation, per image over all channels (slower).
     - ``'batch'``: each divided by its own deviation, per channel over the batch of all processes (slower).
+    - ``'feature'``: not the bands but the feature maps are standardised, per channel over the batch of all processes.
+      With squared differences and bands weighed by their sizes that is PKD; other weights make it more or less of a
+      frequency.
 
-    All but ``'batch'`` look at one image at a time: N images on two processes give the same loss and gradient as 2N
+    All but ``'batch'`` and ``'feature'`` look at one image at a time: N images on two processes give the same loss and gradient as 2N
     on one, without communication.
 
     Args:

@@ -13,12 +13,12 @@ from freekd_mm.losses.base import full_precision
 from freekd_mm.losses.freekd_haar import haar_distance, haar_mean_squares
 from freekd_mm.losses.freekd_haar_step import FLOOR, TINY
 
-Normalize = Literal['none', 'teacher', 'channel', 'band', 'batch']
+Normalize = Literal['none', 'teacher', 'channel', 'band', 'batch', 'feature']
 Distance = Literal['l1', 'l2']
 
 #: Axes over which the deviation of a band (N, C, h, w) is taken.
 AXES = {'teacher': (1, 2, 3), 'channel': (2, 3), 'band': (1, 2, 3), 'batch': (0, 2, 3)}
-NORMALIZATIONS = ('none', *AXES)
+NORMALIZATIONS = ('none', *AXES, 'feature')
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -187,6 +187,10 @@ def band_distance(
     Returns:
         D (N, C) and, without gradient, the low band's part of it.
     """
+    if normalize == 'feature':
+        # The feature maps themselves, means taken out; the transform of the difference then is one.
+        student, teacher = normalize_pair(full_precision(student), full_precision(teacher), 'batch', low=True)
+        normalize = 'none'
     if normalize == 'teacher':
         weights, normalize = in_units_of(teacher, weights, distance), 'none'
     if _blockwise(weights.wavelet) and normalize in ('none', 'channel'):
@@ -197,7 +201,7 @@ def band_distance(
 def whole_band_distance(
     student: Tensor, teacher: Tensor, weights: WaveletBands, normalize: Normalize, distance: Distance
 ) -> tuple[Tensor, Tensor]:
-    """Does what :func:`band_distance` says on whole tensors, for every wavelet and normalisation but 'teacher'."""
+    """Does what :func:`band_distance` says on whole tensors, without 'teacher' and 'feature'."""
     student, teacher = full_precision(student), full_precision(teacher)
     levels, wavelet = len(weights.high), weights.wavelet
     # The transform is linear: without normalisation one for the difference takes the place of two.

@@ -87,7 +87,7 @@ def test_masks_of_another_size_are_refused():
         band_weights(teacher, 'haar', 1.0, [1.0], masks)
 
 
-NORMALIZE = ('batch', 'channel')
+NORMALIZE = ('batch', 'channel', 'feature')
 
 
 def _two_ranks(rank, folder):
@@ -117,3 +117,19 @@ def test_two_processes_compute_what_one_does(tmp_path):
         torch.testing.assert_close(first + second, alone.detach())
         wanted = torch.autograd.grad(alone, student)[0]
         torch.testing.assert_close(torch.cat((first_gradient, second_gradient)), wanted)
+
+
+def test_standardised_features_with_bands_weighed_by_their_sizes_are_pkd():
+    """Haar is orthonormal: the squared difference is the same in pixels and in bands."""
+    student, teacher = torch.randn(2, 4, 16, 8) * 3 + 1, torch.randn(2, 4, 16, 8)
+
+    def standardise(x):
+        return (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), correction=0, keepdim=True)
+
+    wanted = (standardise(student) - standardise(teacher)).square().mean()
+    # The mean over the nine high bands is taken, of which each of level j has 1 / 4^j of the positions.
+    sizes = [9 / 4**level for level in (1, 2, 3)]
+    loss = FreeKDLoss(
+        4, relation=None, normalize='feature', distance='l2', high_weight=sizes, low_weight=1 / 64, loss_weight=1.0
+    )
+    torch.testing.assert_close(loss(student, teacher), wanted, rtol=2e-4, atol=0)
