@@ -60,8 +60,8 @@ class FreeKDLoss(DistillLoss):
       With squared differences and bands weighed by their sizes that is PKD; other weights make it more or less of a
       frequency.
 
-    All but ``'batch'`` and ``'feature'`` look at one image at a time: N images on two processes give the same loss and gradient as 2N
-    on one, without communication.
+    All but ``'batch'`` and ``'feature'`` look at one image at a time: N images on two processes give the same loss and
+    gradient as 2N on one, without communication.
 
     Args:
         channels: Channels of the features: one number, or one a feature level.

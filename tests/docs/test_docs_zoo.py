@@ -50,6 +50,12 @@ def test_the_readme_links_to_every_config(folder: str) -> None:
         assert f']({path.relative_to(CONFIGS / folder).as_posix()})' in text, f'README should link to {path.name}'
 
 
+def test_the_readme_links_to_every_benchmark_plan() -> None:
+    text = (CONFIGS / 'benchmark/README.md').read_text(encoding='utf-8')
+    for plan in (CONFIGS / 'benchmark').glob('*.yaml'):
+        assert f']({plan.name})' in text, f'README should link to {plan.name}'
+
+
 @pytest.mark.parametrize('folder', METHODS)
 def test_the_readme_has_the_published_numbers(folder: str) -> None:
     text = (CONFIGS / folder / 'README.md').read_text(encoding='utf-8')
