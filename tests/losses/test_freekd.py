@@ -113,14 +113,26 @@ def naive_paper(students, teachers, tokens, num_tokens, normalize, distance):
 def test_paper_mode_without_relation_equals_loops_over_every_band(tmp_path, normalize, distance):
     path, tokens = prompt_path(tmp_path, 3)
     students, teachers = features(2, dtype=torch.float64), features(3, dtype=torch.float64)
-    loss = FreeKDLoss(CHANNELS, 3, relation=None, normalize=normalize, distance=distance, prompt=path)
+    loss = FreeKDLoss(CHANNELS, 3, relation=None, normalize=normalize, distance=distance, prompt=path, mode='paper')
     wanted = naive_paper(students, teachers, tokens, 3, normalize, distance)
     assert loss(students, teachers).item() == pytest.approx(wanted, rel=1e-6)
 
 
+def test_tuned_mode_is_one_minus_the_correlation_of_the_high_bands():
+    """Of standardised values the mean of (b - a)^2 is 2 - 2 ab, but for the floor of the deviations."""
+    students, teachers = features(2, [(8, 16), (4, 4)]), features(3, [(8, 16), (4, 4)])
+    total = 0.0
+    for student, teacher in zip(students, teachers, strict=True):
+        for detail, other in zip(dwt2d(student, 2).high, dwt2d(teacher, 2).high, strict=True):
+            for b, a in zip(detail, other, strict=True):
+                product = (a * b).mean((0, 2, 3)) / (a.square().mean((0, 2, 3)) * b.square().mean((0, 2, 3))).sqrt()
+                total += (2 - 2 * product.mean()) / (2 * 6)
+    torch.testing.assert_close(FreeKDLoss(CHANNELS, levels=2)(students, teachers), 3 * total, rtol=1e-3, atol=0)
+
+
 def test_batch_statistics_are_those_of_all_images():
     students, teachers = features(2, [(8, 8)]), features(3, [(8, 8)])
-    loss = FreeKDLoss(CHANNELS, relation=None, normalize='batch')
+    loss = FreeKDLoss(CHANNELS, relation=None, normalize='batch', mode='paper')
     low, high = (dwt2d(side[0], 3) for side in (students, teachers))
     total = 0.0
     pairs = [(low.low, high.low, 1.0)] + [
@@ -138,7 +150,9 @@ def test_batch_statistics_are_those_of_all_images():
 def test_bands_have_their_own_tokens_with_grouping_band(tmp_path):
     path, tokens = prompt_path(tmp_path, 2, grouping='band', count=1)
     students, teachers = features(0, SIZES[:1]), features(1, SIZES[:1])
-    loss = FreeKDLoss(CHANNELS, normalize='none', relation=None, low_weight=0.0, prompt=path, grouping='band')
+    loss = FreeKDLoss(
+        CHANNELS, normalize='none', relation=None, low_weight=0.0, prompt=path, grouping='band', mode='paper'
+    )
     total = 0.0
     for j, (own, other) in enumerate(zip(dwt2d(students[0], 3).high, dwt2d(teachers[0], 3).high, strict=True)):
         for o in range(3):
@@ -150,8 +164,8 @@ def test_bands_have_their_own_tokens_with_grouping_band(tmp_path):
 def test_the_prompt_changes_what_is_compared_and_not_having_one_is_logged(tmp_path, monkeypatch):
     logged = []
     monkeypatch.setattr(freekd, 'print_log', lambda message, *_: logged.append(message))
-    plain = FreeKDLoss(CHANNELS)
-    masked = FreeKDLoss(CHANNELS, prompt=prompt_path(tmp_path)[0])
+    plain = FreeKDLoss(CHANNELS, mode='paper')
+    masked = FreeKDLoss(CHANNELS, prompt=prompt_path(tmp_path)[0], mode='paper')
     values = [loss(features(0), features(1)) for loss in (plain, plain, masked)]
     assert len(logged) == 1
     assert 'plain frequency distillation' in logged[0]
@@ -162,8 +176,8 @@ def test_tokens_of_zero_are_as_no_prompt(tmp_path):
     file = PromptFile({'neck': {i: torch.zeros(4, 6, CHANNELS) for i in range(4)}}, num_tokens=6)
     path = save_prompt(file, tmp_path / 'zero.pth')
     for distance in ('l1', 'l2'):
-        masked = FreeKDLoss(CHANNELS, 6, relation=None, distance=distance, prompt=str(path))
-        plain = FreeKDLoss(CHANNELS, relation=None, distance=distance)
+        masked = FreeKDLoss(CHANNELS, 6, relation=None, distance=distance, prompt=str(path), mode='paper')
+        plain = FreeKDLoss(CHANNELS, relation=None, distance=distance, mode='paper')
         torch.testing.assert_close(masked(features(0), features(1)), plain(features(0), features(1)))
 
 
@@ -171,7 +185,7 @@ def test_tokens_of_zero_are_as_no_prompt(tmp_path):
 def test_the_default_is_of_the_order_of_one_for_every_feature_scale(options):
     sizes = [(24, 32), (12, 16), (6, 8)]
     students, teachers = features(0, sizes), features(1, sizes)
-    loss = FreeKDLoss(CHANNELS, **options)
+    loss = FreeKDLoss(CHANNELS, **options, mode='paper')
     value = loss(students, teachers)
     assert 0.5 < value < 5
     for scale in (1e-3, 1e4):
@@ -183,7 +197,7 @@ def test_half_batches_give_the_same_loss_and_gradient_as_the_whole_batch(tmp_pat
     """What two processes with one image each compute, averaged as DDP does, is what one process with both does."""
     path, _ = prompt_path(tmp_path)
     students, teachers = [level.requires_grad_() for level in features(0)], features(1)
-    loss = FreeKDLoss(CHANNELS, prompt=path)
+    loss = FreeKDLoss(CHANNELS, prompt=path, mode='paper')
     whole = loss(students, teachers)
     halves = sum(loss([s[i : i + 1] for s in students], [t[i : i + 1] for t in teachers]) / 2 for i in range(2))
     torch.testing.assert_close(whole, halves)
@@ -196,14 +210,16 @@ def test_half_batches_give_the_same_loss_and_gradient_as_the_whole_batch(tmp_pat
 @pytest.mark.parametrize('distance', ['l1', 'l2'])
 def test_gradients_agree_with_finite_differences(tmp_path, wavelet, normalize, distance):
     path, _ = prompt_path(tmp_path, 3, levels=2, count=1, channels=2, wavelet=wavelet)
-    loss = FreeKDLoss(2, 3, 2, wavelet, relation=None, normalize=normalize, distance=distance, prompt=path)
+    loss = FreeKDLoss(
+        2, 3, 2, wavelet, relation=None, normalize=normalize, distance=distance, prompt=path, mode='paper'
+    )
     student, teacher = (features(seed, [(5, 6)], channels=2, dtype=torch.float64)[0] for seed in (4, 5))
     assert torch.autograd.gradcheck(lambda x: loss([x], [teacher]), (student.requires_grad_(),), eps=1e-7, atol=1e-5)
 
 
 def test_a_second_backward_and_a_scaled_gradient_are_right():
     student, teacher = features(0, [(6, 7)])[0].requires_grad_(), features(1, [(6, 7)])[0]
-    value = FreeKDLoss(CHANNELS)(student, teacher)
+    value = FreeKDLoss(CHANNELS, mode='paper')(student, teacher)
     first = torch.autograd.grad(value, student, retain_graph=True)[0]
     second = torch.autograd.grad(value, student, torch.tensor(2.0))[0]
     torch.testing.assert_close(second, 2 * first)
@@ -232,7 +248,7 @@ def test_the_loss_is_a_finite_distance(
     students = [make(size).requires_grad_() for size in sizes]
     teachers = [torch.full_like(make(size), scale) if constant else make(size) for size in sizes]
     copies = [level.detach().clone() for level in (*students, *teachers)]
-    loss = FreeKDLoss(channels, levels=levels, normalize=normalize, distance=distance, relation=relation)
+    loss = FreeKDLoss(channels, levels=levels, normalize=normalize, distance=distance, relation=relation, mode='paper')
     value = loss(students, teachers)
     gradients = torch.autograd.grad(value, students, allow_unused=True)
     assert value.dtype == torch.float32
@@ -252,7 +268,7 @@ def test_the_loss_is_a_finite_distance(
 @pytest.mark.parametrize('normalize', ['none', 'channel'])
 def test_half_precision_is_computed_in_float32(tmp_path, dtype, normalize):
     path, _ = prompt_path(tmp_path)
-    loss = FreeKDLoss(CHANNELS, normalize=normalize, prompt=path)
+    loss = FreeKDLoss(CHANNELS, normalize=normalize, prompt=path, mode='paper')
     students = [level.to(dtype).requires_grad_() for level in features(0)]
     teachers = [level.to(dtype) for level in features(1)]
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -268,7 +284,7 @@ def test_half_precision_is_computed_in_float32(tmp_path, dtype, normalize):
 
 def test_channels_last_and_non_contiguous_features_give_the_same(tmp_path):
     path, _ = prompt_path(tmp_path, count=2)
-    loss = FreeKDLoss(CHANNELS, prompt=path)
+    loss = FreeKDLoss(CHANNELS, prompt=path, mode='paper')
     students, teachers = features(0, [(12, 10), (6, 5)]), features(1, [(12, 10), (6, 5)])
     wanted = loss(students, teachers)
     last = [[x.to(memory_format=torch.channels_last) for x in side] for side in (students, teachers)]
@@ -281,7 +297,7 @@ def test_channels_last_and_non_contiguous_features_give_the_same(tmp_path):
 
 
 def test_an_empty_batch_gives_zero_and_a_gradient():
-    loss = FreeKDLoss(CHANNELS)
+    loss = FreeKDLoss(CHANNELS, mode='paper')
     students = [torch.zeros(0, CHANNELS, 6, 6, requires_grad=True) for _ in range(2)]
     value = loss(students, [level.detach() for level in students])
     assert value == 0
@@ -291,7 +307,7 @@ def test_an_empty_batch_gives_zero_and_a_gradient():
 
 def test_one_tensor_is_one_level_and_the_terms_add_up():
     student, teacher = features(0, [(9, 8)])[0], features(1, [(9, 8)])[0]
-    loss = FreeKDLoss(CHANNELS, low_weight=0.5, high_weight=(1.0, 2.0, 0.5), level_weights=(3.0,))
+    loss = FreeKDLoss(CHANNELS, low_weight=0.5, high_weight=(1.0, 2.0, 0.5), level_weights=(3.0,), mode='paper')
     value = loss(student, teacher)
     assert sorted(loss.terms) == ['level0/high', 'level0/low']
     torch.testing.assert_close(sum(loss.terms.values()), value.detach())
@@ -300,9 +316,11 @@ def test_one_tensor_is_one_level_and_the_terms_add_up():
 
 def test_weights_of_levels_and_bands_scale_their_parts():
     students, teachers = features(0, SIZES[:2]), features(1, SIZES[:2])
-    one = FreeKDLoss(CHANNELS, relation=None)
+    one = FreeKDLoss(CHANNELS, relation=None, mode='paper')
     one(students, teachers)
-    other = FreeKDLoss(CHANNELS, relation=None, low_weight=0.5, high_weight=(2, 2, 2), level_weights=(1, 3))
+    other = FreeKDLoss(
+        CHANNELS, relation=None, low_weight=0.5, high_weight=(2, 2, 2), level_weights=(1, 3), mode='paper'
+    )
     other(students, teachers)
     torch.testing.assert_close(other.terms['level0/low'], 0.5 * one.terms['level0/low'])
     torch.testing.assert_close(other.terms['level1/high'], 6 * one.terms['level1/high'])
@@ -328,7 +346,9 @@ class CornerMasks(nn.Module):
 
 def test_another_mask_generator_can_be_tried_by_config():
     MODELS.register_module(module=CornerMasks, force=True)
-    loss = FreeKDLoss(CHANNELS, relation=None, normalize='none', prompt=dict(type='freekd_mm.CornerMasks'))
+    loss = FreeKDLoss(
+        CHANNELS, relation=None, normalize='none', prompt=dict(type='freekd_mm.CornerMasks'), mode='paper'
+    )
     student, teacher = features(0, [(16, 16)])[0].requires_grad_(), features(1, [(16, 16)])[0]
     gradient = torch.autograd.grad(loss(student, teacher), student)[0]
     assert gradient[:, :, :8, :8].abs().sum() > 0
@@ -336,7 +356,7 @@ def test_another_mask_generator_can_be_tried_by_config():
 
 
 def test_is_built_from_a_config_and_copies(tmp_path):
-    cfg = dict(type='freekd_mm.FreeKDLoss', channels=CHANNELS, prompt=prompt_path(tmp_path)[0])
+    cfg = dict(type='freekd_mm.FreeKDLoss', channels=CHANNELS, mode='paper', prompt=prompt_path(tmp_path)[0])
     loss = MODELS.build(cfg)
     assert isinstance(loss, FreeKDLoss)
     twin = copy.deepcopy(loss)
@@ -347,7 +367,7 @@ def test_is_built_from_a_config_and_copies(tmp_path):
     assert all(name.startswith('gate.') for name in trained), 'the prompt is frozen'
 
 
-@pytest.mark.parametrize('options', [dict(mode='code'), dict(relation='free', normalize='teacher')])
+@pytest.mark.parametrize('options', [{}, dict(mode='code'), dict(mode='paper', relation='free', normalize='teacher')])
 def test_compiles_as_one_graph(tmp_path, options):
     loss = FreeKDLoss(CHANNELS, prompt=prompt_path(tmp_path, count=2)[0], **options)
     students, teachers = [level.requires_grad_() for level in features(0, SIZES[:2])], features(1, SIZES[:2])
@@ -361,7 +381,11 @@ def test_compiles_as_one_graph(tmp_path, options):
 @pytest.mark.parametrize(
     ('options', 'error', 'message'),
     [
-        (dict(mode='papr'), ValueError, "mode should be one of 'paper', 'code', but got 'papr'.* mean 'paper'"),
+        (
+            dict(mode='papr'),
+            ValueError,
+            "mode should be one of 'tuned', 'paper', 'code', but got 'papr'.* mean 'paper'",
+        ),
         (dict(normalize='chanel'), ValueError, "normalize should be one of .*Did you mean 'channel'"),
         (dict(distance='l3'), ValueError, 'distance should be one of'),
         (dict(relation='mpl'), ValueError, "relation should be one of 'mlp', 'free'.*Did you mean 'mlp'"),
@@ -387,21 +411,21 @@ def test_wrong_options_name_what_is_available(options, error, message):
 def test_features_that_do_not_fit_are_named():
     students, teachers = features(0), features(1)
     with pytest.raises(ValueError, match=r'level 0 of the teacher should be \(N, 7, H, W\).*but got \(2, 5, 13, 9\)'):
-        FreeKDLoss(7)(students, teachers)
+        FreeKDLoss(7, mode='paper')(students, teachers)
     with pytest.raises(ValueError, match='channels should be one number or one for each of the 4 levels'):
-        FreeKDLoss((5, 5))(students, teachers)
+        FreeKDLoss((5, 5), mode='paper')(students, teachers)
     with pytest.raises(ValueError, match="level 1 of the student should have the teacher's shape"):
-        FreeKDLoss(CHANNELS)([students[0], students[2], *students[2:]], teachers)
+        FreeKDLoss(CHANNELS, mode='paper')([students[0], students[2], *students[2:]], teachers)
     with pytest.raises(ValueError, match='should have as many levels'):
-        FreeKDLoss(CHANNELS)(students[:3], teachers)
+        FreeKDLoss(CHANNELS, mode='paper')(students[:3], teachers)
     with pytest.raises(ValueError, match='level_weights should be one number or one for each of the 4'):
-        FreeKDLoss(CHANNELS, level_weights=(1.0, 2.0))(students, teachers)
+        FreeKDLoss(CHANNELS, level_weights=(1.0, 2.0), mode='paper')(students, teachers)
 
 
 def test_levels_of_other_channels_work():
     teachers = [torch.randn(2, c, s, s) for c, s in ((4, 16), (6, 8), (8, 8))]
     students = [torch.randn_like(level).requires_grad_() for level in teachers]
-    loss = FreeKDLoss((4, 6, 8))
+    loss = FreeKDLoss((4, 6, 8), mode='paper')
     loss(students, teachers).backward()
     assert all(math.isfinite(level.grad.sum().item()) for level in students)
     assert all(parameter.grad is not None for parameter in loss.parameters())

@@ -97,7 +97,7 @@ def _two_ranks(rank, folder):
     found = {}
     for normalize in NORMALIZE:
         student = students[part].clone().requires_grad_()
-        value = FreeKDLoss(4, relation=None, normalize=normalize)(student, teachers[part])
+        value = FreeKDLoss(4, relation=None, normalize=normalize, mode='paper')(student, teachers[part])
         value = value * len(student) / 3  # a process' value is the mean over its images
         value.backward()
         found[normalize] = (value.detach(), student.grad)
@@ -113,7 +113,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
     student.requires_grad_()
     for normalize in NORMALIZE:
         (first, first_gradient), (second, second_gradient) = (rank[normalize] for rank in ranks)
-        alone = FreeKDLoss(4, relation=None, normalize=normalize)(student, teacher)
+        alone = FreeKDLoss(4, relation=None, normalize=normalize, mode='paper')(student, teacher)
         torch.testing.assert_close(first + second, alone.detach())
         wanted = torch.autograd.grad(alone, student)[0]
         torch.testing.assert_close(torch.cat((first_gradient, second_gradient)), wanted)
@@ -130,6 +130,13 @@ def test_standardised_features_with_bands_weighed_by_their_sizes_are_pkd():
     # The mean over the nine high bands is taken, of which each of level j has 1 / 4^j of the positions.
     sizes = [9 / 4**level for level in (1, 2, 3)]
     loss = FreeKDLoss(
-        4, relation=None, normalize='feature', distance='l2', high_weight=sizes, low_weight=1 / 64, loss_weight=1.0
+        4,
+        relation=None,
+        normalize='feature',
+        distance='l2',
+        high_weight=sizes,
+        low_weight=1 / 64,
+        loss_weight=1.0,
+        mode='paper',
     )
     torch.testing.assert_close(loss(student, teacher), wanted, rtol=2e-4, atol=0)

@@ -92,7 +92,7 @@ def test_a_gate_trained_alone_cannot_take_the_loss_below_half_of_its_value(chann
         torch.cat((level[:, :1] * 50, level[:, 1:] * 0.01 + t[:, 1:]), 1)
         for level, t in zip(students, teachers, strict=True)
     ]
-    loss = FreeKDLoss(channels, normalize='none')
+    loss = FreeKDLoss(channels, normalize='none', mode='paper')
     start = loss(students, teachers).item()
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
     for _ in range(200):
@@ -116,7 +116,7 @@ def test_the_student_gets_no_gradient_through_the_gate():
 
 
 def test_every_parameter_of_the_gate_gets_a_gradient():
-    loss = FreeKDLoss(6)
+    loss = FreeKDLoss(6, mode='paper')
     for _ in range(2):
         loss.zero_grad()
         loss(levels(0), levels(1)).backward()
@@ -128,7 +128,7 @@ def test_every_parameter_of_the_gate_gets_a_gradient():
 
 
 def test_a_single_level_and_constant_features_work():
-    loss = FreeKDLoss(3)
+    loss = FreeKDLoss(3, mode='paper')
     student = torch.zeros(1, 3, 4, 4, requires_grad=True)
     loss(student, torch.ones(1, 3, 4, 4)).backward()
     assert torch.isfinite(student.grad).all()
@@ -138,4 +138,4 @@ def test_wrong_options_are_named():
     with pytest.raises(ValueError, match="relation should be one of 'mlp', 'free', but got 'gate'"):
         RelationGate('gate', 4)
     with pytest.raises(ValueError, match='hidden should be greater than 0'):
-        FreeKDLoss(4, relation=dict(relation='mlp', hidden=0))
+        FreeKDLoss(4, relation=dict(relation='mlp', hidden=0), mode='paper')
