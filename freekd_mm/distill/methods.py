@@ -122,6 +122,11 @@ METHODS: dict[str, Method] = {
     'freekd': Method(
         'wavelet bands of the features, with the prompt of the teacher: the first choice', _freekd('FreeKDLoss'), True
     ),
+    'freekd-paper': Method(
+        "FreeKD with the paper's formula: both bands, absolute differences, relation",
+        _freekd('FreeKDLoss', mode='paper'),
+        True,
+    ),
     'freekd-code': Method(
         'FreeKD as in its released code, to compare with it', _freekd('FreeKDLoss', mode='code'), True
     ),
