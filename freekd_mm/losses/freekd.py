@@ -27,7 +27,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         level_weights=1.0,
         normalize='batch',
         distance='l2',
-        loss_weight=3.0,
+        loss_weight=2.0,
     ),
     'paper': dict(
         relation='mlp',
@@ -106,7 +106,7 @@ class FreeKDLoss(DistillLoss):
         prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
             :class:`freekd_mm.prompts.PoIMaskGenerator`. Without one this is plain frequency distillation.
         grouping: ``'level'`` or ``'band'``, as in the prompt file.
-        loss_weight: Factor on the returned value; ``'auto'`` is 3 for ``'tuned'`` and 1 for the others.
+        loss_weight: Factor on the returned value; ``'auto'`` is 2 for ``'tuned'`` and 1 for the others.
     """
 
     def __init__(

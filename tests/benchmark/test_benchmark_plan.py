@@ -90,7 +90,7 @@ def test_plans_of_the_repository_load(path):
         cfg = load_task_config(model, '/elsewhere/data', plan.options)
         assert cfg.train_dataloader.dataset.data_root.startswith('/elsewhere/data/')
         # Chosen on other pictures than reported. The toy chooses nothing.
-        assert path.stem .startswith('scenes') or cfg.val_dataloader.dataset != cfg.test_dataloader.dataset
+        assert path.stem.startswith('scenes') or cfg.val_dataloader.dataset != cfg.test_dataloader.dataset
         assert cfg.train_dataloader.num_workers == 0
 
 
