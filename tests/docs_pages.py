@@ -78,7 +78,7 @@ def items(page: Path) -> list[Block | Command]:
         if token.type == 'fence':
             found.append(Block(line, token.info.strip(), token.content))
         for child in token.children or ():
-            if child.type == 'code_inline' and _is_command(child.content):
+            if child.type == 'code_inline' and is_command(child.content):
                 found += parse_commands(child.content, line)
     return found
 
@@ -88,7 +88,8 @@ def indented_blocks(page: Path) -> list[int]:
     return [token.map[0] + 1 for token in tokens(page) if token.type == 'code_block' and token.map]
 
 
-def _is_command(code: str) -> bool:
+def is_command(code: str) -> bool:
+    """Whether some code in the text is a command to type."""
     words = [word for word in code.split() if not _is_variable(word)]
     if len(words) < 2:
         return False

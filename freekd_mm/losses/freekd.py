@@ -54,9 +54,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 class FreeKDLoss(DistillLoss):
     r"""Distance between the wavelet bands of student and teacher where the teacher's prompt looks.
 
-    With :math:`a_k, b_k` the bands of teacher and student, :math:`M_i` the T masks of the prompt and :math:`\langle
-    \cdot \rangle` the mean over images, channels and positions. ``mode='code'`` is the released formula, summed over
-    feature levels and over the three orientations o of each wavelet level j:
+    With :math:`a_k, b_k` the bands of teacher and student, :math:`M_i` the T masks of the prompt and
+    :math:`\langle \cdot \rangle` the mean over images, channels and positions. ``mode='code'`` is the released formula,
+    summed over feature levels and over the three orientations o of each wavelet level j:
 
     .. math::
         L = \sum_{levels} \sum_j \frac{1}{3T} \sum_{o,i} \big\langle |M_i b_{j,o} - M_i a_{j,o}| \big\rangle

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from docs_pages import ROOT
 
 PACKAGES = ('losses', 'prompts', 'connectors', 'frequency', 'distill', 'engine')
 SECTION = r'^(?:Args|Attributes):\n((?:^    .*\n?|^\n)+)'
@@ -60,3 +61,14 @@ def test_public_methods_have_a_docstring(package: str, name: str) -> None:
             if not key.startswith('_') and inspect.isfunction(value) and not inspect.getdoc(value)
         ]
         assert not bare, f'{package}.{name}: {bare} should have a docstring'
+
+
+def test_no_formula_is_broken_over_two_lines() -> None:
+    """The reference would show its source instead."""
+    wrong = [
+        f'{path.relative_to(ROOT)}:{number}'
+        for path in (ROOT / 'freekd_mm').rglob('*.py')
+        for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1)
+        if re.search(r':math:`[^`]*$', line)
+    ]
+    assert not wrong, f':math:`...` should stand on one line: {wrong}'

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from docs_pages import ROOT, Block, builder, indented_blocks, inline, items, slugs
+from docs_pages import ROOT, Block, builder, indented_blocks, inline, is_command, items, slugs
 
 from freekd_mm import registry
 
@@ -86,8 +86,13 @@ def resolves(dotted: str) -> bool:
 def test_code_stands_in_fences_with_a_language(page: Path) -> None:
     """Only what names its language can be checked; an indented block has none."""
     assert not indented_blocks(page), f'{name(page)}: blocks without a fence at lines {indented_blocks(page)}'
-    wrong = [item for item in items(page) if isinstance(item, Block) and item.language not in LANGUAGES]
+    blocks = [item for item in items(page) if isinstance(item, Block)]
+    wrong = [block for block in blocks if block.language not in LANGUAGES]
     assert not wrong, f'{name(page)}: the language should be one of {LANGUAGES}: {wrong}'
+    hidden = [
+        line for block in blocks if block.language == 'text' for line in block.text.splitlines() if is_command(line)
+    ]
+    assert not hidden, f'{name(page)}: commands should stand in bash blocks, which are checked, not in text: {hidden}'
 
 
 def test_a_wrong_link_is_found(tmp_path: Path) -> None:
