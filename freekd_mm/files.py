@@ -40,8 +40,13 @@ def _flush_folder(folder: Path) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Writes a text file atomically."""
-    return write_atomically(path, lambda part: _write(part, text))
+    return write_atomically(path, lambda part: _write(part, text.encode('utf-8')))
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding='utf-8')
+def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
+    """Writes a binary file atomically."""
+    return write_atomically(path, lambda part: _write(part, content))
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from freekd_mm.demo.report import Model, write_demo_report
 from freekd_mm.demo.steps import Steps, Training
 from freekd_mm.demo.tasks import TASKS, Task
 from freekd_mm.distill.methods import METHODS, parse_methods
@@ -70,11 +71,16 @@ def run_demo(task_name: str, method: str, root: Path, seed: int = 0, work_dir: P
     plain = Training(f'{name}_plain', '', task.student, exported, 0)
     rows.append(_test(steps, 'the exported file in plain MM', task.student, plain, task, root))
 
-    print('\n' + table([_cells(row, task) for row in rows], ['model', task.unit, 'parameters', 'ms per image']))
+    cells, header = [_cells(row, task) for row in rows], ['model', task.unit, 'parameters', 'ms per image']
+    print('\n' + table(cells, header))
     print(
         '\nOne seed on generated pictures: a toy that shows the way, not a benchmark.\n'
         f'On real data: {task.on_real_data}\n'
         f'Everything is in {base}; {time.monotonic() - start:.0f} s in this run.'
+    )
+    models = [Model(label, root / path, run.work_dir, newest_checkpoint(run.work_dir)) for label, path, run in runs]
+    print(
+        f'The report, with curves and pictures: {write_demo_report(base / "report.html", task, models, header, cells)}'
     )
     return rows
 

@@ -159,10 +159,10 @@ class Entry(nn.Module):
             return self.connector(tuple(students))
         return self.connector(students[0])
 
-    def forward(
+    def compared(
         self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        """Returns ``{'distill.loss_<name>': ..., 'distill.<name>.<term>': ...}``.
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Returns what the loss compares: the student's levels behind the connector, and the teacher's paired ones.
 
         Args:
             students: The student's recorded levels.
@@ -175,6 +175,13 @@ class Entry(nn.Module):
         if self.connector is not None and not isinstance(self.connector, Align):
             # A connector changes channels; other strides are still resized here, as without a connector.
             features = tuple(resize(s, t.shape[-2:]) for s, t in zip(features, teachers, strict=True))
+        return features, teachers
+
+    def forward(
+        self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Returns ``{'distill.loss_<name>': ..., 'distill.<name>.<term>': ...}``, of :meth:`compared` features."""
+        features, teachers = self.compared(students, teachers, image)
         logs: dict[str, Tensor] = {}
         if len(self.losses) == 1 and getattr(self.losses[0], 'multi_level', False):
             total = self._compare(self.losses[0], features, teachers)

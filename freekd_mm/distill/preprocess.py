@@ -1,5 +1,6 @@
 """Gives the teacher the images as it was trained on them, when its normalisation differs from the student's."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +40,15 @@ class PreprocessBridge(nn.Module):
     def extra_repr(self) -> str:
         """Says what the bridge does."""
         return f'needed={self.needed}, swap={self.swap}'
+
+
+def as_rgb(inputs: Tensor, preprocessor: nn.Module) -> np.ndarray:
+    """Returns a preprocessed image (3, H, W) as a picture (H, W, 3), RGB."""
+    mean, std = (value.to(inputs.device).view(-1, 1, 1) for value in _statistics(preprocessor))
+    image = (inputs.detach().float() * std + mean).clamp(0, 255).round().to(torch.uint8)
+    # Pipelines load BGR.
+    image = image if _swaps(preprocessor) else image.flip(0)
+    return image.permute(1, 2, 0).cpu().contiguous().numpy()
 
 
 def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:

@@ -239,13 +239,13 @@ class FrequencyPromptHook(Hook):
                 'modules that the forward pass in training calls'
             )
         if self.bank.kept and is_main_process():
+            from freekd_mm.distill.preprocess import as_rgb
+
             preprocess: Any = self._model(runner).data_preprocessor
             with torch.no_grad():
-                image = preprocess(data_batch, True)['inputs'][0]
-            # mmdet's preprocessor and mmseg's name it differently.
-            rgb = any(getattr(preprocess, name, False) for name in ('_channel_conversion', 'channel_conversion'))
+                image = as_rgb(preprocess(data_batch, True)['inputs'][0], preprocess)
             folder = self._path(runner).with_suffix('')
-            mask_pictures(image.flip(0) if rgb else image, self.bank.kept, folder)
+            mask_pictures(image, self.bank.kept, folder)
             print_log(f'pictures of the masks are in {folder}', 'current')
         self.bank.kept = {}
 

@@ -50,7 +50,7 @@ th, td { padding: 6px 14px; text-align: left; vertical-align: top; border-bottom
 tr:last-child td, tr:last-child th { border-bottom: 0; }
 thead th { background: var(--tint); font-weight: 600; white-space: nowrap; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; min-width: 6em; }
 td.code, code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85rem; }
 td.code { min-width: 11ch; max-width: 46ch; overflow-wrap: anywhere; }
 pre { background: var(--tint); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px;
@@ -195,23 +195,31 @@ def details(summary: str, inner: str) -> str:
     return f'<details><summary>{escape(summary)}</summary>{inner}</details>'
 
 
-def picture(png: bytes, caption: str, pixels: bool = False) -> str:
+def picture(file: bytes, caption: str, pixels: bool = False) -> str:
     """Returns a picture within the page.
 
     Args:
-        png: The file.
+        file: A PNG or JPEG file.
         caption: Text above it, also its description.
         pixels: Enlarge it without smoothing.
     """
-    data = base64.b64encode(png).decode('ascii')
+    data = base64.b64encode(file).decode('ascii')
+    mime = 'image/png' if file.startswith(b'\x89PNG') else 'image/jpeg'
     kind = _class('pixels' if pixels else '')
     return (
         f'<figure class="picture"><figcaption>{escape(caption)}</figcaption>'
-        f'<img{kind} alt="{escape(caption)}" src="data:image/png;base64,{data}"></figure>'
+        f'<img{kind} alt="{escape(caption)}" src="data:{mime};base64,{data}"></figure>'
     )
 
 
-def pictures(*figures: str, width: int = 220) -> str:
-    """Returns pictures side by side, as many as fit with at least this width in pixels."""
-    columns = f'repeat(auto-fill, minmax(min(100%, {width}px), 1fr))'
-    return f'<div class="pictures" style="grid-template-columns: {columns}">{"".join(figures)}</div>'
+def pictures(*figures: str, columns: int = 4, least: int = 160) -> str:
+    """Returns pictures side by side.
+
+    Args:
+        *figures: The pictures.
+        columns: As many in a row, where there is room.
+        least: Width in pixels that each has at least.
+    """
+    width = f'max(min(100%, {least}px), (100% - {12 * (columns - 1)}px) / {columns})'
+    style = f'grid-template-columns: repeat(auto-fill, minmax({width}, 1fr))'
+    return f'<div class="pictures" style="{style}">{"".join(figures)}</div>'

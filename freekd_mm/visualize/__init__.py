@@ -1,0 +1,1 @@
+"""Pictures of what is distilled: wavelet bands, PoI masks, channel weights."""

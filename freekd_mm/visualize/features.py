@@ -1,0 +1,153 @@
+"""What the losses of a distilled student see for an image: the compared features, their bands, masks and weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+from torch import Tensor, nn
+
+from freekd_mm.distill.preprocess import as_rgb
+from freekd_mm.distill.probe import eval_mode
+from freekd_mm.distill.rng import isolated_rng
+from freekd_mm.distill.teacher import forward_features
+from freekd_mm.frequency import WaveletBands, dwt2d
+from freekd_mm.losses.freekd_bands import normalize_pair, teacher_scale
+from freekd_mm.prompts.masks import mask_groups
+
+#: Of losses that know no wavelets: enough to show what differs.
+LEVELS, WAVELET = 3, 'haar'
+
+
+@dataclass(frozen=True)
+class BandMaps:
+    """The bands of one feature level of one image, each as a map of its strength (h, w): the mean of |band| over C.
+
+    Attributes:
+        teacher: Low band first, then horizontal, vertical and diagonal detail from the finest level on.
+        student: Likewise.
+        difference: The mean of |student - teacher|.
+    """
+
+    teacher: list[np.ndarray]
+    student: list[np.ndarray]
+    difference: list[np.ndarray]
+
+    @property
+    def names(self) -> list[str]:
+        """What the bands are called."""
+        return ['low', *(f'{kind} {1 + index // 3}' for index, kind in enumerate(KINDS * (len(self.teacher) // 3)))]
+
+
+KINDS = ('horizontal', 'vertical', 'diagonal')
+
+
+@dataclass
+class Seen:
+    """What one entry of the distillation compares for one image.
+
+    Attributes:
+        entry: Its name.
+        bands: By feature level; empty where the entry compares no maps of one shape.
+        masks: By feature level, a (T, h, w) a group of bands; empty without a prompt.
+        weights: By feature level, the weights of the channels (C,); empty without a relation.
+        note: Why there is nothing to see.
+    """
+
+    entry: str
+    bands: list[BandMaps] = field(default_factory=list)
+    masks: list[list[Tensor]] = field(default_factory=list)
+    weights: list[np.ndarray] = field(default_factory=list)
+    note: str = ''
+
+
+@dataclass(frozen=True)
+class View:
+    """An image as the models get it, and what each entry compares for it.
+
+    Attributes:
+        image: (H, W, 3), RGB.
+        entries: In the order of the config.
+    """
+
+    image: np.ndarray
+    entries: list[Seen]
+
+
+@torch.no_grad()
+def look(model: Any, data: Any, entries: Sequence[str] | None = None) -> View:
+    """Runs teacher and student on one sample of a data set, without any trace in the model or the random numbers.
+
+    Args:
+        model: A distilled student.
+        data: One item of a data set: ``inputs`` and ``data_samples``.
+        entries: Names of the entries to look at; all by default.
+    """
+    distillation = model.distillation
+    chosen = [distillation.entry(name) for name in entries or list(distillation.entries)]
+    with isolated_rng(seed=0), eval_mode(model), torch.autocast(_device(model).type, enabled=False):
+        batch = model.data_preprocessor(pseudo_collate([data]), False)
+        inputs, samples = batch['inputs'], batch['data_samples']
+        size = (inputs.shape[-2], inputs.shape[-1])
+        try:
+            distillation.teacher.run(inputs, samples)
+            with distillation.student_recorder:
+                forward_features(model, inputs, samples)
+            seen = []
+            for entry in chosen:
+                students = distillation.student_recorder.levels(entry.student_taps)
+                teachers = distillation.teacher.levels(entry.teacher_taps)
+                seen.append(_seen(entry, *entry.compared(students, teachers, size)))
+        finally:
+            distillation.clear()
+    return View(as_rgb(inputs[0], model.data_preprocessor), seen)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _seen(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Seen:
+    seen = Seen(entry.name)
+    if entry.logits:
+        seen.note = 'it compares logits, which have no bands to show'
+        return seen
+    if any(s.shape != t.shape or s.dim() != 4 for s, t in zip(students, teachers, strict=True)):
+        seen.note = 'it compares features of other shapes by itself'
+        return seen
+    students, teachers = [s.float() for s in students], [t.float() for t in teachers]
+    loss = entry.losses[0]
+    seen.bands = [band_maps(s, t, loss) for s, t in zip(students, teachers, strict=True)]
+    generator = getattr(loss, 'masks', None)
+    if generator is not None and getattr(generator, 'has_prompt', True):
+        grouping: Any = getattr(generator, 'grouping', 'level')
+        found = [mask for mask in generator(teachers) if mask is not None]
+        seen.masks = [[group[0].cpu() for group in mask_groups(mask, grouping)] for mask in found]
+    if getattr(loss, 'gate', None) is not None:
+        seen.weights = [weight[0].float().cpu().numpy() for weight in loss.gate(students, teachers)]
+    return seen
+
+
+def band_maps(student: Tensor, teacher: Tensor, loss: nn.Module | None = None) -> BandMaps:
+    """Returns the bands of the first image (N, C, H, W), normalised as the loss does it."""
+    levels, wavelet = getattr(loss, 'levels', LEVELS), getattr(loss, 'wavelet', WAVELET)
+    normalize: Any = getattr(loss, 'normalize', 'channel')
+    ours, theirs = (dwt2d(features[:1], levels, wavelet) for features in (student, teacher))
+    maps = BandMaps([], [], [])
+    for index, (own, other) in enumerate(zip(_listed(ours), _listed(theirs), strict=True)):
+        low = index == 0
+        if normalize == 'teacher':
+            scale = teacher_scale(other, low)
+            own, other = own * scale, other * scale
+        elif normalize != 'none':
+            # 'batch' would look at other images, and in a distributed run wait for other processes.
+            own, other = normalize_pair(own, other, 'channel' if normalize == 'batch' else normalize, low)
+        for found, band in ((maps.teacher, other), (maps.student, own), (maps.difference, own - other)):
+            found.append(band[0].abs().mean(0).cpu().numpy())
+    return maps
+
+
+def _listed(bands: WaveletBands) -> list[Tensor]:
+    return [bands.low, *(band for detail in bands.high for band in detail)]

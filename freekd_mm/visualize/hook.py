@@ -1,0 +1,1 @@
+"""Sends pictures of the distillation to the visualizer while it trains."""

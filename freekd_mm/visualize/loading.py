@@ -1,0 +1,138 @@
+"""Builds the models of a distillation config, loads a checkpoint, and reads images as the config does."""
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
+from torch import Tensor, nn
+
+from freekd_mm.compat.checkpoint import load_checkpoint_file
+from freekd_mm.distill.config import build_model, default_scope, is_distilled
+from freekd_mm.distill.model import PREFIX
+from freekd_mm.distill.rng import isolated_rng
+from freekd_mm.visualize.features import View, look
+
+INIT = 'init'
+#: Steps of a pipeline that read what an image alone does not have.
+ANNOTATIONS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadProposals', 'FilterAnnotations')
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what building models and reading annotations says out of the way; logged warnings stay."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def build_distilled(cfg: Config) -> nn.Module:
+    """Builds teacher and student of a distillation config.
+
+    Raises:
+        ValueError: The config has no teacher.
+    """
+    if not is_distilled(cfg.model):
+        raise ValueError(
+            f"config should be a distillation config, with model=dict(type='freekd_mm.DistilledModel', ...), but its "
+            f'model is {cfg.model.get("type")!r}; write one with tools/make_config.py'
+        )
+    model = build_model(cfg.model, cfg.get('default_scope'))
+    return model.eval()
+
+
+def load_student(model: nn.Module, checkpoint: str | Path, needs_all: bool = True) -> None:
+    """Loads a training checkpoint of the student, its projections included.
+
+    Args:
+        model: A distilled student.
+        checkpoint: The file.
+        needs_all: Raise where the weights of the distillation are missing, as in a plain or exported student.
+    """
+    file = load_checkpoint_file(checkpoint)
+    if not isinstance(file, dict) or 'state_dict' not in file:
+        raise ValueError(f"{checkpoint} should be a checkpoint with a 'state_dict', but is not")
+    own = {key for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    missing, unexpected = model.load_state_dict(file['state_dict'], strict=False)
+    absent = [key for key in missing if key in own]
+    of_student = [key for key in absent if not key.startswith(PREFIX)]
+    if of_student or [key for key in unexpected if not key.startswith(PREFIX)]:
+        raise ValueError(
+            f'{checkpoint} should hold the weights of the student of this config, but misses {of_student[:4]} and has '
+            f'{list(unexpected)[:4]} besides'
+        )
+    if absent and needs_all:
+        raise ValueError(
+            f'{checkpoint} should be a checkpoint of the distillation, with its projections, but lacks {absent[:4]}: '
+            'it is a plain or an exported student. Give the file that the training wrote.'
+        )
+
+
+def compare(
+    cfg: Config,
+    checkpoint: str | Path,
+    data: Sequence[Any],
+    before: str | Path | None = None,
+    entries: Sequence[str] | None = None,
+) -> list[tuple[View, View | None]]:
+    """Looks at each sample with the student of a checkpoint, and with the student before.
+
+    Args:
+        cfg: The distillation config.
+        checkpoint: The student after the distillation.
+        data: Items of a data set.
+        before: ``'init'`` for the student as the training starts, or a checkpoint; one without projections, such as
+            that of the student alone, is seen through those of the distillation. None leaves it out.
+        entries: Names of the entries to look at; all by default.
+    """
+    with default_scope(cfg.get('default_scope')), isolated_rng(cfg.get('randomness', {}).get('seed') or 0):
+        model = build_distilled(cfg)
+        first: list[View] = []
+        if before == INIT:
+            model.init_weights()  # type: ignore[operator]
+            first = [look(model, item, entries) for item in data]
+        load_student(model, checkpoint)
+        after = [look(model, item, entries) for item in data]
+        if before is not None and before != INIT:
+            load_student(model, before, needs_all=False)
+            first = [look(model, item, entries) for item in data]
+    return [(view, first[index] if first else None) for index, view in enumerate(after)]
+
+
+def read_images(cfg: Config, files: Sequence[str | Path]) -> list[Any]:
+    """Reads image files through the config's test pipeline, without annotations.
+
+    Raises:
+        FileNotFoundError: A file is not there.
+        ValueError: The config says nowhere how images are read.
+    """
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f'an image should be an existing file, but got {str(file)!r}')
+    steps = _pipeline(cfg)
+    with default_scope(cfg.get('default_scope')):
+        compose = Compose([copy.deepcopy(step) for step in steps])
+        return [compose({'img_path': str(file), 'img_id': index}) for index, file in enumerate(files)]
+
+
+def _pipeline(cfg: Config) -> list[dict]:
+    for name in ('test_dataloader', 'val_dataloader'):
+        dataset = (cfg.get(name) or {}).get('dataset')
+        while isinstance(dataset, dict):
+            if dataset.get('pipeline'):
+                return [step for step in dataset['pipeline'] if str(step['type']).split('.')[-1] not in ANNOTATIONS]
+            dataset = dataset.get('dataset')
+    raise ValueError('config should have a test_dataloader or val_dataloader, which says how images are read')
