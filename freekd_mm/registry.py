@@ -31,6 +31,11 @@ MODELS = Registry(
         'freekd_mm.distill',
     ],
 )
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['freekd_mm.engine', 'freekd_mm.prompts'])
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope=SCOPE,
+    locations=['freekd_mm.engine', 'freekd_mm.prompts', 'freekd_mm.visualize'],
+)
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=['freekd_mm.datasets'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['freekd_mm.robustness'])

@@ -1,1 +1,5 @@
 """Pictures of what is distilled: wavelet bands, PoI masks, channel weights."""
+
+from freekd_mm.visualize.hook import DistillPicturesHook
+
+__all__ = ['DistillPicturesHook']

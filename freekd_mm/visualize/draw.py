@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from freekd_mm.prompts.pictures import TILE, mask_picture
-from freekd_mm.visualize.features import BandMaps, Seen
+from freekd_mm.visualize.features import BandMaps, Seen, View
 
 #: What the bands' scale ends at: the strongest hundredth of the teacher's map is cut off.
 TOP = 99.0
@@ -156,3 +156,22 @@ def on_white(picture: np.ndarray) -> np.ndarray:
         return picture
     alpha = picture[..., 3:].astype(np.float32) / 255
     return (picture[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+
+
+def overviews(view: View, before: View | None = None) -> list[tuple[str, np.ndarray]]:
+    """Returns everything about one image as few RGB pictures by name, e.g. 'freekd_bands', 'freekd_masks'."""
+    found = []
+    for index, seen in enumerate(view.entries):
+        first = before.entries[index] if before else None
+        rows = []
+        for level in range(len(seen.bands)):
+            tiles = level_tiles(seen, level, view.image, first)
+            rows.append(strip([Tile(f'level {level}: {tile.title}', tile.picture) for tile in tiles]))
+        for name, drawn in (
+            ('bands', rows),
+            ('masks', [strip([tile]) for tile in mask_tiles(seen, view.image)]),
+            ('weights', [strip([tile]) for tile in weight_tiles(seen)]),
+        ):
+            if drawn:
+                found.append((f'{seen.entry}_{name}', stack(drawn)))
+    return found

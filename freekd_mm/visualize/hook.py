@@ -1,1 +1,109 @@
 """Sends pictures of the distillation to the visualizer while it trains."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+
+from freekd_mm.checks import check_positive
+from freekd_mm.distill.rng import isolated_rng
+from freekd_mm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class DistillPicturesHook(Hook):
+    """Shows what is distilled: wavelet bands of teacher and student, PoI masks, channel weights.
+
+    ``custom_hooks = [dict(type='freekd_mm.DistillPicturesHook', interval=1000)]`` in a distillation config. The
+    pictures go to all backends of the config's visualizer (local files, TensorBoard, WandB) as
+    ``distill_<entry>_bands_<image>``, ``..._masks_<image>`` and ``..._weights_<image>``.
+
+    The first process draws; the others do not wait for it until they need it. Losses, modes, gradients and random
+    numbers are those of a training without the hook.
+
+    Args:
+        interval: Epochs or iterations between two pictures.
+        by_epoch: Count epochs.
+        images: How many images, from the beginning of the validation data, or of the training data without those.
+        entries: Names of the entries to show; all by default.
+        at_start: Also show the student before its first step.
+    """
+
+    # Before checkpoints and logs are written, as they might end the run.
+    priority = 'NORMAL'
+
+    def __init__(
+        self,
+        interval: int = 1,
+        by_epoch: bool = True,
+        images: int = 2,
+        entries: Sequence[str] | None = None,
+        at_start: bool = True,
+    ) -> None:
+        check_positive('interval', interval, integer=True)
+        check_positive('images', images, integer=True)
+        self.interval, self.by_epoch, self.images = interval, by_epoch, images
+        self.entries, self.at_start = entries, at_start
+        self._data: list[Any] = []
+
+    def before_train(self, runner: Any) -> None:
+        """Checks that there is something to show; shows the student as the training starts."""
+        model = _model(runner)
+        if not hasattr(model, 'distillation'):
+            raise TypeError(
+                "DistillPicturesHook should run with model=dict(type='freekd_mm.DistilledModel', ...), but got "
+                f'{type(model).__name__}'
+            )
+        for name in self.entries or ():
+            model.distillation.entry(name)
+        if self.at_start and runner.iter == 0:
+            self.show(runner, 0)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Shows every ``interval`` epochs."""
+        if self.by_epoch and self.every_n_epochs(runner, self.interval):
+            self.show(runner, runner.iter)
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Shows every ``interval`` iterations."""
+        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
+            self.show(runner, runner.iter + 1)
+
+    def show(self, runner: Any, step: int) -> None:
+        """Sends the pictures of all images to the visualizer.
+
+        Args:
+            runner: The runner.
+            step: Iterations so far.
+        """
+        if not is_main_process():
+            return
+        from freekd_mm.visualize.draw import overviews
+        from freekd_mm.visualize.features import look
+
+        for index, data in enumerate(self._samples(runner)):
+            view = look(_model(runner), data, self.entries)
+            for name, picture in overviews(view):
+                runner.visualizer.add_image(f'distill_{name}_{index}', picture, step=step)
+            if step == 0 and index == 0:
+                for seen in view.entries:
+                    if seen.note:
+                        print_log(f"no pictures of distill '{seen.entry}': {seen.note}", 'current')
+
+    def _samples(self, runner: Any) -> list[Any]:
+        """Returns the same images each time, read once."""
+        if not self._data:
+            loop = runner.val_loop if runner._val_loop is not None else runner.train_loop
+            dataset = loop.dataloader.dataset
+            with isolated_rng(seed=0):
+                self._data = [dataset[index] for index in range(min(self.images, len(dataset)))]
+        return self._data
+
+
+def _model(runner: Any) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -65,20 +65,23 @@ def load_student(model: nn.Module, checkpoint: str | Path, needs_all: bool = Tru
     file = load_checkpoint_file(checkpoint)
     if not isinstance(file, dict) or 'state_dict' not in file:
         raise ValueError(f"{checkpoint} should be a checkpoint with a 'state_dict', but is not")
-    own = {key for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    missing, unexpected = model.load_state_dict(file['state_dict'], strict=False)
-    absent = [key for key in missing if key in own]
-    of_student = [key for key in absent if not key.startswith(PREFIX)]
-    if of_student or [key for key in unexpected if not key.startswith(PREFIX)]:
+    state = file['state_dict']
+    own = {key: value.shape for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    absent = [key for key in own if key not in state]
+    reshaped = [key for key, shape in own.items() if key in state and state[key].shape != shape]
+    unknown = [key for key in state if key not in own]
+    of_student = [key for key in (*absent, *reshaped, *unknown) if not key.startswith(PREFIX)]
+    if of_student or reshaped:
         raise ValueError(
-            f'{checkpoint} should hold the weights of the student of this config, but misses {of_student[:4]} and has '
-            f'{list(unexpected)[:4]} besides'
+            f'{checkpoint} should hold the weights of the student of this config, but these are missing, of another '
+            f'shape or unknown: {", ".join((of_student or reshaped)[:4])}'
         )
     if absent and needs_all:
         raise ValueError(
             f'{checkpoint} should be a checkpoint of the distillation, with its projections, but lacks {absent[:4]}: '
             'it is a plain or an exported student. Give the file that the training wrote.'
         )
+    model.load_state_dict(state, strict=False)
 
 
 def compare(

@@ -16,7 +16,8 @@ BANDS = (
     "of a row have the scale of the teacher's bands, so a difference as bright as the teacher says that nothing was "
     'learned there.'
 )
-DISTANCES = 'Mean distance in each band, the finest level first:'
+DISTANCES = 'Mean distance in each band; 1 is the finest wavelet level.'
+BEFORE_AND_AFTER = 'Mean distance in each band, before \u2192 after; 1 is the finest wavelet level.'
 MASKS = (
     'PoI masks: where the prompt looks in the bands of the teacher, red for 1 and blue for 0. One column a token; rows '
     'are the low band, then the details from the finest to the coarsest level.'
@@ -40,7 +41,7 @@ def entry_parts(seen: Seen, image: np.ndarray, before: Seen | None = None) -> st
     for level in range(len(seen.bands)):
         tiles = level_tiles(seen, level, image, before)
         parts.append(pictures(*_figures(tiles, f'level {level}: '), columns=len(tiles)))
-    parts += [paragraph(DISTANCES, soft=True), distance_table(seen, before)]
+    parts += [paragraph(BEFORE_AND_AFTER if before else DISTANCES, soft=True), distance_table(seen, before)]
     if seen.masks:
         parts += [
             paragraph(MASKS, soft=True),
@@ -53,16 +54,16 @@ def entry_parts(seen: Seen, image: np.ndarray, before: Seen | None = None) -> st
 
 def distance_table(seen: Seen, before: Seen | None = None) -> str:
     """Returns the mean distance of each band and level, before and after."""
-    rows = []
-    for level, maps in enumerate(seen.bands):
-        now = [float(band.mean()) for band in maps.difference]
-        then = [float(band.mean()) for band in before.bands[level].difference] if before else []
-        cells = (
-            [f'{number(a, 3)} → {number(b, 3)}' for a, b in zip(then, now, strict=True)] if then else map(number, now)
-        )
-        rows.append([f'level {level}', *cells])
-    names = seen.bands[0].names if seen.bands else []
-    return table(['', *names], rows, 't' + 'n' * len(names)) if rows else ''
+
+    def cell(level: int, band: int) -> str:
+        now = number(float(seen.bands[level].difference[band].mean()), 3)
+        if before is None:
+            return now
+        return f'{number(float(before.bands[level].difference[band].mean()), 3)} \u2192 {now}'
+
+    levels = range(len(seen.bands))
+    rows = [[name, *(cell(level, band) for level in levels)] for band, name in enumerate(seen.bands[0].names)]
+    return table(['', *(f'level {level}' for level in levels)], rows, 't' + 'n' * len(levels))
 
 
 def _figures(tiles: Sequence[Tile], prefix: str = '', photo: bool = False) -> list[str]:

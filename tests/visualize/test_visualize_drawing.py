@@ -1,0 +1,126 @@
+"""Bands and pictures: the right values, in the right places, and no trace of looking."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_configs
+import torch
+from distill_cases import build, distilled, save_weights
+from picture_cases import LEVELS, STUDENT, TEACHER, entry
+
+from freekd_mm.distill.preprocess import as_rgb
+from freekd_mm.frequency import dwt2d
+from freekd_mm.losses import FreeKDLoss
+from freekd_mm.visualize.draw import on_white, overviews, pyramid, weights_picture
+from freekd_mm.visualize.features import band_maps, look
+from freekd_mm.visualize.predictions import draw_boxes, draw_labels
+
+
+def noise(channels: int = 4, size: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_maps_are_the_mean_distance_of_each_band() -> None:
+    student, teacher = noise(seed=1), noise(seed=2)
+    maps = band_maps(student, teacher, FreeKDLoss(4, levels=2, mode='code'))
+    bands = dwt2d(student[:1] - teacher[:1], 2)
+    wanted = [bands.low, *bands.high[0], *bands.high[1]]
+    for found, band in zip(maps.difference, wanted, strict=True):
+        np.testing.assert_allclose(found, band[0].abs().mean(0).numpy(), rtol=1e-5)
+    assert maps.names == [
+        'low',
+        *(f'{kind} {level}' for level in (1, 2) for kind in ('horizontal', 'vertical', 'diagonal')),
+    ]
+
+
+@pytest.mark.parametrize('normalize', ['channel', 'teacher', 'band', 'batch'])
+def test_the_maps_are_normalised_as_in_the_loss(normalize: str) -> None:
+    teacher = noise()
+    loss = FreeKDLoss(4, levels=1, normalize=normalize, relation=None)
+    assert max(band.max() for band in band_maps(teacher, teacher, loss).difference) == 0
+    scaled = band_maps(100 * teacher, 100 * teacher, loss).teacher
+    for ours, theirs in zip(scaled, band_maps(teacher, teacher, loss).teacher, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    # A student of another scale differs from the teacher, unless each side is divided by its own deviation.
+    difference = band_maps(3 * teacher, teacher, loss).difference[-1].mean()
+    assert difference > 1 if normalize == 'teacher' else difference < 1e-3
+
+
+def test_the_bands_lie_where_the_text_says() -> None:
+    bands = [np.full((2, 2), 1.0 if index == 2 else 0.0) for index in range(7)]
+    picture = pyramid(bands, (64, 64)).astype(int)
+    bright = (picture[..., 0] > 150) & (picture[..., 2] < 150)
+    height, width = bright.shape
+    assert bright[3 * height // 4, width // 4]  # vertical detail of the finest level: bottom left
+    assert not bright[height // 4, 3 * width // 4]
+    assert bright.mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_pictures_have_the_proportions_of_the_image() -> None:
+    picture = pyramid([np.ones((3, 6))] * 4, (100, 200))
+    assert picture.shape[1] == pytest.approx(2 * picture.shape[0], abs=2)
+
+
+def test_a_bar_plot_shows_on_every_ground() -> None:
+    drawn = weights_picture(np.array([0.5, 1.5, 1.0]), 0)
+    assert drawn.shape[2] == 4
+    assert (drawn[..., 3] == 0).mean() > 0.3
+    assert on_white(drawn)[drawn[..., 3] == 0].min() == 255
+
+
+def test_an_image_comes_back_as_it_was_loaded() -> None:
+    from mmdet.models import DetDataPreprocessor
+
+    image = torch.randint(0, 256, (3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for options in (tiny_configs.MEAN_STD, {**tiny_configs.MEAN_STD, 'bgr_to_rgb': False}, {}):
+        preprocessor = DetDataPreprocessor(**options)
+        inputs = preprocessor({'inputs': [image], 'data_samples': None}, False)['inputs'][0].float()
+        assert np.array_equal(as_rgb(inputs, preprocessor), image.flip(0).permute(1, 2, 0).numpy())
+
+
+def test_looking_leaves_no_trace(tmp_path: Path, scenes_root: Path) -> None:
+    from mmengine.config import Config
+
+    from freekd_mm.visualize.predictions import some_samples
+
+    config = tiny_configs.detector(scenes_root, channels=STUDENT, levels=LEVELS)
+    big = tiny_configs.detector(scenes_root, width=16, channels=TEACHER, levels=LEVELS)['model']
+    teacher = {'model': big, 'checkpoint': str(save_weights(big, tmp_path / 't.pth'))}
+    model = build(distilled(config, teacher, {'freekd': entry(tmp_path)})['model']).train()
+    (sample,), _ = some_samples(Config({**config, 'default_scope': 'mmdet'}), 1)
+    frozen = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+
+    view = look(model, sample)
+
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert not frozen.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(recorder.data_buffer for recorder in model.distillation.student_recorder.recorders.values())
+    seen = view.entries[0]
+    assert [len(found) for found in (seen.bands, seen.masks, seen.weights)] == [LEVELS] * 3
+    assert view.image.shape == (64, 64, 3)
+    assert [name for name, _ in overviews(view)] == ['freekd_bands', 'freekd_masks', 'freekd_weights']
+
+
+def test_boxes_have_the_colour_of_their_class() -> None:
+    drawn = draw_boxes(
+        np.zeros((50, 50, 3), np.uint8), np.array([[10.0, 10, 30, 30]]), np.array([1]), [(9, 9, 9), (0, 255, 0)]
+    )
+    assert (drawn == (0, 255, 0)).all(2).any()
+    assert drawn.shape[0] >= 400
+
+
+def test_pixels_without_a_class_stay_as_they_are() -> None:
+    image = np.full((4, 4, 3), 200, np.uint8)
+    labels = np.array([[255, 0]] * 4).repeat(2, 1)
+    drawn = draw_labels(image, labels, [(0, 0, 0)])
+    assert drawn[0, 0].tolist() == [200, 200, 200]
+    assert drawn[0, -1].tolist() == [70, 70, 70]

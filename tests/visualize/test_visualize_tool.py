@@ -1,0 +1,94 @@
+"""tools/visualize.py: PNG files or a page, before and after, and what it says to wrong input."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from html_checks import CHROMIUM, check_in_browser, check_page
+from picture_cases import LEVELS, TinyRun, detector_runs
+
+from freekd_mm.compat.checkpoint import load_checkpoint_file
+from freekd_mm.distill.model import student_state_dict
+
+REPO = Path(__file__).parents[2]
+Tool = Callable[..., int]
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> tuple[TinyRun, TinyRun, TinyRun]:
+    return detector_runs(tmp_path_factory.mktemp('runs'), scenes_root)
+
+
+@pytest.fixture
+def image(scenes_root: Path) -> Path:
+    return sorted((scenes_root / 'val2017').iterdir())[0]
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Tool:
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, 'argv', ['visualize.py', *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(REPO / 'tools/visualize.py'), run_name='__main__')
+        return ended.value.code  # type: ignore[return-value]
+
+    return run
+
+
+def test_a_folder_gets_a_file_a_kind_of_picture(
+    tool: Tool, runs: tuple[TinyRun, ...], image: Path, tmp_path: Path
+) -> None:
+    assert tool(runs[2].config, runs[2].checkpoint, image, '--out', tmp_path / 'out') == 0
+    written = sorted(path.name for path in (tmp_path / 'out').iterdir())
+    assert written == [f'{image.stem}_freekd_{kind}.png' for kind in ('bands', 'masks', 'weights')]
+    assert cv2.imread(str(tmp_path / 'out' / written[0])).shape[0] > LEVELS * 256
+
+
+@pytest.mark.parametrize('before', ['init', 'student alone'])
+def test_a_page_compares_before_and_after(
+    tool: Tool, runs: tuple[TinyRun, ...], image: Path, tmp_path: Path, before: str
+) -> None:
+    page = tmp_path / 'page.html'
+    first = before if before == 'init' else runs[1].checkpoint
+    assert tool(runs[2].config, runs[2].checkpoint, image, '--before', first, '--out', page) == 0
+    words = check_page(page)
+    assert words.count('difference before') == words.count('difference after') == LEVELS
+    assert words.count('→') > 7 * LEVELS
+    assert image.name in words
+    if CHROMIUM is not None and before == 'init':
+        check_in_browser(page, 400, tmp_path)
+        check_in_browser(page, 1200, tmp_path)
+
+
+def test_a_difference_to_itself_does_not_change(
+    tool: Tool, runs: tuple[TinyRun, ...], image: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / 'page.html'
+    assert tool(runs[2].config, runs[2].checkpoint, image, '--before', runs[2].checkpoint, '--out', page) == 0
+    pairs = [cell.split(' → ') for cell in check_page(page).split('  ') if ' → ' in cell and cell[0].isdigit()]
+    assert all(then == now for then, now in pairs)
+
+
+def test_wrong_input_is_named(
+    tool: Tool, runs: tuple[TinyRun, ...], image: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    teacher, alone, kd = runs
+    exported = tmp_path / 'student.pth'
+    torch.save({'state_dict': student_state_dict(load_checkpoint_file(kd.checkpoint)['state_dict'])}, exported)
+    cases = {
+        (alone.config, alone.checkpoint, image): 'should be a distillation config',
+        (kd.config, exported, image): 'should be a checkpoint of the distillation, with its projections',
+        (kd.config, teacher.checkpoint, image): 'of another shape or unknown: backbone.conv1.weight',
+        (kd.config, kd.checkpoint, tmp_path / 'none.png'): 'an image should be an existing file',
+        (kd.config, str(kd.checkpoint)[:-1], image): "Did you mean 'epoch_1.pth'?",
+        (kd.config, kd.checkpoint, image, '--entries', 'frekd'): "no distill entry 'frekd'; available: freekd",
+    }
+    for words, message in cases.items():
+        assert tool(*words, '--out', tmp_path / 'out') == 2, words
+        error = capsys.readouterr().err
+        assert error.startswith('error: ')
+        assert message in error

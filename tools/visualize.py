@@ -1,0 +1,44 @@
+"""Shows what a distillation compares: wavelet bands of teacher and student, PoI masks, channel weights.
+
+python tools/visualize.py my_kd.py work_dirs/my_kd/epoch_12.pth street.jpg --before init --out pictures.html
+"""
+
+import argparse
+import sys
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the distillation config')
+    parser.add_argument('checkpoint', help='a checkpoint that the distillation wrote')
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
+    parser.add_argument('--out', required=True, help='a page (name.html) or a folder for PNG files')
+    parser.add_argument(
+        '--before',
+        metavar='init|CHECKPOINT',
+        help="compare with the student before: 'init' (as the training starts) or a checkpoint",
+    )
+    parser.add_argument('--entries', nargs='+', help="names of the entries of 'distill' to show (default: all)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Writes the pictures; returns the exit status."""
+    args = parse_args()
+    from mmengine.config import Config
+
+    from freekd_mm.visualize.main import visualize
+
+    try:
+        cfg = Config.fromfile(args.config)
+        written = visualize(cfg, args.checkpoint, args.images, args.out, args.before, args.entries)
+    except (OSError, ValueError, KeyError) as error:
+        print(f'error: {error.args[0] if isinstance(error, KeyError) else error}', file=sys.stderr)
+        return 2
+    print('\n'.join(f'written: {path}' for path in written))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
