@@ -37,6 +37,8 @@ PARSED_ONLY = {
     r'-m benchmarks': 'takes times, which a busy machine spoils',
     r'tests/kill_and_resume\.py': 'half an hour: tests/engine/test_reliability_kill.py runs a part',
 }
+#: What other commands leave for those behind them.
+MAKES = {'make demo': ('work_dirs/demo/',)}
 OUTPUTS = ('-o', '--out', '--out-dir', '--work-dir', '--show-dir')
 
 
@@ -69,6 +71,7 @@ class Commands:
                 if not known:
                     raise CommandError('no rule of tests/docs_rules.py knows this program')
                 self.parsed[str(command)] = known[0](self.folder, words[1:], command)
+                self.promised += MAKES.get(' '.join(words), ())
         except SystemExit as end:
             if end.code not in (0, None):
                 raise CommandError(f'{command}: ended with {end.code}') from end
