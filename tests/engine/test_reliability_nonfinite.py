@@ -86,7 +86,7 @@ def bad_images(*indices):
     return {**loader, 'dataset': config}
 
 
-FREEKD = {'type': 'freekd_mm.FreeKDLoss', 'channels': [4, 1], 'levels': 1, 'relation': None}
+FREEKD = {'type': 'freekd_mm.FreeKDLoss', 'channels': [4, 1], 'mode': 'paper', 'levels': 1, 'relation': None}
 
 
 def test_an_image(tmp_path):
