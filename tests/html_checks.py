@@ -23,6 +23,11 @@ for (const svg of document.querySelectorAll('figure > svg')) {
   for (const text of svg.querySelectorAll('text')) {
     const own = text.getBoundingClientRect();
     if (own.left < box.left - 1 || own.right > box.right + 1 || own.bottom > box.bottom + 1) cut.push(text.textContent);
+    for (const other of svg.querySelectorAll('text')) {
+      const its = other.getBoundingClientRect();
+      const beside = own.left >= its.right || its.left >= own.right || own.top >= its.bottom || its.top >= own.bottom;
+      if (other !== text && !beside) cut.push(`${text.textContent} lies over ${other.textContent}`);
+    }
   }
 }
 const broken = [...document.images].filter(image => !image.naturalWidth).length;
@@ -92,7 +97,7 @@ def check_in_browser(file: Path, width: int, folder: Path) -> None:
     )
     command = [CHROMIUM, '--headless=new', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=5000', '--dump-dom']
     command += [f'--user-data-dir={folder / "profile"}', frame.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     found = re.search(r'<title>(\{.*?\})</title>', dom, re.DOTALL)
     assert found, dom[:500]
     measured = json.loads(unescape(found[1]))

@@ -77,7 +77,11 @@ def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
         for history in histories[name]:
             for share, value in history:
                 points.setdefault(round(100 * share, 1), []).append(value * plan.factor)
-        style = {'color': '#222222', 'linestyle': '--'} if name == TEACHER else {'color': plt.cm.tab20(number % 20)}
+        style = (
+            {'color': '#222222', 'linestyle': '--'}
+            if name == TEACHER
+            else {'color': plt.get_cmap('tab20')(number % 20)}
+        )
         axes.plot(
             sorted(points),
             [mean(points[share]) for share in sorted(points)],

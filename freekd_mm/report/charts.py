@@ -8,7 +8,7 @@ from html import escape
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 42
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 10, 42
 #: Colours that the page defines, and the dashes that tell the second round of them apart.
 COLORS = 8
 DASHES = ('', '7 4', '2 3')

@@ -111,7 +111,7 @@ def _terms(run: Run) -> list[str]:
 
 
 def _named(run: Run, entry: str) -> str:
-    return run.name if run.name == entry else f'{run.name}, {entry}'
+    return run.name if run.name.endswith(entry) else f'{run.name}, {entry}'
 
 
 def _legend(runs: Sequence[Run], shown: Sequence[Run]) -> str:

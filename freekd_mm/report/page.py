@@ -50,7 +50,7 @@ th, td { padding: 6px 14px; text-align: left; vertical-align: top; border-bottom
 tr:last-child td, tr:last-child th { border-bottom: 0; }
 thead th { background: var(--tint); font-weight: 600; white-space: nowrap; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-tbody th { font-weight: 600; min-width: 6em; }
+tbody th { font-weight: 600; min-width: 7.5em; }
 td.code, code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85rem; }
 td.code { min-width: 11ch; max-width: 46ch; overflow-wrap: anywhere; }
 pre { background: var(--tint); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px;
