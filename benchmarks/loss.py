@@ -74,15 +74,20 @@ def losses(num_tokens: int, channels: int, levels: int, device: torch.device) ->
         file = Path(folder) / 'prompt.pth'
         tokens = save_random_prompt(file, levels, num_tokens, channels).to(device)
         options = dict(channels=channels, num_tokens=num_tokens, prompt=str(file))
+
+        def paper(**changes: str) -> Loss:
+            return FreeKDLoss(mode='paper', relation=None, **options, **changes).to(device)
+
         return {
             'naive formula': naive(tokens),
             'code': FreeKDLoss(mode='code', **options).to(device),
-            'paper (default)': FreeKDLoss(**options).to(device),
-            'paper, relation free': FreeKDLoss(relation='free', **options).to(device),
-            'paper, no relation': FreeKDLoss(relation=None, **options).to(device),
-            "paper, no relation, 'teacher'": FreeKDLoss(relation=None, normalize='teacher', **options).to(device),
-            "paper, no relation, 'none'": FreeKDLoss(relation=None, normalize='none', **options).to(device),
-            "paper, no relation, 'band'": FreeKDLoss(relation=None, normalize='band', **options).to(device),
+            'tuned (default)': FreeKDLoss(**options).to(device),
+            'paper': FreeKDLoss(mode='paper', **options).to(device),
+            'paper, relation free': FreeKDLoss(mode='paper', relation='free', **options).to(device),
+            'paper, no relation': paper(),
+            "paper, no relation, 'teacher'": paper(normalize='teacher'),
+            "paper, no relation, 'none'": paper(normalize='none'),
+            "paper, no relation, 'band'": paper(normalize='band'),
             'FreeKDPlusLoss': FreeKDPlusLoss(**options).to(device),
         }
 
@@ -109,7 +114,7 @@ def measure(options: Options) -> Report:
         value, wanted = rows['code'](students, teachers), rows['naive formula'](students, teachers)
         report.record(f'code, T = {num_tokens}', difference=float(((value - wanted).abs() / wanted).detach()))
         if options.profile and num_tokens == TOKENS[0]:
-            for name in ('naive formula', 'code', 'paper (default)'):
+            for name in ('naive formula', 'code', 'paper'):
                 report.profile(f'{name}, T = {num_tokens}', profile_table(jobs[name], options))
     return report
 
@@ -142,4 +147,4 @@ def _tell(report: Report, turns: Turns, peaks: dict[str, float], num_tokens: int
             'code mode, T = 2: peak memory over that of the naive formula', Spread.exactly(share), at_most=0.5
         )
     what = f'paper mode with masks and relation, T = {num_tokens}: time over a plain MSE'
-    report.target(what, turns.ratio('paper (default)', 'plain MSE'), at_most=4.0)
+    report.target(what, turns.ratio('paper', 'plain MSE'), at_most=4.0)

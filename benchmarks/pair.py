@@ -94,7 +94,8 @@ def freekd(folder: Path, channels: int, num_tokens: int = 2) -> dict:
     """Returns the config of FreeKD's loss in paper mode, with masks of a random prompt and the relation."""
     file = folder / f'prompt{num_tokens}.pth'
     save_random_prompt(file, LEVELS, num_tokens, channels)
-    return {'type': 'freekd_mm.FreeKDLoss', 'channels': channels, 'num_tokens': num_tokens, 'prompt': str(file)}
+    loss = {'type': 'freekd_mm.FreeKDLoss', 'mode': 'paper', 'channels': channels, 'num_tokens': num_tokens}
+    return {**loss, 'prompt': str(file)}
 
 
 def batch_of(count: int, size: Sequence[int], seed: int = 0) -> dict[str, Any]:
