@@ -50,8 +50,8 @@ def run_python(block: Block, names: dict[str, Any], page: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text)
     if 'Written by tools/make_config.py' in block.text:
-        written = {file.name: file.read_text() for file in Path().glob('*.py') if file != path}
-        assert block.text in written.values(), f'{page}:{block.line}: make_config.py has not written that'
+        written = [unformatted(file.read_text()) for file in Path().glob('*.py') if file != path]
+        assert unformatted(block.text) in written, f'{page}:{block.line}: make_config.py has not written that'
     if '_base_' in assigned:
         check_config_file(path)
     elif title:
@@ -59,6 +59,11 @@ def run_python(block: Block, names: dict[str, Any], page: str) -> None:
     else:
         exec(compile(block.text, f'{page}:{block.line}', 'exec'), names)
         check_fragment({name: names[name] for name in assigned})
+
+
+def unformatted(code: str) -> str:
+    """Returns code without what a formatter changes."""
+    return re.sub(r'\s+', '', code).replace(',)', ')')
 
 
 def load_yaml(block: Block, page: str) -> None:
