@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from docs_pages import ROOT, Block, builder, indented_blocks, inline, is_command, items, slugs
+from docs_pages import ROOT, Block, builder, indented_blocks, inline, is_command, items, pages, slugs
 
 from freekd_mm import registry
 
@@ -35,7 +35,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not wrong, '\n'.join(wrong)
 
 
-@pytest.mark.parametrize('page', ALL_PAGES, ids=name)
+@pytest.mark.parametrize('page', pages(), ids=name)
 def test_files_that_the_text_names_exist(page: Path) -> None:
     wrong = []
     for line, token in inline(page, 'code_inline'):
@@ -54,7 +54,7 @@ def matches(pattern: str) -> bool:
     return any(ROOT.glob(pattern.rstrip('/')))
 
 
-@pytest.mark.parametrize('page', ALL_PAGES, ids=name)
+@pytest.mark.parametrize('page', pages(), ids=name)
 def test_python_names_in_the_text_exist(page: Path) -> None:
     wrong = []
     for line, token in inline(page, 'code_inline'):
