@@ -47,7 +47,7 @@ def measure(options: Options) -> Report:
             dense = turns.ratio('dense', name) if 'dense' in jobs else None
             where = f'{name}, {size[0]}x{size[1]}'
             time = turns.milliseconds(name)
-            rows.append([where, f'{stored:,}', time, relative, dense or 'does not fit', f'{peak:.1f}'])
+            rows.append([where, f'{stored:,}', time, relative, dense or 'not run', f'{peak:.1f}'])
             report.record(
                 where, parameters=stored, milliseconds=time, times_conv=relative, dense_is_slower=dense, peak_mib=peak
             )
