@@ -54,6 +54,7 @@ class Seen:
         masks: By feature level, a (T, h, w) a group of bands; empty without a prompt.
         weights: By feature level, the weights of the channels (C,); empty without a relation.
         note: Why there is nothing to see.
+        remarks: In what the pictures are not what the loss sees.
     """
 
     entry: str
@@ -61,6 +62,7 @@ class Seen:
     masks: list[list[Tensor]] = field(default_factory=list)
     weights: list[np.ndarray] = field(default_factory=list)
     note: str = ''
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def look(model: Any, data: Any, entries: Sequence[str] | None = None) -> View:
             for entry in chosen:
                 students = distillation.student_recorder.levels(entry.student_taps)
                 teachers = distillation.teacher.levels(entry.teacher_taps)
-                seen.append(_seen(entry, *entry.compared(students, teachers, size)))
+                seen.append(compared_by(entry, *entry.compared(students, teachers, size)))
         finally:
             distillation.clear()
     return View(as_rgb(inputs[0], model.data_preprocessor), seen)
@@ -109,7 +111,15 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _seen(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Seen:
+@torch.no_grad()
+def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Seen:
+    """Returns what an entry sees in the features that it compares.
+
+    Args:
+        entry: The entry.
+        students: The student's levels behind the connector.
+        teachers: The teacher's levels.
+    """
     seen = Seen(entry.name)
     if entry.logits:
         seen.note = 'it compares logits, which have no bands to show'
@@ -119,6 +129,10 @@ def _seen(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tensor]) ->
         return seen
     students, teachers = [s.float() for s in students], [t.float() for t in teachers]
     loss = entry.losses[0]
+    if getattr(loss, 'low_weight', 1.0) == 0:
+        seen.remarks.append('The low band has no weight in this loss: it is shown, but not distilled.')
+    if getattr(loss, 'normalize', None) == 'batch':
+        seen.remarks.append('The loss normalises over a batch, these pictures over their own image.')
     seen.bands = [band_maps(s, t, loss) for s, t in zip(students, teachers, strict=True)]
     generator = getattr(loss, 'masks', None)
     if generator is not None and getattr(generator, 'has_prompt', True):

@@ -37,7 +37,7 @@ def entry_parts(seen: Seen, image: np.ndarray, before: Seen | None = None) -> st
     """Returns bands, distances, masks and weights of one entry."""
     if seen.note:
         return heading(seen.entry) + paragraph(f'Nothing to show: {seen.note}.', soft=True)
-    parts = [heading(seen.entry), paragraph(BANDS, soft=True)]
+    parts = [heading(seen.entry), paragraph(' '.join([BANDS, *seen.remarks]), soft=True)]
     for level in range(len(seen.bands)):
         tiles = level_tiles(seen, level, image, before)
         parts.append(pictures(*_figures(tiles, f'level {level}: '), columns=len(tiles)))

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from freekd_mm.distill.preprocess import as_rgb
 from freekd_mm.frequency import dwt2d
 from freekd_mm.losses import FreeKDLoss
 from freekd_mm.visualize.draw import on_white, overviews, pyramid, weights_picture
-from freekd_mm.visualize.features import band_maps, look
+from freekd_mm.visualize.features import band_maps, compared_by, look
 from freekd_mm.visualize.predictions import draw_boxes, draw_labels
 
 
@@ -105,9 +106,26 @@ def test_looking_leaves_no_trace(tmp_path: Path, scenes_root: Path) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(recorder.data_buffer for recorder in model.distillation.student_recorder.recorders.values())
     seen = view.entries[0]
+    assert seen.remarks == []
     assert [len(found) for found in (seen.bands, seen.masks, seen.weights)] == [LEVELS] * 3
     assert view.image.shape == (64, 64, 3)
     assert [name for name, _ in overviews(view)] == ['freekd_bands', 'freekd_masks', 'freekd_weights']
+
+
+@pytest.mark.parametrize(('mode', 'remarks'), [('tuned', ['low band', 'batch']), ('code', ['low band']), ('paper', [])])
+def test_what_the_loss_does_not_see_is_said(mode: str, remarks: list[str]) -> None:
+    entry = SimpleNamespace(name='kd', logits=False, losses=[FreeKDLoss(4, levels=1, mode=mode)])
+    found = compared_by(entry, [noise()], [noise(seed=1)]).remarks
+    assert len(found) == len(remarks)
+    assert all(word in line for word, line in zip(remarks, found, strict=True))
+
+
+@pytest.mark.parametrize(('logits', 'shape'), [(True, (2, 4, 16, 16)), (False, (2, 8, 16, 16))])
+def test_what_cannot_be_shown_says_why(logits: bool, shape: tuple[int, ...]) -> None:
+    entry = SimpleNamespace(name='kd', logits=logits, losses=[FreeKDLoss(4)])
+    seen = compared_by(entry, [noise()], [torch.zeros(shape)])
+    assert seen.bands == []
+    assert ('logits' if logits else 'other shapes') in seen.note
 
 
 def test_boxes_have_the_colour_of_their_class() -> None:
