@@ -13,7 +13,18 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Packages of the API reference.
-PACKAGES = ('losses', 'prompts', 'connectors', 'frequency', 'distill', 'engine', 'benchmark', 'robustness', 'datasets')
+PACKAGES = (
+    'losses',
+    'prompts',
+    'connectors',
+    'frequency',
+    'distill',
+    'engine',
+    'visualize',
+    'benchmark',
+    'robustness',
+    'datasets',
+)
 STYLE = """
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.55 system-ui, sans-serif; color: #222; }
 nav { border-bottom: 1px solid #ddd; padding-bottom: .5rem; } nav a { margin-right: 1rem; }

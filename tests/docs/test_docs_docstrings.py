@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from docs_pages import ROOT
 
-PACKAGES = ('losses', 'prompts', 'connectors', 'frequency', 'distill', 'engine')
+PACKAGES = ('losses', 'prompts', 'connectors', 'frequency', 'distill', 'engine', 'visualize')
 SECTION = r'^(?:Args|Attributes):\n((?:^    .*\n?|^\n)+)'
 
 
