@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from mmengine.logging import print_log
 from torch import Tensor
@@ -12,10 +12,12 @@ from freekd_mm.frequency import WaveletBands, WaveletDetail
 from freekd_mm.frequency.wavelet import is_haar
 from freekd_mm.losses.base import DistillLoss, check_same_shapes, mean, shapes
 from freekd_mm.losses.freekd_bands import NORMALIZATIONS, Distance, Normalize, band_distance, band_weights
+from freekd_mm.losses.freekd_haar_step import TINY
 from freekd_mm.losses.freekd_relation import Relation, RelationGate
 from freekd_mm.registry import MODELS
 
 Auto = Literal['auto']
+MaskScale = Literal['raw', 'mean']
 MODES = ('tuned', 'paper', 'code')
 #: What 'auto' means in each mode.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -27,6 +29,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         level_weights=1.0,
         normalize='batch',
         distance='l2',
+        mask_scale='mean',
         loss_weight=2.0,
     ),
     'paper': dict(
@@ -36,6 +39,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         level_weights=1.0,
         normalize='channel',
         distance='l1',
+        mask_scale='raw',
         loss_weight=1.0,
     ),
     'code': dict(
@@ -45,6 +49,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         level_weights=1.0,
         normalize='none',
         distance='l1',
+        mask_scale='raw',
         loss_weight=1.0,
     ),
 }
@@ -64,7 +69,7 @@ class FreeKDLoss(DistillLoss):
     ``mode='paper'`` compares all bands, normalised, with the relational weights :math:`\omega_r` of the channels,
     and takes means where the paper sums, so that the value is of the order of 1 for every model. ``mode='tuned'``, the
     default, is the same formula with the options that did best in our benchmarks: squared differences of the high
-    bands alone, each divided by its deviation over the batch, without relation:
+    bands alone, each divided by its deviation over the batch, masks of mean 1, without relation:
 
     .. math::
         L = \frac{1}{levels} \sum_{levels} \Big( w_{low} D_{low} + w_{high} \frac{1}{3J} \sum_{k\ high} D_k \Big),
@@ -103,6 +108,8 @@ class FreeKDLoss(DistillLoss):
         level_weights: Weight of the feature levels: one number, or one a level.
         normalize: See above.
         distance: ``'l1'``, or ``'l2'`` for squared differences (of masked bands, so with :math:`\sum_i M_i^2`).
+        mask_scale: ``'raw'``: masks weigh as the prompt gives them, times 2 / T. ``'mean'``: the weights of each band
+            of an image have mean 1, so that the prompt says where to look and not how much.
         prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
             :class:`freekd_mm.prompts.PoIMaskGenerator`. Without one this is plain frequency distillation.
         grouping: ``'level'`` or ``'band'``, as in the prompt file.
@@ -122,12 +129,13 @@ class FreeKDLoss(DistillLoss):
         level_weights: float | Sequence[float] | Auto = 'auto',
         normalize: Normalize | Auto = 'auto',
         distance: Distance | Auto = 'auto',
+        mask_scale: MaskScale | Auto = 'auto',
         prompt: str | os.PathLike | dict | None = None,
         grouping: Literal['level', 'band'] = 'level',
         loss_weight: float | Auto = 'auto',
     ) -> None:
         check_choice('mode', mode, MODES)
-        super().__init__(DEFAULTS[mode]['loss_weight'] if _is_auto(loss_weight) else loss_weight)
+        super().__init__(DEFAULTS[mode]['loss_weight'] if _is_auto(loss_weight) else cast(float, loss_weight))
         check_positive('num_tokens', num_tokens, integer=True)
         check_positive('levels', levels, integer=True)
         is_haar(wavelet)  # raises where there is no such wavelet
@@ -140,8 +148,10 @@ class FreeKDLoss(DistillLoss):
             level_weights=level_weights,
             normalize=normalize,
             distance=distance,
+            mask_scale=mask_scale,
         )
         self.normalize, self.distance = options['normalize'], options['distance']
+        self.mask_scale = options['mask_scale']
         self.low_weight = options['low_weight']
         self.high_weights = self._per_level('high_weight', options['high_weight'], levels)
         self.level_weights = options['level_weights']
@@ -154,6 +164,7 @@ class FreeKDLoss(DistillLoss):
         options = {name: defaults[name] if _is_auto(value) else value for name, value in given.items()}
         check_choice('normalize', options['normalize'], NORMALIZATIONS)
         check_choice('distance', options['distance'], ('l1', 'l2'))
+        check_choice('mask_scale', options['mask_scale'], ('raw', 'mean'))
         check_positive('low_weight', options['low_weight'], zero=True)
         for name in ('high_weight', 'level_weights'):
             for weight in options[name] if isinstance(options[name], (tuple, list)) else (options[name],):
@@ -252,7 +263,10 @@ class FreeKDLoss(DistillLoss):
 
         def total(mask: Tensor) -> Tensor:
             if id(mask) not in seen:
-                seen[id(mask)] = mask.pow(power).sum(1, keepdim=True) * factor
+                weight = mask.pow(power).sum(1, keepdim=True) * factor
+                if self.mask_scale == 'mean':
+                    weight = weight / weight.mean((2, 3), keepdim=True).clamp(min=TINY)
+                seen[id(mask)] = weight
             return seen[id(mask)]
 
         high = tuple(WaveletDetail(*(total(mask) for mask in detail)) for detail in masks.high)

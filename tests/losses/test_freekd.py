@@ -130,6 +130,24 @@ def test_tuned_mode_is_one_minus_the_correlation_of_the_high_bands():
     torch.testing.assert_close(FreeKDLoss(CHANNELS, levels=2)(students, teachers), 2 * total, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize('distance', ['l1', 'l2'])
+def test_masks_of_mean_one_move_the_weight_and_do_not_add_any(tmp_path, distance):
+    path, tokens = prompt_path(tmp_path, 3, count=1)
+    students, teachers = features(2, [(8, 8)]), features(3, [(8, 8)])
+    options = dict(num_tokens=3, relation=None, normalize='none', distance=distance, low_weight=0.0, mode='paper')
+    value = FreeKDLoss(CHANNELS, prompt=path, mask_scale='mean', **options)(students, teachers)
+    wanted = 0.0
+    own, other = dwt2d(students[0], 3), dwt2d(teachers[0], 3)
+    for j in range(3):
+        mask = torch.einsum('tc,nchw->nthw', tokens[0][j + 1], sum(other.high[j])).sigmoid()
+        weight = mask.pow(1 if distance == 'l1' else 2).sum(1, keepdim=True)
+        weight = weight / weight.mean((2, 3), keepdim=True)
+        for b, a in zip(own.high[j], other.high[j], strict=True):
+            gap = (b - a).abs() if distance == 'l1' else (b - a).square()
+            wanted = wanted + (weight * gap).mean() / 9
+    torch.testing.assert_close(value, wanted)
+
+
 def test_batch_statistics_are_those_of_all_images():
     students, teachers = features(2, [(8, 8)]), features(3, [(8, 8)])
     loss = FreeKDLoss(CHANNELS, relation=None, normalize='batch', mode='paper')
@@ -388,6 +406,8 @@ def test_compiles_as_one_graph(tmp_path, options):
         ),
         (dict(normalize='chanel'), ValueError, "normalize should be one of .*Did you mean 'channel'"),
         (dict(distance='l3'), ValueError, 'distance should be one of'),
+        (dict(loss_weight='1'), TypeError, 'loss_weight should be a number'),
+        (dict(mask_scale='means'), ValueError, "mask_scale should be one of .* mean 'mean'"),
         (dict(relation='mpl'), ValueError, "relation should be one of 'mlp', 'free'.*Did you mean 'mlp'"),
         (dict(wavelet='har'), ValueError, "wavelet should be one of .* mean 'haar'"),
         (dict(levels=0), ValueError, 'levels should be greater than 0'),
