@@ -85,9 +85,9 @@ def pyramid(bands: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
         lines[half_h : half_h + 1, :width] = lines[:height, half_w : half_w + 1] = True
         height, width = half_h, half_w
     place(bands[0], 0, 0, height, width)
-    colored = cv2.applyColorMap((255 * canvas.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
-    colored[lines] = 255
-    return cv2.cvtColor(colored, cv2.COLOR_BGR2RGB)
+    coloured = cv2.applyColorMap((255 * canvas.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    coloured[lines] = 255
+    return cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB)
 
 
 def weights_picture(weights: np.ndarray, level: int) -> np.ndarray:

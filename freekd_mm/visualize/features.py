@@ -19,6 +19,8 @@ from freekd_mm.prompts.masks import mask_groups
 
 #: Of losses that know no wavelets: enough to show what differs.
 LEVELS, WAVELET = 3, 'haar'
+#: Normalisations that look at other images, and in a distributed run wait for other processes.
+OVER_THE_BATCH = ('batch', 'feature')
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tenso
     loss = entry.losses[0]
     if getattr(loss, 'low_weight', 1.0) == 0:
         seen.remarks.append('The low band has no weight in this loss: it is shown, but not distilled.')
-    if getattr(loss, 'normalize', None) == 'batch':
+    if getattr(loss, 'normalize', None) in OVER_THE_BATCH:
         seen.remarks.append('The loss normalises over a batch, these pictures over their own image.')
     seen.bands = [band_maps(s, t, loss) for s, t in zip(students, teachers, strict=True)]
     generator = getattr(loss, 'masks', None)
@@ -148,7 +150,14 @@ def band_maps(student: Tensor, teacher: Tensor, loss: nn.Module | None = None) -
     """Returns the bands of the first image (N, C, H, W), normalised as the loss does it."""
     levels, wavelet = getattr(loss, 'levels', LEVELS), getattr(loss, 'wavelet', WAVELET)
     normalize: Any = getattr(loss, 'normalize', 'channel')
-    ours, theirs = (dwt2d(features[:1], levels, wavelet) for features in (student, teacher))
+    student, teacher = student[:1], teacher[:1]
+    if normalize == 'feature':
+        # The feature maps are standardised, not their bands.
+        student, teacher = normalize_pair(student, teacher, 'channel', low=True)
+        normalize = 'none'
+    elif normalize in OVER_THE_BATCH:
+        normalize = 'channel'
+    ours, theirs = (dwt2d(features, levels, wavelet) for features in (student, teacher))
     maps = BandMaps([], [], [])
     for index, (own, other) in enumerate(zip(_listed(ours), _listed(theirs), strict=True)):
         low = index == 0
@@ -156,8 +165,7 @@ def band_maps(student: Tensor, teacher: Tensor, loss: nn.Module | None = None) -
             scale = teacher_scale(other, low)
             own, other = own * scale, other * scale
         elif normalize != 'none':
-            # 'batch' would look at other images, and in a distributed run wait for other processes.
-            own, other = normalize_pair(own, other, 'channel' if normalize == 'batch' else normalize, low)
+            own, other = normalize_pair(own, other, normalize, low)
         for found, band in ((maps.teacher, other), (maps.student, own), (maps.difference, own - other)):
             found.append(band[0].abs().mean(0).cpu().numpy())
     return maps

@@ -36,7 +36,7 @@ def test_the_maps_are_the_mean_distance_of_each_band() -> None:
     ]
 
 
-@pytest.mark.parametrize('normalize', ['channel', 'teacher', 'band', 'batch'])
+@pytest.mark.parametrize('normalize', ['channel', 'teacher', 'band', 'batch', 'feature'])
 def test_the_maps_are_normalised_as_in_the_loss(normalize: str) -> None:
     teacher = noise()
     loss = FreeKDLoss(4, levels=1, normalize=normalize, relation=None)
