@@ -1,12 +1,12 @@
 """Evaluates a checkpoint with the plain student of a config."""
 
 import json
-from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from freekd_mm.engine.distributed import prepare_cpu_processes
+from freekd_mm.files import write_text
 
 
 def plain_config(cfg: Config) -> Config:
@@ -46,5 +46,5 @@ def evaluate(cfg: Config, checkpoint: str, out: str | None = None, show_dir: str
     metrics = Runner.from_cfg(cfg).test()
     if out and is_main_process():
         # Evaluators return NumPy numbers, too.
-        Path(out).write_text(json.dumps(metrics, indent=2, default=float) + '\n')
+        write_text(out, json.dumps(metrics, indent=2, default=float) + '\n')
     return metrics
