@@ -8,9 +8,9 @@ from mmengine.config import Config
 
 from freekd_mm.benchmark.configs import ConfigMaker, config_hash
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
+from freekd_mm.prompts.files import PROMPT_FILE
 
 PROMPT_PREFIX = 'prompt:'
-PROMPT_FILE = 'frequency_prompt.pth'
 TEACHER_FILE = 'teacher.pth'
 
 
@@ -40,11 +40,6 @@ class Job:
     def name(self) -> str:
         """Short name for the log."""
         return f'{self.method} seed {self.seed}'
-
-    @property
-    def is_prompt(self) -> bool:
-        """Whether this is stage 1: no row of the table."""
-        return self.method.startswith(PROMPT_PREFIX)
 
 
 def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path) -> list[Job]:

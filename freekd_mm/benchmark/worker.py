@@ -11,9 +11,10 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
-from freekd_mm.benchmark.jobs import PROMPT_FILE, PROMPT_PREFIX, TEACHER_FILE
+from freekd_mm.benchmark.jobs import PROMPT_PREFIX, TEACHER_FILE
 from freekd_mm.benchmark.plan import TEACHER
 from freekd_mm.files import write_atomically, write_text
+from freekd_mm.prompts.files import PROMPT_FILE
 from freekd_mm.registry import HOOKS
 
 CONFIG, JOB, STATUS, RESULT = 'config.py', 'job.json', 'status.json', 'result.json'

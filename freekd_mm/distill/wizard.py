@@ -15,9 +15,7 @@ from freekd_mm.distill.probe import level_shapes, probe_model
 from freekd_mm.distill.taps import Tap, TapRecorder
 from freekd_mm.distill.wiring import match_levels, table
 from freekd_mm.files import write_text
-
-#: What FrequencyPromptHook calls its file.
-PROMPT_FILE = 'frequency_prompt.pth'
+from freekd_mm.prompts.files import PROMPT_FILE
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def make_config(
             if name.startswith('freekd'):
                 entry['loss']['prompt'] = _prompt_option(file, wiring)
     stage1 = prompt_out if uses_prompt and prompt is None else None
-    source = distill_source(student_cfg, teacher_cfg, checkpoint, method, wiring, entries, out, stage1, file)
+    source = distill_source(student_cfg, teacher_cfg, checkpoint, method, wiring, entries, out, stage1, file, size)
     return [*written, write_text(out, source)]
 
 
@@ -197,6 +195,7 @@ def distill_source(
     out: Path,
     stage1: Path | None,
     file: str,
+    size: tuple[int, int],
 ) -> str:
     """Returns the config of the distillation."""
     rows = [
@@ -215,7 +214,7 @@ frequency_prompt = dict(cfg_path='{{{{ fileDirname }}}}/{stage1.name}', file={fi
     return f"""# Distils the student of the base config with {method}. Written by tools/make_config.py; edit freely.
 _base_ = [{_base(student_cfg, out)!r}]
 
-# Features, as a 128x128 image gives them:
+# Features, as a {size[0]}x{size[1]} image gives them:
 {comment}
 {stage}
 model = dict(

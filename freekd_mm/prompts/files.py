@@ -17,6 +17,8 @@ from freekd_mm.prompts.masks import Grouping, num_groups
 
 FORMAT = 'freekd_mm.frequency_prompt'
 FORMAT_VERSION = 1
+#: What stage 1 calls its file, in its work directory.
+PROMPT_FILE = 'frequency_prompt.pth'
 #: Name of a prompt in the format of FreeKD's released checkpoints: 'mask_modules.<level>.mask_token'.
 RELEASED = 'released'
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from freekd_mm.checks import check_positive
 from freekd_mm.prompts.bank import OutputRecorder, PromptBank, as_items, is_feature_map
-from freekd_mm.prompts.files import PromptFile, prompt_content, save_prompt
+from freekd_mm.prompts.files import PROMPT_FILE, PromptFile, prompt_content, save_prompt
 from freekd_mm.prompts.masks import Grouping
 from freekd_mm.prompts.origin import TeacherOrigin, plain, versions
 from freekd_mm.prompts.pictures import mask_pictures
@@ -278,7 +278,7 @@ class FrequencyPromptHook(Hook):
         return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
     def _path(self, runner: Runner) -> Path:
-        return Path(self.out_file or osp.join(runner.work_dir, 'frequency_prompt.pth'))
+        return Path(self.out_file or osp.join(runner.work_dir, PROMPT_FILE))
 
     def _file(self, runner: Runner) -> PromptFile:
         names = ('levels', 'wavelet', 'grouping', 'num_tokens')

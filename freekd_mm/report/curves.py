@@ -119,7 +119,7 @@ def _legend(runs: Sequence[Run], shown: Sequence[Run]) -> str:
     return legend([run.name for run in shown], [runs.index(run) for run in shown])
 
 
-def optimization_section(runs: Sequence[Run]) -> str:
+def optimisation_section(runs: Sequence[Run]) -> str:
     """Returns the learning rate, the norm of the gradient, and what a prompt's training logs."""
     keys = _keys(runs)
     figures = []

@@ -13,7 +13,7 @@ from freekd_mm.report.curves import (
     distillation_section,
     loss_section,
     metric_section,
-    optimization_section,
+    optimisation_section,
 )
 from freekd_mm.report.environment import SEED
 from freekd_mm.report.metrics import Metric, main_metrics
@@ -62,7 +62,7 @@ def add_sections(page: Page, runs: Sequence[Run]) -> None:
     page.section('Metrics over the training', metric_section(runs))
     page.section('Losses', loss_section(runs))
     page.section('Distillation', distillation_section(runs))
-    page.section('Optimisation', optimization_section(runs))
+    page.section('Optimisation', optimisation_section(runs))
     page.section('Settings', settings(runs))
     page.section('Environment', environment(runs))
 
