@@ -32,7 +32,6 @@ class Pool:
         file: JSON lines of the results.
         processes: Jobs at a time, each with one thread.
         status_seconds: Time between two looks at the running jobs.
-        retry: Run failed jobs again.
         stream: Where to report.
     """
 
@@ -40,7 +39,6 @@ class Pool:
     file: Path
     processes: int = 1
     status_seconds: float = 30.0
-    retry: bool = True
     stream: TextIO = field(default_factory=lambda: sys.stdout)
 
     def run(self, jobs: list[Job]) -> int:
@@ -74,7 +72,7 @@ class Pool:
         record = done.get((job.method, job.seed, job.hash))
         if job.product is not None and not job.product.is_file():
             return False
-        return record is not None and ('error' not in record or not self.retry)
+        return record is not None and 'error' not in record
 
     def _skip_hopeless(self, waiting: list[Job], running: dict[Job, subprocess.Popen]) -> int:
         """Leaves out jobs that need what nobody is going to make."""
