@@ -136,7 +136,10 @@ class ConfigMaker:
                     f"a prompt is for entries called 'freekd...', but method {method.name!r} has {', '.join(entries)}"
                 )
             for entry in targets:
-                entry['loss']['prompt'] = str(prompt)
+                # Entries of the plan's own say themselves which levels they compare.
+                by_name = isinstance(given, str)
+                file, loss = str(prompt), entry['loss']
+                loss['prompt'] = self.wiring.prompt_option(file, loss) if by_name else file
         return entries
 
 

@@ -7,6 +7,8 @@ from freekd_mm.checks import did_you_mean
 
 Shape = tuple[int, int, int]
 Entries = dict[str, dict]
+#: Options that a loss and the generator of its masks have to agree on.
+PROMPT_OPTIONS = ('num_tokens', 'levels', 'wavelet', 'grouping')
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,23 @@ class Wiring:
         if connector is not None:
             entry['connector'] = connector
         return {**entry, 'loss': loss}
+
+    def prompt_option(self, file: str, loss: dict) -> str | dict:
+        """Returns the prompt file, or where the student has fewer levels, which of the teacher's prompts to take.
+
+        Args:
+            file: The prompt file.
+            loss: The loss that gets it as ``prompt``.
+        """
+        if self.indices_t is None:
+            return file
+        return {
+            'type': 'freekd_mm.PoIMaskGenerator',
+            'channels': self.channels_t,
+            **{name: loss[name] for name in PROMPT_OPTIONS if name in loss},
+            'prompt': file,
+            'indices': self.indices_t,
+        }
 
     def logit_entry(self, loss: dict) -> dict:
         """Returns an entry on the classification logits."""

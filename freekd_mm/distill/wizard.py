@@ -150,22 +150,10 @@ def make_config(
     if uses_prompt:
         for name, entry in entries.items():
             if name.startswith('freekd'):
-                entry['loss']['prompt'] = _prompt_option(file, wiring)
+                entry['loss']['prompt'] = wiring.prompt_option(file, entry['loss'])
     stage1 = prompt_out if uses_prompt and prompt is None else None
     source = distill_source(student_cfg, teacher_cfg, checkpoint, method, wiring, entries, out, stage1, file, size)
     return [*written, write_text(out, source)]
-
-
-def _prompt_option(file: str, wiring: Wiring) -> str | dict:
-    """Returns the file, or where the student has fewer levels than the teacher, which of its prompts to take."""
-    if wiring.indices_t is None:
-        return file
-    return {
-        'type': 'freekd_mm.PoIMaskGenerator',
-        'channels': wiring.channels_t,
-        'prompt': file,
-        'indices': wiring.indices_t,
-    }
 
 
 def prompt_source(

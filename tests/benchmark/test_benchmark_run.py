@@ -98,6 +98,15 @@ def test_prompts_are_made_once_and_only_when_needed(plan_file, tmp_path):
     assert jobs[5].config().model.distill.freekd.loss.prompt == str(prompt.product)
 
 
+def test_fewer_levels_take_the_prompts_of_their_levels(plan_file, det_config, tmp_path):
+    tall = det_config('tall', width=16, levels=4)
+    plan = dataclasses.replace(load_plan(plan_file), teacher=str(tall))
+    method = Method('freekd', 'freekd', prompt='six', set={'freekd.loss.num_tokens': 6})
+    prompt = ConfigMaker(plan).entries(method, tmp_path / 'prompt.pth')['freekd']['loss']['prompt']
+    assert (prompt['indices'], prompt['num_tokens']) == ((0, 1, 2), 6)
+    assert prompt['prompt'] == str(tmp_path / 'prompt.pth')
+
+
 def test_another_teacher_makes_other_runs_but_not_another_student(plan_file, tmp_path):
     plan = load_plan(plan_file)
 
