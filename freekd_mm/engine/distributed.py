@@ -1,4 +1,4 @@
-"""Several processes on a machine without an accelerator, where mmengine asks for CUDA devices."""
+"""Several processes: the model in its wrapper, and CPUs, where mmengine asks for CUDA devices."""
 
 import atexit
 import os
@@ -8,6 +8,12 @@ from typing import Any
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.model import is_model_wrapper
+
+
+def unwrapped_model(runner: Any) -> Any:
+    """Returns the model of a runner without what wraps it for several processes."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def prepare_cpu_processes(cfg: Config) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from freekd_mm.engine.checkpoints import ResumePoint
+from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.engine.seeding import AdvancedIterator, SeededBatches, make_exact, place_seed, seed_all
 from freekd_mm.registry import HOOKS
 
@@ -78,7 +78,7 @@ class ExactResumeHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Goes to where the checkpoint was written."""
         loop, point, seeded = runner.train_loop, self.point, self._seeded(runner)
-        for name, parameter in _unwrapped(runner).named_parameters():
+        for name, parameter in unwrapped_model(runner).named_parameters():
             if name in self._gradients:
                 parameter.grad = self._gradients[name].to(parameter)
         self._gradients = {}
@@ -129,7 +129,7 @@ class ExactResumeHook(Hook):
             # Of several processes each has its own, until they add them up in the step.
             checkpoint[GRADIENTS] = {
                 name: parameter.grad.cpu()
-                for name, parameter in _unwrapped(runner).named_parameters()
+                for name, parameter in unwrapped_model(runner).named_parameters()
                 if parameter.grad is not None
             }
 
@@ -139,10 +139,6 @@ def gradients_are_used(runner: Runner) -> bool:
     wrapper: Any = runner.optim_wrapper
     parts = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     return all(part.should_update() for part in parts)
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 class PendingEvaluationHook(Hook):

@@ -9,14 +9,14 @@ import torch
 import torch.distributed as dist
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.engine.diagnosis import diagnose
+from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.registry import HOOKS
 
 POLICIES = ('error', 'skip')
@@ -60,7 +60,7 @@ class NonFiniteHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Puts the check between backward pass and step."""
-        model = _unwrapped(runner)
+        model = unwrapped_model(runner)
         self._keep_losses(model)
         norms = [module for module in model.modules() if isinstance(module, _NormBase)]
         statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
@@ -134,7 +134,7 @@ class NonFiniteHook(Hook):
 
     def _find(self, runner: Runner) -> str:
         """Returns what is not finite, on whichever process."""
-        found = diagnose(_unwrapped(runner), self._losses, self._batch)
+        found = diagnose(unwrapped_model(runner), self._losses, self._batch)
         everywhere: list[Any] = [found]
         if _is_distributed():
             everywhere = [None] * dist.get_world_size()
@@ -145,10 +145,6 @@ class NonFiniteHook(Hook):
 
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _detached(value: Any) -> Any:

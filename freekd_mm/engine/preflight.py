@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, MODELS
 
 from freekd_mm.checks import did_you_mean
 from freekd_mm.distill.compatibility import check_classes
 from freekd_mm.distill.components import check_component
 from freekd_mm.distill.config import is_distilled
+from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.registry import HOOKS as OUR_HOOKS
 from freekd_mm.registry import MODELS as OUR_MODELS
 from freekd_mm.registry import SCOPE
@@ -83,7 +83,7 @@ def compare_classes(runner: Any) -> None:
     Args:
         runner: A runner that has not trained yet, its training data loader built.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped_model(runner)
     dataset = getattr(getattr(runner, '_train_dataloader', None), 'dataset', None)
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if hasattr(model, 'distillation') and classes is not None:

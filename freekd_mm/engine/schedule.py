@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.registry import HOOKS
 
 DECAYS = ('constant', 'linear', 'cosine')
@@ -81,7 +81,7 @@ class DistillScheduleHook(Hook):
 
 
 def _distillation(runner: Runner) -> Any:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped_model(runner)
     if not hasattr(model, 'distillation'):
         raise TypeError(
             "DistillScheduleHook should run with model=dict(type='freekd_mm.DistilledModel', ...), but got "

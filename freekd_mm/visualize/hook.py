@@ -6,10 +6,10 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 
 from freekd_mm.checks import check_positive
 from freekd_mm.distill.rng import isolated_rng
+from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.registry import HOOKS
 
 
@@ -51,7 +51,7 @@ class DistillPicturesHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Checks that there is something to show; shows the student as the training starts."""
-        model = _model(runner)
+        model = unwrapped_model(runner)
         if not hasattr(model, 'distillation'):
             raise TypeError(
                 "DistillPicturesHook should run with model=dict(type='freekd_mm.DistilledModel', ...), but got "
@@ -87,7 +87,7 @@ class DistillPicturesHook(Hook):
         from freekd_mm.visualize.features import look
 
         for index, data in enumerate(self._samples(runner)):
-            view = look(_model(runner), data, self.entries)
+            view = look(unwrapped_model(runner), data, self.entries)
             for name, picture in overviews(view):
                 runner.visualizer.add_image(f'distill_{name}_{index}', picture, step=step)
             if step == 0 and index == 0:
@@ -103,7 +103,3 @@ class DistillPicturesHook(Hook):
             with isolated_rng(seed=0):
                 self._data = [dataset[index] for index in range(min(self.images, len(dataset)))]
         return self._data
-
-
-def _model(runner: Any) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
