@@ -172,15 +172,16 @@ class TestConnectors:
         assert all(torch.equal(level, old) for level, old in zip(levels, before, strict=True))
 
 
-def freekd(**options):
-    return dict(type='freekd_mm.FreeKDLoss', channels=4, levels=2, **options)
+def freekd(mode='paper', **options):
+    return dict(type='freekd_mm.FreeKDLoss', channels=4, levels=2, mode=mode, **options)
 
 
 LOSSES = {
     'mse': dict(type='freekd_mm.FeatureMSELoss'),
     'dct': dict(type='freekd_mm.DCTAttentionLoss'),
     'dct fft': dict(type='freekd_mm.DCTAttentionLoss', transform='fft_real'),
-    'freekd code': freekd(mode='code'),
+    'freekd code': freekd('code'),
+    'freekd tuned batch': freekd('tuned'),
     'freekd plus': dict(type='freekd_mm.FreeKDPlusLoss', channels=4, levels=2),
     **{
         f'freekd {normalize} {distance} {relation}': freekd(normalize=normalize, distance=distance, relation=relation)
