@@ -71,10 +71,11 @@ def report(plan: Plan, file: Path, plots: bool) -> None:
     if not found:
         print(f'no results in {file}')
         return
-    write_text(file.with_name(f'{plan.name}.md'), markdown(found, plan))
+    page = file.with_name(f'{plan.name}.md')
+    write_text(page, markdown(found, plan))
     print(plain(found, plan))
     written = write_plots(found, plan, file.parent) if plots else []
-    print(f'written: {", ".join(str(path) for path in (file, file.with_suffix(".md"), *written))}')
+    print(f'written: {", ".join(str(path) for path in (file, page, *written))}')
 
 
 def newest(found: Sequence[records.Record]) -> list[records.Record]:

@@ -162,7 +162,7 @@ METHODS: dict[str, Method] = {
     'figkd': Method(
         'wavelet detail of the logits: same classes, features out of reach, or on top of a feature loss', _figkd
     ),
-    'dctkd': Method('DCT of spatial attention: cheap, any channels, a weak but safe signal', _dct),
+    'dctkd': Method('DCT of spatial attention: cheap, any channels, but choose its weight with care', _dct),
     'mse': Method(
         'plain L2 on the features, a baseline', lambda w: {'mse': w.feature_entry({'type': 'freekd_mm.FeatureMSELoss'})}
     ),
