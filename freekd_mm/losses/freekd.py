@@ -75,6 +75,8 @@ class FreeKDLoss(DistillLoss):
         L = \frac{1}{levels} \sum_{levels} \Big( w_{low} D_{low} + w_{high} \frac{1}{3J} \sum_{k\ high} D_k \Big),
         \quad D_k = \Big\langle \omega_r \tfrac{2}{T} \sum_i |M_i \hat b_k - M_i \hat a_k| \Big\rangle
 
+    With ``distance='l2'`` the last factor is :math:`\tfrac{4}{T} \sum_i (M_i \hat b_k - M_i \hat a_k)^2`.
+
     A mask is not negative, so :math:`\sum_i |M_i b - M_i a| = (\sum_i M_i) |b - a|`: no tensor of tokens times
     channels times positions is made. Masks get no gradient.
 
@@ -100,7 +102,7 @@ class FreeKDLoss(DistillLoss):
         levels: Wavelet levels.
         wavelet: The wavelet.
         mode: ``'tuned'``, ``'paper'`` or ``'code'``: the meaning of ``'auto'`` below. ``'code'`` is the released
-            formula to the letter, and takes none of the options from ``relation`` to ``distance``.
+            formula to the letter, and takes none of the options from ``relation`` to ``mask_scale``.
         relation: ``'mlp'`` (the paper's gate), ``'free'`` (a gate without parameters), a dict with ``relation``
             and further options of :class:`~freekd_mm.losses.freekd_relation.RelationGate`, or None.
         low_weight: Weight of the low band.
@@ -221,7 +223,7 @@ class FreeKDLoss(DistillLoss):
         """Returns the loss; ``terms`` holds the part of the low and of the high bands of each level."""
         self._check(students, teachers)
         level_weights = self._per_level('level_weights', self.level_weights, len(teachers))
-        # The mean over the levels in 'paper', so that the value does not grow with their number.
+        # The mean over the levels but for 'code', so that the value does not grow with their number.
         share = 1.0 if self.mode == 'code' else 1 / len(teachers)
         masks = self.level_masks(students, teachers)
         gates = self.gate(students, teachers) if self.gate is not None else (None,) * len(teachers)
