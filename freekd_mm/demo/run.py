@@ -79,9 +79,8 @@ def run_demo(task_name: str, method: str, root: Path, seed: int = 0, work_dir: P
         f'Everything is in {base}; {time.monotonic() - start:.0f} s in this run.'
     )
     models = [Model(label, root / path, run.work_dir, newest_checkpoint(run.work_dir)) for label, path, run in runs]
-    print(
-        f'The report, with curves and pictures: {write_demo_report(base / "report.html", task, models, header, cells)}'
-    )
+    report = write_demo_report(base / 'report.html', task, models, header, cells)
+    print(f'The report, with curves and pictures: {report}')
     return rows
 
 

@@ -18,7 +18,6 @@ from freekd_mm.registry import MODELS
 
 Auto = Literal['auto']
 MaskScale = Literal['raw', 'mean']
-MODES = ('tuned', 'paper', 'code')
 #: What 'auto' means in each mode.
 DEFAULTS: dict[str, dict[str, Any]] = {
     # What our benchmarks favour, see docs/benchmarks.md.
@@ -53,6 +52,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         loss_weight=1.0,
     ),
 }
+MODES = tuple(DEFAULTS)
 
 
 @MODELS.register_module()
