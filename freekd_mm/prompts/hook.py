@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from freekd_mm.checks import check_positive
+from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.prompts.bank import OutputRecorder, PromptBank, as_items, is_feature_map
 from freekd_mm.prompts.files import PROMPT_FILE, PromptFile, prompt_content, save_prompt
 from freekd_mm.prompts.masks import Grouping
@@ -216,7 +217,7 @@ class FrequencyPromptHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Loads the teacher, after the runner initialised and resumed what it wanted to."""
-        model = self._model(runner)
+        model = unwrapped_model(runner)
         del model._modules[CHILD]
         self.origin.load(model)
         model.add_module(CHILD, self.bank)
@@ -241,7 +242,7 @@ class FrequencyPromptHook(Hook):
         if self.bank.kept and is_main_process():
             from freekd_mm.distill.preprocess import as_rgb
 
-            preprocess: Any = self._model(runner).data_preprocessor
+            preprocess: Any = unwrapped_model(runner).data_preprocessor
             with torch.no_grad():
                 image = as_rgb(preprocess(data_batch, True)['inputs'][0], preprocess)
             folder = self._path(runner).with_suffix('')
@@ -269,13 +270,9 @@ class FrequencyPromptHook(Hook):
         """Fills the teacher's weights in, so that the runner does not report each of them as missing."""
         if CHILD in checkpoint:
             self.origin.check_resumed(checkpoint[CHILD])
-            checkpoint['state_dict'] = {**self._model(runner).state_dict(), **checkpoint['state_dict']}
+            checkpoint['state_dict'] = {**unwrapped_model(runner).state_dict(), **checkpoint['state_dict']}
 
     # ------------------------------------------------------------------ helpers
-
-    @staticmethod
-    def _model(runner: Runner) -> nn.Module:
-        return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
     def _path(self, runner: Runner) -> Path:
         return Path(self.out_file or osp.join(runner.work_dir, PROMPT_FILE))
