@@ -2,11 +2,12 @@
 
 import functools
 import os
+import signal
 
 # Before torch is imported: the machine runs several tests at once.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,25 @@ torch.set_num_threads(1)
 cv2.setNumThreads(0)
 
 ConfigWriter = Callable[..., Path]
+
+#: Seconds; the slowest tests take a tenth of it on two busy cores.
+TIME_LIMIT = 600
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """A test that waits for something that never comes fails with the place where it waits."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeoutError(f'{item.nodeid} should end within {TIME_LIMIT} s, but waits here')
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(TIME_LIMIT)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope='session', autouse=True)

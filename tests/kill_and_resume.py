@@ -10,6 +10,7 @@ Everything is imported once; each training is a fork of this process.
 """
 
 import argparse
+import faulthandler
 import os
 import random
 import shutil
@@ -38,6 +39,8 @@ from freekd_mm.engine.training import run
 
 FLIP = {'type': 'RandomFlip', 'prob': 0.5}
 MGD = {'type': 'mmrazor.MGDLoss', 'alpha_mgd': 1e-3}
+#: Seconds that a training may take, alone some 10; one that hangs ends with the place where it does in its log.
+TIME_LIMIT = 180
 #: What has to be the same in the end.
 PARTS = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'frequency_prompt')
 
@@ -139,6 +142,7 @@ def in_child(log: Path, action: Callable[[], Any]) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        faulthandler.dump_traceback_later(TIME_LIMIT, exit=True)
         action()
         status = 0
     except BaseException:
