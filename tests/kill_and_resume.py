@@ -239,8 +239,11 @@ def wait(child: int, log: Path) -> None:
         raise SystemExit(f'the training ended with status {status}; see the end of {log}:\n{log.read_text()[-3000:]}')
 
 
-def torture(name: str, folder: Path, kills: int, workers: int, rng: random.Random) -> Tally:
-    """Kills trainings of one config until the kills are spent."""
+def torture(name: str, folder: Path, kills: int, workers: int, rng: random.Random, before: int = 0) -> Tally:
+    """Kills trainings of one config until the kills are spent; every other one waits for a checkpoint to be written.
+
+    ``before`` counts the kills of earlier configs.
+    """
     config = folder / 'config.py'
     log = folder / 'log.txt'
     wait(in_child(log, lambda: _prepare(name, folder, workers)), log)
@@ -255,7 +258,7 @@ def torture(name: str, folder: Path, kills: int, workers: int, rng: random.Rando
         while status is None:
             child = in_child(log, lambda work_dir=work_dir: train(config, work_dir, slow_disk=True))  # type: ignore[misc]
             if tally.kills < kills:
-                writing = tally.kills % 2 == 1
+                writing = (before + tally.kills) % 2 == 1
                 moment = rng.uniform(0, seconds * (0.5 if writing else 1))
                 status = kill(child, work_dir, moment, writing, tally)
             else:
@@ -294,7 +297,7 @@ def main() -> None:
         place = folder / name
         place.mkdir()
         start = time.monotonic()
-        tally = torture(name, place, kills, workers, rng)
+        tally = torture(name, place, kills, workers, rng, total.kills)
         print(
             f'{name}, {workers} workers: {tally.kills} kills, {tally.while_writing} of them while a checkpoint was '
             f'written; {tally.trainings} trainings, {len(tally.problems)} problems, {time.monotonic() - start:.0f} s',

@@ -1,6 +1,6 @@
 """Generates the toy data set of the demo, in the layouts of COCO and of Cityscapes.
 
-python tools/make_scenes.py data/scenes --train 800 --val 150 --size 160 --seed 0
+python tools/make_scenes.py data/scenes --train 560 --val 150 --size 160 --seed 0
 """
 
 import argparse
@@ -14,7 +14,7 @@ def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', help='folder to write to: absent, empty, or made by an earlier call')
-    parser.add_argument('--train', type=int, default=800, help='number of training pictures (default: %(default)s)')
+    parser.add_argument('--train', type=int, default=560, help='number of training pictures (default: %(default)s)')
     parser.add_argument('--val', type=int, default=150, help='number of validation pictures (default: %(default)s)')
     parser.add_argument('--size', type=int, default=160, help='width and height in pixels (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the data set (default: %(default)s)')

@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 def write_scenes(
     root: str | Path,
-    num_train: int = 800,
+    num_train: int = 560,
     num_val: int = 150,
     size: int = 160,
     seed: int = 0,

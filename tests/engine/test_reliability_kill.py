@@ -1,6 +1,7 @@
 """Real trainings, killed and resumed; ``python tests/kill_and_resume.py --kills 30`` does the same for longer."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,5 +15,5 @@ def test_killed_trainings_end_as_undisturbed_ones(tmp_path):
     environment = {**os.environ, 'PYTHONPATH': f'{TESTS}:{TESTS.parent}', 'TMPDIR': str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert 'survived 3 kills (' in done.stdout
+    assert re.search(r'survived 3 kills \([1-3] while writing\)', done.stdout), done.stdout
     assert 'all ended bit for bit as undisturbed' in done.stdout

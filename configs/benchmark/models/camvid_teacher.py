@@ -1,8 +1,8 @@
-# The teacher of CamVid: a PSPNet with a ResNetV1c-18 of base width 48, trained for four times as long.
+# The teacher of CamVid: a PSPNet with a ResNetV1c-18 of base width 48, trained for twice as long.
 _base_ = ['./camvid_student.py']
 
-max_iters = 3800
-train_cfg = dict(max_iters=max_iters, val_interval=380)
+max_iters = 1600
+train_cfg = dict(max_iters=max_iters, val_interval=400)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', T_max=max_iters, end=max_iters, eta_min_ratio=0.01, by_epoch=False),
