@@ -61,8 +61,10 @@ def _quick_configs() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_leftovers() -> Iterator[None]:
-    """A runner leaves its default scope and its visualizers behind; the next test begins without them."""
+    """The next test begins without the default scope and the visualizers of a runner, or a tool's answer to SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
     yield
+    signal.signal(signal.SIGTERM, before)
     clear_leftovers()
 
 

@@ -24,13 +24,13 @@ from freekd_mm.registry import HOOKS
 EXIT_STATUS = 128 + signal.SIGTERM
 
 
-#: The hooks that answer SIGTERM in this process.
-_listening: set['GracefulStopHook'] = set()
+#: The hooks that answer SIGTERM in this process, in the order in which they began to.
+_listening: list['GracefulStopHook'] = []
 
 
 def _release_in_child() -> None:
     """A process that an evaluation forks ends when its pool tells it to, and at once: the pool waits for that."""
-    for hook in list(_listening):
+    for hook in reversed(list(_listening)):
         hook.release()
 
 
@@ -62,7 +62,7 @@ class GracefulStopHook(Hook):
             self._group = dist.group.WORLD if dist.get_backend() == 'gloo' else dist.new_group(backend='gloo')
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._ask)
-            _listening.add(self)
+            _listening.append(self)
         for loop in (runner.train_loop, runner.val_loop):
             if loop is not None:
                 loop.dataloader.worker_init_fn = partial(init_worker, loop.dataloader.worker_init_fn)
@@ -73,7 +73,8 @@ class GracefulStopHook(Hook):
 
     def release(self) -> None:
         """Gives the signal back."""
-        _listening.discard(self)
+        if self in _listening:
+            _listening.remove(self)
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
