@@ -14,6 +14,21 @@ from freekd_mm.progress import ProgressBar
 
 
 @dataclass(frozen=True)
+class Command:
+    """A short step of the demo.
+
+    Attributes:
+        name: Name of the step.
+        label: What is printed when it is done.
+        line: The command line.
+    """
+
+    name: str
+    label: str
+    line: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Training:
     """A training run of the demo.
 
@@ -58,21 +73,20 @@ class Steps:
         marker = self.folder / f'{name}.done.json'
         return json.loads(marker.read_text()) if marker.is_file() else None
 
-    def finish(self, name: str, result: dict) -> dict:
+    def finish(self, name: str, result: dict) -> None:
         """Marks a step as done."""
         write_text(self.folder / f'{name}.done.json', json.dumps(result) + '\n')
-        return result
 
-    def run(self, name: str, label: str, command: Sequence[str]) -> dict:
-        """Runs a short command unless it is done."""
-        result = self.done(name)
-        if result is None:
-            start = time.monotonic()
-            process = self._start(name, command)
-            self._check(process, name, command)
-            result = self.finish(name, {'seconds': time.monotonic() - start})
-            print(f'{label}: {result["seconds"]:.0f}s', file=sys.stderr)
-        return result
+    def run(self, *commands: Command) -> None:
+        """Runs short commands side by side, but for those that are done."""
+        start = time.monotonic()
+        waiting = [command for command in commands if self.done(command.name) is None]
+        running = [self._start(command.name, command.line) for command in waiting]
+        for command, process in zip(waiting, running, strict=True):
+            self._check(process, command.name, command.line)
+            seconds = time.monotonic() - start
+            self.finish(command.name, {'seconds': seconds})
+            print(f'{command.label}: {seconds:.0f}s', file=sys.stderr)
 
     def train(self, *trainings: Training) -> None:
         """Trains side by side, the cores shared among them, with one bar for all of them."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from freekd_mm.demo.steps import Steps, Training, iterations_done
+from freekd_mm.demo.steps import Command, Steps, Training, iterations_done
 
 WRITE = "import sys; open(sys.argv[1], 'a').write('x')"
 
@@ -15,14 +15,14 @@ def test_a_step_runs_once(tmp_path: Path) -> None:
     out = tmp_path / 'out'
     for _ in range(2):
         steps = Steps(tmp_path, tmp_path / 'demo')
-        steps.run('write', 'wrote', [sys.executable, '-c', WRITE, str(out)])
+        steps.run(Command('write', 'wrote', [sys.executable, '-c', WRITE, str(out)]))
     assert out.read_text() == 'x'
 
 
 def test_a_failing_step_names_its_command_and_log_and_runs_again(tmp_path: Path) -> None:
     steps = Steps(tmp_path, tmp_path / 'demo')
     with pytest.raises(SystemExit, match=r'(?s)ZeroDivisionError.*the demo stopped: .* failed\..*boom\.log'):
-        steps.run('boom', 'never', [sys.executable, '-c', '1 / 0'])
+        steps.run(Command('boom', 'never', [sys.executable, '-c', '1 / 0']))
     assert steps.done('boom') is None
 
 
