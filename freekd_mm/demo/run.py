@@ -15,7 +15,7 @@ from freekd_mm.distill.methods import METHODS, parse_methods
 from freekd_mm.distill.wiring import table
 
 # Stage 1 on the toy data: short, and its share of the demo's minutes is small.
-PROMPT_ITERATIONS = 150
+PROMPT_ITERATIONS = 100
 
 
 def run_demo(task_name: str, method: str, root: Path, seed: int = 0, work_dir: Path | None = None) -> list[dict]:

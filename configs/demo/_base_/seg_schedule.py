@@ -1,5 +1,5 @@
 # A short schedule from scratch; a config that changes the iterations changes T_max and end with them.
-max_iters = 450
+max_iters = 400
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
