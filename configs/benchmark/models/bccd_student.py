@@ -1,4 +1,5 @@
-# BCCD: 364 microscope images of blood cells, 320 x 240. A narrow GFL with a ResNet-18 of base width 16, from scratch.
+# BCCD: 364 microscope images of blood cells, 320 x 240. A narrow GFL with a ResNet-18 of base width 8, from scratch:
+# one of width 16 comes within the noise of its teacher on these few pictures.
 _base_ = ['mmdet::_base_/default_runtime.py', '../../demo/_base_/gfl.py', '../../demo/_base_/det_schedule.py']
 
 # tools/benchmark.py puts --data-root in its place.
@@ -47,9 +48,9 @@ test_dataloader = dict(
 val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'val.json', metric='bbox', classwise=True)
 test_evaluator = dict(type='CocoMetric', ann_file=data_root + 'test.json', metric='bbox', classwise=True)
 
-max_epochs = 20
-train_cfg = dict(max_epochs=max_epochs, val_interval=5)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+max_epochs = 12
+train_cfg = dict(max_epochs=max_epochs, val_interval=6)
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
     dict(
@@ -63,8 +64,8 @@ param_scheduler = [
 ]
 
 model = dict(
-    backbone=dict(stem_channels=16),
-    neck=dict(out_channels=64),
-    bbox_head=dict(num_classes=3, in_channels=64, feat_channels=64),
+    backbone=dict(base_channels=8, stem_channels=8),
+    neck=dict(in_channels=[16, 32, 64], out_channels=32),
+    bbox_head=dict(num_classes=3, in_channels=32, feat_channels=32),
     test_cfg=dict(nms_pre=1000, max_per_img=100),
 )
