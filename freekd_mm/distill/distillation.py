@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -173,7 +173,7 @@ def _idle(entries: Iterable[Entry], inputs: Tensor) -> dict[str, Tensor]:
     Under DDP every parameter has to: theirs do so times zero.
     """
     logs = {key: value for entry in entries for key, value in entry.idle(inputs).items()}
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if get_world_size() == 1:
         return logs
     total = torch.zeros((), device=inputs.device)
     for entry in entries:

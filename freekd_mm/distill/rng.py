@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-import torch.distributed as dist
+from mmengine.dist import get_rank
 
 
 @contextmanager
@@ -35,5 +35,4 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
 
 def step_seed(step: int) -> int:
     """Returns a seed (32 bits) for one step of this process, from the seed of the run."""
-    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-    return int(np.random.SeedSequence((torch.initial_seed(), rank, step)).generate_state(1)[0])
+    return int(np.random.SeedSequence((torch.initial_seed(), get_rank(), step)).generate_state(1)[0])

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
+from mmengine.dist import get_world_size
 
 KEY = 'freekd_mm/failure'
 LENGTH = 2000
@@ -34,7 +35,7 @@ def failing_together() -> Iterator[None]:
 
 def _first_failure(error: Exception) -> str | None:
     """Returns what another process said before, else leaves this error for the others."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if get_world_size() == 1:
         return None
     own = f'process {dist.get_rank()} on {socket.gethostname()} failed: {type(error).__name__}: {error}'[:LENGTH]
     try:
@@ -47,7 +48,7 @@ def _first_failure(error: Exception) -> str | None:
 
 def check_equal_steps(steps: int) -> None:
     """Raises on every process unless all have the same number of steps in an epoch: else the last ones wait forever."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if get_world_size() == 1:
         return
     counts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(counts, steps)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
@@ -136,15 +137,11 @@ class NonFiniteHook(Hook):
         """Returns what is not finite, on whichever process."""
         found = diagnose(unwrapped_model(runner), self._losses, self._batch)
         everywhere: list[Any] = [found]
-        if _is_distributed():
+        if get_world_size() > 1:
             everywhere = [None] * dist.get_world_size()
             dist.all_gather_object(everywhere, found)
         texts = dict.fromkeys(text for text in everywhere if text)
         return f'Iteration {runner.iter + 1}: {" ".join(texts) or "the gradients are not finite."}'
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _detached(value: Any) -> Any:
@@ -171,7 +168,7 @@ def _gradients_are_finite(optimizer: torch.optim.Optimizer) -> Tensor:
 
 def _all_processes(finite: Tensor) -> bool:
     """Returns whether all is finite on every process: they have to decide alike."""
-    if _is_distributed():
+    if get_world_size() > 1:
         number = finite.int()
         dist.all_reduce(number, op=dist.ReduceOp.MIN)
         return bool(number)

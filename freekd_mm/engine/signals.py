@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -57,7 +58,7 @@ class GracefulStopHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Listens from here on; before, there is nothing to save."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if get_world_size() > 1:
             # Agreeing costs a message on the CPU, and does not wait for the GPU.
             self._group = dist.group.WORLD if dist.get_backend() == 'gloo' else dist.new_group(backend='gloo')
         if threading.current_thread() is threading.main_thread():
@@ -110,7 +111,7 @@ class GracefulStopHook(Hook):
             runner.work_dir, INTERRUPTED, meta={'epoch': runner.epoch, 'iter': iteration}, by_epoch=False
         )
         path = Path(runner.work_dir) / INTERRUPTED
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        if get_rank() == 0:
             point_to(runner.work_dir, str(path))
         print_log(
             f'SIGTERM: stopped behind iteration {iteration}; saved {path}; go on with --resume',

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from mmengine.dist import get_world_size
 from torch import Tensor
 
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d
@@ -41,7 +42,7 @@ def _mean(x: Tensor, axes: Sequence[int], every_rank: bool) -> Tensor:
     """Returns the mean over some axes, which stay with length 1, and for the batch over all processes."""
     total = x.sum(tuple(axes), keepdim=True)
     count = x.numel() / max(total.numel(), 1)
-    if every_rank and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if every_rank and get_world_size() > 1:
         total = _SumOverRanks.apply(total)
         counts = total.new_tensor(count)
         dist.all_reduce(counts)
