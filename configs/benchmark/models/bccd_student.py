@@ -25,7 +25,7 @@ dataset = dict(type='CocoDataset', data_root=data_root, metainfo=metainfo, data_
 
 # Loading in the training process: no workers, so that the random numbers of the augmentation are the seed's.
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=True),
     batch_sampler=None,
@@ -50,7 +50,7 @@ test_evaluator = dict(type='CocoMetric', ann_file=data_root + 'test.json', metri
 
 max_epochs = 12
 train_cfg = dict(max_epochs=max_epochs, val_interval=6)
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
     dict(
