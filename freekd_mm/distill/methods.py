@@ -138,8 +138,9 @@ def _mgd(wiring: Wiring) -> Entries:
 
 
 METHODS: dict[str, Method] = {
-    'freekd': Method(
-        'wavelet bands of the features, with the prompt of the teacher: the first choice', _freekd('FreeKDLoss'), True
+    'freekd': Method('high wavelet bands of the features, in one stage: the first choice', _freekd('FreeKDLoss')),
+    'freekd-prompt': Method(
+        'the same where the prompt of the teacher looks: both stages of FreeKD', _freekd('FreeKDLoss'), True
     ),
     'freekd-paper': Method(
         "FreeKD with the paper's formula: both bands, absolute differences, relation",

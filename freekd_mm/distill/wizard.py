@@ -123,7 +123,7 @@ def make_config(
         method: A name of ``METHODS``, or several joined by ``+``.
         out: The file to write.
         stage: ``'distill'``, or ``'prompt'`` to write the config of stage 1 alone.
-        prompt: A prompt file made before, instead of stage 1.
+        prompt: A prompt file made before, instead of stage 1; with any method of FreeKD.
         prompt_iters: Iterations of stage 1; the hook's own by default.
         prompt_dir: Work directory of stage 1; ``work_dirs/<its config>`` by default.
         size: Size of the dummy image.
@@ -134,7 +134,12 @@ def make_config(
     names = parse_methods(method)
     out = Path(out)
     teacher = probe_config(load_config(teacher_cfg), 'teacher', size)
-    uses_prompt = any(METHODS[name].uses_prompt for name in names)
+    uses_prompt = any(METHODS[name].uses_prompt for name in names) or prompt is not None
+    if prompt is not None and not any(name.startswith('freekd') for name in names):
+        takes_one = ', '.join(name for name in METHODS if name.startswith('freekd'))
+        raise ValueError(
+            f'a prompt should be used with a method of FreeKD ({takes_one}), but got the method {method!r}'
+        )
     prompt_out = out if stage == 'prompt' else out.with_name(f'{out.stem}_prompt{out.suffix}')
     stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / prompt_out.stem
     written = []

@@ -70,12 +70,7 @@ def test_what_it_writes_for_a_segmenter_trains(
     teacher = seg_config(name='teacher', width=16)
     checkpoint = save_teacher(teacher, tmp_path / 'teacher.pth')
     student = seg_config(name='student', width=8)
-    prompt = None
-    cfg = Config.fromfile(
-        make_config(str(student), str(teacher), str(checkpoint), method, tmp_path / 'kd.py', prompt=prompt)[-1]
-    )
-    if 'freekd' in cfg.model.distill:
-        cfg.model.distill.freekd.loss.prompt = None
+    cfg = Config.fromfile(make_config(str(student), str(teacher), str(checkpoint), method, tmp_path / 'kd.py')[-1])
     # All stages of the backbone but the last have the same stride or less to say: the last alone is compared.
     taps = {entry.student for entry in cfg.model.distill.values()}
     assert taps == ({'decode_head'} if method == 'figkd' else {'backbone[-1:]'})
@@ -92,7 +87,7 @@ def test_the_wiring_is_spelled_out(det_pair: tuple[Path, Path, Path], tmp_path: 
 
 def test_stage_prompt_writes_stage_1_alone(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     student, teacher, checkpoint = det_pair
-    (file,) = make_config(str(student), str(teacher), str(checkpoint), 'freekd', tmp_path / 'p.py', stage='prompt')
+    (file,) = make_config(str(student), str(teacher), str(checkpoint), 'pkd', tmp_path / 'p.py', stage='prompt')
     cfg = Config.fromfile(file)
     assert cfg.custom_hooks[-1].type == 'freekd_mm.FrequencyPromptHook'
     assert cfg.load_from == str(checkpoint)
@@ -105,6 +100,8 @@ def test_a_ready_prompt_is_used_as_it_is(det_pair: tuple[Path, Path, Path], tmp_
     cfg = Config.fromfile(file)
     assert cfg.model.distill.freekd.loss.prompt == 'p.pth'
     assert 'frequency_prompt' not in cfg
+    with pytest.raises(ValueError, match=r"with a method of FreeKD \(freekd, .*but got the method 'pkd'"):
+        make_config(str(student), str(teacher), str(checkpoint), 'pkd', tmp_path / 'kd.py', prompt='p.pth')
 
 
 def test_fewer_levels_take_the_prompts_that_belong_to_them(
@@ -113,7 +110,9 @@ def test_fewer_levels_take_the_prompts_that_belong_to_them(
     student, _, _ = det_pair
     teacher = det_config(name='tall', head='gfl', width=16, channels=24, levels=4)
     checkpoint = save_teacher(teacher, tmp_path / 'tall.pth')
-    cfg = Config.fromfile(make_config(str(student), str(teacher), str(checkpoint), 'freekd', tmp_path / 'kd.py')[-1])
+    files = make_config(str(student), str(teacher), str(checkpoint), 'freekd-prompt', tmp_path / 'kd.py')
+    assert [file.name for file in files] == ['kd_prompt.py', 'kd.py']
+    cfg = Config.fromfile(files[-1])
     assert cfg.model.distill.freekd.loss.prompt.indices == (0, 1, 2)
 
 
