@@ -6,6 +6,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from freekd_mm.engine.distributed import prepare_cpu_processes
+from freekd_mm.engine.visualizer import forget_visualizer
 from freekd_mm.files import write_text
 
 
@@ -43,7 +44,11 @@ def evaluate(cfg: Config, checkpoint: str, out: str | None = None, show_dir: str
             raise ValueError('--show-dir needs default_hooks.visualization in the config, but it has none')
         cfg.default_hooks.visualization.draw = True
         cfg.default_hooks.visualization.test_out_dir = show_dir
-    metrics = Runner.from_cfg(cfg).test()
+    runner = Runner.from_cfg(cfg)
+    try:
+        metrics = runner.test()
+    finally:
+        forget_visualizer(runner.visualizer)
     if out and is_main_process():
         # Evaluators return NumPy numbers, too.
         write_text(out, json.dumps(metrics, indent=2, default=float) + '\n')

@@ -63,6 +63,7 @@ def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str
     from freekd_mm.engine.failures import failing_together
     from freekd_mm.engine.preflight import check_config
     from freekd_mm.engine.reliability import Reliability, resume_from
+    from freekd_mm.engine.visualizer import forget_visualizer
     from freekd_mm.engine.workdir import own_work_dir
 
     reliability = Reliability.from_config(cfg)
@@ -86,20 +87,7 @@ def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str
             with reliability.attached(runner):
                 return runner.train()
         finally:
-            _forget_visualizer(runner.visualizer)
-
-
-def _forget_visualizer(visualizer: Any) -> None:
-    """Lets the next run of this process have a visualizer of its own.
-
-    mmengine finds visualizers by name, and nearly all configs call theirs the same: stage 2 would log into the
-    folder of stage 1.
-    """
-    name = visualizer.instance_name
-    for kind in type(visualizer).__mro__:
-        instances: dict[str, Any] = getattr(kind, '_instance_dict', {})
-        if instances.get(name) is visualizer:
-            del instances[name]
+            forget_visualizer(runner.visualizer)
 
 
 def _use_amp(cfg: Config) -> None:

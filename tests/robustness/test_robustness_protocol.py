@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from leftovers import clear_leftovers
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -17,6 +18,7 @@ def trained(det_config):
     runner = Runner.from_cfg(cfg)
     runner.model.init_weights()
     runner.save_checkpoint(cfg.work_dir, 'start.pth', {}, save_optimizer=False)
+    clear_leftovers()  # the evaluations find a visualizer of their own, in a folder that goes away
     return Config.fromfile(cfg.filename), f'{cfg.work_dir}/start.pth'
 
 
