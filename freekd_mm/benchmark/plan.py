@@ -49,6 +49,7 @@ class Plan:
     Attributes:
         name: Name of the plan, and of its table and plots.
         task: Plans with one task share results and runs, e.g. the main table and its ablation; the name by default.
+            Such plans have the same student and teacher: a table takes the newest line of each method and seed.
         student: Config of the student; its val data chooses, its test data reports.
         teacher: Config of the teacher.
         metric: Key of the metric, e.g. ``'coco/bbox_mAP'``.
