@@ -133,13 +133,13 @@ def make_config(
     """
     names = parse_methods(method)
     out = Path(out)
-    teacher = probe_config(load_config(teacher_cfg), 'teacher', size)
     uses_prompt = any(METHODS[name].uses_prompt for name in names) or prompt is not None
     if prompt is not None and not any(name.startswith('freekd') for name in names):
         takes_one = ', '.join(name for name in METHODS if name.startswith('freekd'))
         raise ValueError(
             f'a prompt should be used with a method of FreeKD ({takes_one}), but got the method {method!r}'
         )
+    teacher = probe_config(load_config(teacher_cfg), 'teacher', size)
     prompt_out = out if stage == 'prompt' else out.with_name(f'{out.stem}_prompt{out.suffix}')
     stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / prompt_out.stem
     written = []
