@@ -24,6 +24,13 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--prompt', help='a prompt file made before, instead of stage 1')
     parser.add_argument('--prompt-iters', type=int, help='iterations of stage 1; 2000 by default')
+    parser.add_argument(
+        '--inherit',
+        nargs='*',
+        metavar='MODULE',
+        help="let the student start with its teacher's weights of these modules, for example neck bbox_head; "
+        'without names: of all that fit but the backbone',
+    )
     parser.add_argument('--prompt-dir', help='work directory of stage 1; work_dirs/<its config> by default')
     return parser.parse_args()
 
@@ -43,6 +50,7 @@ def main() -> None:
         prompt=args.prompt,
         prompt_iters=args.prompt_iters,
         prompt_dir=args.prompt_dir,
+        inherit=args.inherit,
     )
     for file in files:
         print(f'wrote {file}')

@@ -119,6 +119,8 @@ class ConfigMaker:
             teacher=dict(model=self.teacher_cfg.model, checkpoint=str(checkpoint), dtype=self.plan.teacher_dtype),
             distill=self.entries(method, prompt),
         )
+        if method.inherit:
+            cfg.model['inherit'] = list(method.inherit)
         if method.hooks:
             cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *method.hooks]
         return cfg

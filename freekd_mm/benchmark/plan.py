@@ -16,7 +16,7 @@ PLAN_OPTIONS = (
     'base', 'name', 'task', 'title', 'student', 'teacher', 'teacher_seed', 'teacher_dtype', 'seeds', 'metric', 'unit',
     'factor', 'prompts', 'methods', 'options',
 )  # fmt: skip
-METHOD_OPTIONS = ('entries', 'prompt', 'set', 'hooks', 'title')
+METHOD_OPTIONS = ('entries', 'prompt', 'set', 'hooks', 'inherit', 'title')
 REQUIRED = ('name', 'student', 'teacher', 'metric', 'seeds', 'methods')
 
 
@@ -31,6 +31,7 @@ class Method:
         prompt: Name of one of the plan's prompts, or None for none.
         set: Options put into the entries: ``{'freekd.loss.low_weight': 0}``.
         hooks: Further hooks, e.g. a ``DistillScheduleHook``.
+        inherit: Modules that start with the teacher's weights.
         title: What the table calls it.
     """
 
@@ -39,6 +40,7 @@ class Method:
     prompt: str | None = None
     set: dict[str, Any] = field(default_factory=dict)
     hooks: list[dict[str, Any]] = field(default_factory=list)
+    inherit: list[str] = field(default_factory=list)
     title: str = ''
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from freekd_mm.checks import did_you_mean
 from freekd_mm.distill.compatibility import check_prompts, swap_hint, warn_if_swapped
 from freekd_mm.distill.entry import Entry
+from freekd_mm.distill.inherit import inherited_weights
 from freekd_mm.distill.preprocess import PreprocessBridge
 from freekd_mm.distill.probe import probe_model
 from freekd_mm.distill.rng import isolated_rng, step_seed
@@ -33,9 +34,17 @@ class Distillation(nn.Module):
         teacher: See :func:`freekd_mm.distill.teacher.build_teacher`.
         distill: Entries by name, see :class:`freekd_mm.distill.entry.Entry`.
         probe_size: Height and width of the dummy image that finds the shapes.
+        inherit: Modules whose weights the student takes from its teacher to begin with.
     """
 
-    def __init__(self, student: nn.Module, teacher: dict, distill: dict, probe_size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: dict,
+        distill: dict,
+        probe_size: tuple[int, int],
+        inherit: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         if not isinstance(distill, dict) or not distill:
             raise ValueError(
@@ -54,6 +63,8 @@ class Distillation(nn.Module):
         except WeightsMismatchError as error:
             raise WeightsMismatchError(f'{error}{swap_hint(student, teacher["checkpoint"])}') from error
         warn_if_swapped(student, model)
+        #: Taken before a teacher in half precision is rounded.
+        self.inherited = inherited_weights(student, model, inherit)
         bridge = _preprocess_bridge(student, model)
         self._teacher = FrozenTeacher(model, self._taps('teacher'), teacher.get('dtype', 'fp32'), bridge)
         self._wire(student, weights, probe_size)

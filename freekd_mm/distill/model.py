@@ -6,6 +6,7 @@ learning rates, layer decay, activation checkpointing by module name, hooks that
 time augmentation. Its checkpoint has the keys of the plain student; only ``distillation.*`` comes on top.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from freekd_mm.distill.config import build_model
 from freekd_mm.distill.distillation import Distillation
+from freekd_mm.distill.inherit import take_over
 from freekd_mm.distill.rng import isolated_rng
 from freekd_mm.registry import MODELS
 
@@ -39,12 +41,17 @@ class DistilledMixin:
         return self.distillation.run(student_loss, inputs, data_samples)
 
     def init_weights(self) -> None:
-        """Initialises the student alone, as without distillation: a rule of its ``init_cfg`` sees no connector."""
+        """Initialises the student alone, as without distillation: a rule of its ``init_cfg`` sees no connector.
+
+        What it inherits replaces its own.
+        """
         distillation = self._modules.pop('distillation')  # type: ignore[attr-defined]
         try:
             super().init_weights()  # type: ignore[misc]
         finally:
             self._modules['distillation'] = distillation  # type: ignore[attr-defined]
+        take_over(self, self.distillation.inherited)  # type: ignore[arg-type]
+        self.distillation.inherited = {}
 
     @property
     def teacher(self) -> nn.Module:
@@ -78,6 +85,7 @@ def DistilledModel(  # noqa: N802 - built by config like a class
     teacher: dict,
     distill: dict,
     task_loss: bool = True,
+    inherit: Sequence[str] = (),
     probe_size: tuple[int, int] = (128, 128),
     data_preprocessor: dict | None = None,
     init_cfg: dict | list | None = None,
@@ -92,6 +100,8 @@ def DistilledModel(  # noqa: N802 - built by config like a class
         teacher: ``cfg_path`` or ``model``, and ``checkpoint``.
         distill: Entries by name: ``dict(freekd=dict(student='neck', teacher='neck', loss=dict(...)))``.
         task_loss: Compute the student's own losses. False distils features alone.
+        inherit: Modules that start with the teacher's weights, where name and shape agree: ``('neck', 'bbox_head')``.
+            A checkpoint that is loaded or resumed comes after it.
         probe_size: Size of the dummy image that finds the shapes at the taps.
         data_preprocessor: The student's where its own config has none; mmengine passes it on from the top level.
         init_cfg: Replaces the student's.
@@ -111,7 +121,7 @@ def DistilledModel(  # noqa: N802 - built by config like a class
             f'{type(student).__name__}; for a bare backbone use freekd_mm.FeatureEncoder'
         )
     with isolated_rng():
-        distillation = Distillation(student, teacher, distill, probe_size)
+        distillation = Distillation(student, teacher, distill, probe_size, inherit)
     student.__class__ = distilled_class(type(student))  # type: ignore[arg-type]
     student.distillation = distillation
     student.task_loss = task_loss

@@ -1,6 +1,7 @@
 """Writes a distillation config for any student and teacher: probes both, chooses taps, spells the wiring out."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pprint import pformat
@@ -10,6 +11,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from freekd_mm.distill.config import build_model, find_model, load_config, without_pretrained
+from freekd_mm.distill.inherit import choose_modules, inheritable_modules
 from freekd_mm.distill.methods import METHODS, Shape, Wiring, method_entries, parse_methods
 from freekd_mm.distill.probe import level_shapes, probe_model
 from freekd_mm.distill.taps import Tap, TapRecorder
@@ -112,6 +114,7 @@ def make_config(
     prompt: str | None = None,
     prompt_iters: int | None = None,
     prompt_dir: str | os.PathLike | None = None,
+    inherit: Sequence[str] | None = None,
     size: tuple[int, int] = (128, 128),
 ) -> list[Path]:
     """Writes the config, and the one of stage 1 beside it where the method uses a prompt that is not there.
@@ -126,6 +129,8 @@ def make_config(
         prompt: A prompt file made before, instead of stage 1; with any method of FreeKD.
         prompt_iters: Iterations of stage 1; the hook's own by default.
         prompt_dir: Work directory of stage 1; ``work_dirs/<its config>`` by default.
+        inherit: Modules of the student that start with the teacher's weights; empty for all that fit but the
+            backbone, None for none.
         size: Size of the dummy image.
 
     Returns:
@@ -157,7 +162,14 @@ def make_config(
             if name.startswith('freekd'):
                 entry['loss']['prompt'] = wiring.prompt_option(file, entry['loss'])
     stage1 = prompt_out if uses_prompt and prompt is None else None
-    source = distill_source(student_cfg, teacher_cfg, checkpoint, method, wiring, entries, out, stage1, file, size)
+    if inherit is not None:
+        start = f"    # Start with the teacher's weights.\n    inherit={choose_modules(student.model, teacher.model, inherit)!r},\n"
+    else:
+        fitting = inheritable_modules(student.model, teacher.model)
+        start = f"    # They fit; to start with the teacher's weights there: inherit={fitting!r},\n" if fitting else ''
+    source = distill_source(
+        student_cfg, teacher_cfg, checkpoint, method, wiring, entries, out, stage1, file, size, start
+    )
     return [*written, write_text(out, source)]
 
 
@@ -189,6 +201,7 @@ def distill_source(
     stage1: Path | None,
     file: str,
     size: tuple[int, int],
+    start: str,
 ) -> str:
     """Returns the config of the distillation."""
     rows = [
@@ -218,7 +231,7 @@ model = dict(
         cfg_path={_reference(teacher_cfg, out)},
         checkpoint={_reference(checkpoint, out)},
     ),
-    distill=dict(
+{start}    distill=dict(
 {body},
     ),
 )
