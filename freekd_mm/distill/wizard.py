@@ -163,7 +163,8 @@ def make_config(
                 entry['loss']['prompt'] = wiring.prompt_option(file, entry['loss'])
     stage1 = prompt_out if uses_prompt and prompt is None else None
     if inherit is not None:
-        start = f"    # Start with the teacher's weights.\n    inherit={choose_modules(student.model, teacher.model, inherit)!r},\n"
+        modules = choose_modules(student.model, teacher.model, inherit)
+        start = f"    # Start with the teacher's weights.\n    inherit={modules!r},\n"
     else:
         fitting = inheritable_modules(student.model, teacher.model)
         start = f"    # They fit; to start with the teacher's weights there: inherit={fitting!r},\n" if fitting else ''
