@@ -14,7 +14,7 @@ from freekd_mm.checks import check_options, check_positive, did_you_mean
 STUDENT, TEACHER = 'student', 'teacher'
 PLAN_OPTIONS = (
     'base', 'name', 'task', 'title', 'student', 'teacher', 'teacher_seed', 'teacher_dtype', 'seeds', 'metric', 'unit',
-    'factor', 'prompts', 'methods', 'options',
+    'factor', 'prompts', 'methods', 'options', 'inherit',
 )  # fmt: skip
 METHOD_OPTIONS = ('entries', 'prompt', 'set', 'hooks', 'inherit', 'title')
 REQUIRED = ('name', 'student', 'teacher', 'metric', 'seeds', 'methods')
@@ -31,7 +31,7 @@ class Method:
         prompt: Name of one of the plan's prompts, or None for none.
         set: Options put into the entries: ``{'freekd.loss.low_weight': 0}``.
         hooks: Further hooks, e.g. a ``DistillScheduleHook``.
-        inherit: Modules that start with the teacher's weights.
+        inherit: Modules that start with the teacher's weights; those of the plan where a method does not say.
         title: What the table calls it.
     """
 
@@ -109,7 +109,11 @@ def load_plan(path: str | os.PathLike) -> Plan:
     if missing:
         raise ValueError(f'{path} should have {", ".join(REQUIRED)}, but has no {", ".join(missing)}')
     prompts = {name: dict(options or {}) for name, options in (content.get('prompts') or {}).items()}
-    methods = {str(name): _method(str(name), spec or {}, prompts, path) for name, spec in content['methods'].items()}
+    common = {'inherit': content.get('inherit') or []}
+    methods = {
+        str(name): _method(str(name), {**common, **(spec or {})}, prompts, path)
+        for name, spec in content['methods'].items()
+    }
     for name in (STUDENT, TEACHER):
         if name in methods:
             raise ValueError(f'{path}: {name!r} is a row of every plan and should not be among the methods')

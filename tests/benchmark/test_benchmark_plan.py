@@ -48,6 +48,13 @@ def test_a_plan_takes_over_its_base_and_shares_its_results(tmp_path):
     assert plan.prompts == {'short': {'max_iters': 5}}
 
 
+def test_methods_inherit_what_the_plan_says_unless_they_say_so_themselves(tmp_path):
+    methods = {'pkd': None, 'alone': {'entries': 'pkd', 'inherit': []}, 'head': {'entries': 'pkd', 'inherit': ['head']}}
+    plan = load_plan(write(tmp_path, inherit=['neck', 'head'], methods=methods))
+    assert [plan.methods[name].inherit for name in methods] == [['neck', 'head'], [], ['head']]
+    assert load_plan(write(tmp_path)).methods['pkd'].inherit == []
+
+
 def test_select_takes_patterns_and_seeds(tmp_path):
     plan = load_plan(write(tmp_path))
     assert list(plan.select(['pkd-*']).methods) == ['pkd-w3']

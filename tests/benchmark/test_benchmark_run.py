@@ -98,6 +98,18 @@ def test_prompts_are_made_once_and_only_when_needed(plan_file, tmp_path):
     assert jobs[5].config().model.distill.freekd.loss.prompt == str(prompt.product)
 
 
+def test_inheritance_is_an_option_of_the_model(plan_file, tmp_path):
+    plan = load_plan(plan_file)
+    heir = Method('heir', 'mse', inherit=['bbox_head'])
+    jobs = {
+        job.method: job
+        for job in make_jobs(dataclasses.replace(plan, methods={'heir': heir}), ConfigMaker(plan), tmp_path)
+    }
+    assert jobs['heir'].config().model.inherit == ['bbox_head']
+    own = {job.method: job for job in make_jobs(plan, ConfigMaker(plan), tmp_path)}['mse']
+    assert 'inherit' not in own.config().model
+
+
 def test_fewer_levels_take_the_prompts_of_their_levels(plan_file, det_config, tmp_path):
     tall = det_config('tall', width=16, levels=4)
     plan = dataclasses.replace(load_plan(plan_file), teacher=str(tall))
