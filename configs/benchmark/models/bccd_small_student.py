@@ -1,7 +1,6 @@
-# BCCD: a quarter of the size of bccd_student.py: width 8, 32 channels; more and smaller steps.
+# BCCD: a quarter of the size of bccd_student.py: width 8, 32 channels; 12 epochs with a higher learning rate.
 _base_ = ['./bccd_student.py']
 
-train_dataloader = dict(batch_size=4)
 max_epochs = 12
 train_cfg = dict(max_epochs=max_epochs, val_interval=6)
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3))

@@ -1,6 +1,8 @@
 # The teacher of BCCD: the same detector with a full ResNet-18, trained for longer.
 _base_ = ['./bccd_student.py']
 
+train_dataloader = dict(batch_size=8)
+
 max_epochs = 20
 train_cfg = dict(max_epochs=max_epochs, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
