@@ -111,7 +111,8 @@ model = dict(
         type='PSPHead',
         in_channels=128,
         in_index=3,
-        channels=64,
+        # As many as the teacher's, so that its classifier fits.
+        channels=128,
         pool_scales=(1, 2, 3, 6),
         dropout_ratio=0.1,
         num_classes=11,

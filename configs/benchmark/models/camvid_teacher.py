@@ -9,5 +9,5 @@ param_scheduler = [
 ]
 model = dict(
     backbone=dict(base_channels=48, stem_channels=48),
-    decode_head=dict(in_channels=384, channels=128),
+    decode_head=dict(in_channels=384),
 )
