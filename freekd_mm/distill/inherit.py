@@ -12,7 +12,7 @@ from freekd_mm.checks import did_you_mean
 OWN = ('backbone', 'data_preprocessor')
 
 
-def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tuple[dict[str, Tensor], int]:
+def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Returns the teacher's weights inside of a module that have the student's names and shapes.
 
     Args:
@@ -21,22 +21,26 @@ def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tupl
         module: Name of a module of both, e.g. ``'neck'`` or ``'bbox_head.cls_convs'``.
 
     Returns:
-        The weights by the student's names, and how many the student has there.
+        The weights by the student's names, and all that the student has there.
     """
     # Counters (of batch normalisation) have one shape everywhere, and say nothing.
     own = {k: v for k, v in student.state_dict().items() if k.startswith(f'{module}.') and v.is_floating_point()}
     theirs = teacher.state_dict()
-    return {k: theirs[k] for k, v in own.items() if k in theirs and theirs[k].shape == v.shape}, len(own)
+    return {k: theirs[k] for k, v in own.items() if k in theirs and theirs[k].shape == v.shape}, own
 
 
 def inheritable_modules(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """Returns the children, but for the backbone, of which the student can take more than half from its teacher."""
+    """Returns the children, but for the backbone, of whose numbers the student can take more than half."""
     modules = []
     for name, _ in student.named_children():
-        weights, count = fitting_weights(student, teacher, name)
-        if name not in OWN and len(weights) > count / 2:
+        weights, own = fitting_weights(student, teacher, name)
+        if name not in OWN and _numbers(weights) > _numbers(own) / 2:
             modules.append(name)
     return modules
+
+
+def _numbers(weights: dict[str, Tensor]) -> int:
+    return sum(value.numel() for value in weights.values())
 
 
 def choose_modules(student: nn.Module, teacher: nn.Module, modules: Sequence[str]) -> list[str]:
@@ -70,8 +74,8 @@ def inherited_weights(student: nn.Module, teacher: nn.Module, modules: Sequence[
         raise TypeError(f'inherit should be a list of module names, but got {modules!r}; write [{modules!r}]')
     found: dict[str, Tensor] = {}
     for module in modules:
-        weights, count = fitting_weights(student, teacher, module)
-        if count == 0:
+        weights, own = fitting_weights(student, teacher, module)
+        if not own:
             names = [name for name, _ in student.named_modules() if name]
             raise ValueError(
                 f'inherit should name modules of the student that have weights, for example '
@@ -83,7 +87,7 @@ def inherited_weights(student: nn.Module, teacher: nn.Module, modules: Sequence[
                 f'inherit: {module!r} should have weights of one name and shape in student and teacher, but has none; '
                 'leave it out, or make the student as wide as its teacher there'
             )
-        print_log(f'{module}: the student starts with {len(weights)} of {count} weights of its teacher', 'current')
+        print_log(f'{module}: the student starts with {len(weights)} of {len(own)} weights of its teacher', 'current')
         found.update({name: value.detach().clone() for name, value in weights.items()})
     return found
 

@@ -8,7 +8,7 @@ import torch
 from distill_cases import L2, build, differing, distilled, save_weights, student_weights
 from mmengine.config import Config
 
-from freekd_mm.distill.inherit import inheritable_modules
+from freekd_mm.distill.inherit import inheritable_modules, inherited_weights
 from freekd_mm.distill.wizard import make_config
 
 STUDENT = tiny_configs.detector(Path('.'), head='gfl', width=8, channels=16)['model']
@@ -72,6 +72,14 @@ def test_modules_that_fit():
     assert inheritable_modules(student, teacher) == ['neck', 'bbox_head']
     narrow = build(tiny_configs.detector(Path('.'), head='gfl', width=8, channels=8)['model'])
     assert inheritable_modules(narrow, teacher) == []
+
+
+def test_a_head_is_not_inherited_for_its_small_parts():
+    """Of a PSPNet on a narrower backbone only the norms and the classifier fit."""
+    models = [tiny_configs.segmenter(Path('.'), width=width)['model'] for width in (8, 16)]
+    student, teacher = (build(model, 'mmseg') for model in models)
+    assert inheritable_modules(student, teacher) == []
+    assert 'decode_head.conv_seg.weight' in inherited_weights(student, teacher, ['decode_head.conv_seg'])
 
 
 @pytest.mark.parametrize(
