@@ -55,7 +55,8 @@ def _bars(records: Sequence[Record], plan: Plan, split: str, file: Path) -> Path
     axes.set_xlabel(f'{split} {plan.unit or plan.metric}, mean and standard deviation (number of seeds)')
     axes.legend(loc='lower right', fontsize='small')
     axes.set_title(plan.title or plan.name)
-    figure.savefig(file, dpi=110)
+    # Long names of rows leave less room than a title needs.
+    figure.savefig(file, dpi=110, bbox_inches='tight')
     plt.close(figure)
     return file
 
@@ -93,6 +94,7 @@ def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
     axes.set_ylabel(f'val {plan.unit or plan.metric}')
     axes.legend(fontsize='x-small', ncols=2)
     axes.set_title(plan.title or plan.name)
-    figure.savefig(file, dpi=110)
+    # Long names of rows leave less room than a title needs.
+    figure.savefig(file, dpi=110, bbox_inches='tight')
     plt.close(figure)
     return file
