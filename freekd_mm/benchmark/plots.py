@@ -54,11 +54,7 @@ def _bars(records: Sequence[Record], plan: Plan, split: str, file: Path) -> Path
     axes.set_yticks(range(len(names)), [f'{_title(plan, name)} ({len(summaries[name].values)})' for name in names])
     axes.set_xlabel(f'{split} {plan.unit or plan.metric}, mean and standard deviation (number of seeds)')
     axes.legend(loc='lower right', fontsize='small')
-    axes.set_title(plan.title or plan.name)
-    # Long names of rows leave less room than a title needs.
-    figure.savefig(file, dpi=110, bbox_inches='tight')
-    plt.close(figure)
-    return file
+    return _save(figure, axes, plan, file)
 
 
 def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
@@ -93,6 +89,12 @@ def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
     axes.set_xlabel('share of the training (%)')
     axes.set_ylabel(f'val {plan.unit or plan.metric}')
     axes.legend(fontsize='x-small', ncols=2)
+    return _save(figure, axes, plan, file)
+
+
+def _save(figure: Any, axes: Any, plan: Plan, file: Path) -> Path:
+    import matplotlib.pyplot as plt
+
     axes.set_title(plan.title or plan.name)
     # Long names of rows leave less room than a title needs.
     figure.savefig(file, dpi=110, bbox_inches='tight')
