@@ -57,8 +57,29 @@ def choose_modules(student: nn.Module, teacher: nn.Module, modules: Sequence[str
             'inherit should find a module with weights of one name and shape in student and teacher, but there is none '
             'beside the backbone; leave it out, or make the student as wide as its teacher in neck and head'
         )
-    inherited_weights(student, teacher, chosen)
+    for module in chosen:
+        _checked_weights(student, teacher, module)
     return chosen
+
+
+def _checked_weights(
+    student: nn.Module, teacher: nn.Module, module: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns the weights that fit; raises where there are none."""
+    weights, own = fitting_weights(student, teacher, module)
+    if not own:
+        names = [name for name, _ in student.named_modules() if name]
+        raise ValueError(
+            f'inherit should name modules of the student that have weights, for example '
+            f'{", ".join(name for name, _ in student.named_children())}, but got {module!r}.'
+            f'{did_you_mean(module, names)}'
+        )
+    if not weights:
+        raise ValueError(
+            f'inherit: {module!r} should have weights of one name and shape in student and teacher, but has none; '
+            'leave it out, or make the student as wide as its teacher there'
+        )
+    return weights, own
 
 
 def inherited_weights(student: nn.Module, teacher: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
@@ -74,19 +95,7 @@ def inherited_weights(student: nn.Module, teacher: nn.Module, modules: Sequence[
         raise TypeError(f'inherit should be a list of module names, but got {modules!r}; write [{modules!r}]')
     found: dict[str, Tensor] = {}
     for module in modules:
-        weights, own = fitting_weights(student, teacher, module)
-        if not own:
-            names = [name for name, _ in student.named_modules() if name]
-            raise ValueError(
-                f'inherit should name modules of the student that have weights, for example '
-                f'{", ".join(name for name, _ in student.named_children())}, but got {module!r}.'
-                f'{did_you_mean(module, names)}'
-            )
-        if not weights:
-            raise ValueError(
-                f'inherit: {module!r} should have weights of one name and shape in student and teacher, but has none; '
-                'leave it out, or make the student as wide as its teacher there'
-            )
+        weights, own = _checked_weights(student, teacher, module)
         print_log(f'{module}: the student starts with {len(weights)} of {len(own)} weights of its teacher', 'current')
         found.update({name: value.detach().clone() for name, value in weights.items()})
     return found
