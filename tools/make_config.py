@@ -31,6 +31,12 @@ def parse_args() -> argparse.Namespace:
         help="let the student start with its teacher's weights of these modules, for example neck bbox_head; "
         'without names: of all that fit but the backbone',
     )
+    parser.add_argument(
+        '--head',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='compare what the decode heads of segmenters classify as well',
+    )
     parser.add_argument('--prompt-dir', help='work directory of stage 1; work_dirs/<its config> by default')
     return parser.parse_args()
 
@@ -51,6 +57,7 @@ def main() -> None:
         prompt_iters=args.prompt_iters,
         prompt_dir=args.prompt_dir,
         inherit=args.inherit,
+        head=args.head,
     )
     for file in files:
         print(f'wrote {file}')

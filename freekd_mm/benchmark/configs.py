@@ -13,7 +13,7 @@ from freekd_mm.benchmark.plan import Method, Plan
 from freekd_mm.checks import did_you_mean
 from freekd_mm.distill.config import load_config
 from freekd_mm.distill.methods import Wiring, method_entries
-from freekd_mm.distill.wizard import find_wiring, probe_config
+from freekd_mm.distill.places import find_wiring, probe_config
 
 PROBE_SIZE = (128, 128)
 # What the hash of a config leaves out: where things lie and how they are logged.

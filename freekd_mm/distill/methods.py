@@ -21,6 +21,7 @@ class Wiring:
         shapes_s: (C, H, W) of the student's paired levels for one dummy image.
         shapes_t: (C, H, W) of the teacher's.
         indices_t: Which of the teacher's levels they are; None for all of them.
+        head: The same for what the decode heads classify, where that is to be compared too.
         logits: Tap of the classification logits of both, None where they cannot be compared.
         num_classes: Classes that the logits score.
         use_sigmoid: Whether they go through a sigmoid rather than a softmax.
@@ -36,6 +37,7 @@ class Wiring:
     use_sigmoid: bool
     why_no_logits: str = ''
     indices_t: tuple[int, ...] | None = None
+    head: 'Wiring | None' = None
 
     @property
     def channels_s(self) -> int | list[int]:
@@ -87,6 +89,7 @@ class Method:
     summary: str
     entries: Callable[[Wiring], Entries]
     uses_prompt: bool = False
+    on_logits: bool = False
 
 
 def _freekd(loss: str, **options: object) -> Callable[[Wiring], Entries]:
@@ -161,7 +164,9 @@ METHODS: dict[str, Method] = {
         'FAM with knowledge review across levels: for pyramids, at some cost', _fam('FAMReviewConnector')
     ),
     'figkd': Method(
-        'wavelet detail of the logits: same classes, features out of reach, or on top of a feature loss', _figkd
+        'wavelet detail of the logits: same classes, features out of reach, or on top of a feature loss',
+        _figkd,
+        on_logits=True,
     ),
     'dctkd': Method('DCT of spatial attention: cheap, any channels, but choose its weight with care', _dct),
     'mse': Method(
@@ -191,10 +196,14 @@ def parse_methods(text: str) -> list[str]:
 
 
 def method_entries(text: str, wiring: Wiring) -> Entries:
-    """Returns the entries of one or several methods."""
+    """Returns the entries of one or several methods; those on what the decode heads classify end in ``_head``."""
     entries: Entries = {}
     for name in parse_methods(text):
-        for key, entry in METHODS[name].entries(wiring).items():
+        method = METHODS[name]
+        found = method.entries(wiring)
+        if wiring.head is not None and not method.on_logits:
+            found |= {f'{key}_head': entry for key, entry in method.entries(wiring.head).items()}
+        for key, entry in found.items():
             if key in entries:
                 raise ValueError(f'methods {text!r} should not repeat one another, but both have an entry {key!r}')
             entries[key] = entry

@@ -2,106 +2,17 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from pprint import pformat
 from typing import Any
 
-from mmengine.config import Config
-from torch import Tensor, nn
-
-from freekd_mm.distill.config import build_model, find_model, load_config, without_pretrained
+from freekd_mm.distill.config import load_config
 from freekd_mm.distill.inherit import choose_modules, inheritable_modules
 from freekd_mm.distill.methods import METHODS, Shape, Wiring, method_entries, parse_methods
-from freekd_mm.distill.probe import level_shapes, probe_model
-from freekd_mm.distill.taps import Tap, TapRecorder
-from freekd_mm.distill.wiring import match_levels, table
+from freekd_mm.distill.places import Probed, find_wiring, probe_config
+from freekd_mm.distill.wiring import table
 from freekd_mm.files import write_text
 from freekd_mm.prompts.files import PROMPT_FILE
-
-
-@dataclass(frozen=True)
-class Probed:
-    """A model as its config describes it, and what a dummy image gave."""
-
-    model: nn.Module
-    features: str
-    shapes: tuple[Shape, ...]
-
-
-def probe_config(cfg: Config, role: str, size: tuple[int, int]) -> Probed:
-    """Builds a model without weights and finds the tap of its features.
-
-    A neck is tapped whole. Without one: all levels of the backbone where their strides increase, else (as in
-    dilated segmentation backbones) the last.
-    """
-    model_cfg, scope = find_model(cfg)
-    model = build_model(without_pretrained(model_cfg), scope)
-    module = 'neck' if getattr(model, 'neck', None) is not None else 'backbone'
-    if not isinstance(getattr(model, module, None), nn.Module):
-        raise ValueError(
-            f'the {role} should have a neck or a backbone, but {type(model).__name__} has '
-            f'{", ".join(name for name, _ in model.named_children())}; write the config by hand'
-        )
-    levels = _record(model, module, role, size)
-    if module == 'backbone' and len(levels) > 1 and len({level.shape[-2:] for level in levels}) < len(levels):
-        return Probed(model, 'backbone[-1:]', level_shapes(levels[-1:]))  # type: ignore[arg-type]
-    return Probed(model, module, level_shapes(levels))  # type: ignore[arg-type]
-
-
-def _record(model: nn.Module, path: str, role: str, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    tap = Tap.parse(path)
-    recorder = TapRecorder(model, [tap], role)
-    probe_model(model, recorder, size)
-    levels = recorder.levels([tap])
-    recorder.clear()
-    return levels
-
-
-def find_logits(student: nn.Module, teacher: nn.Module, size: tuple[int, int]) -> tuple[str | None, int, bool, str]:
-    """Returns the tap of comparable logits, the classes, whether they are sigmoids, or what is in the way."""
-    for path, test in (('bbox_head[0]', _is_dense_head), ('decode_head', _is_decode_head)):
-        heads: list[Any] = [getattr(model, path.split('.')[0].split('[')[0], None) for model in (student, teacher)]
-        if not all(head is not None and test(head) for head in heads):
-            continue
-        classes = [int(getattr(head, 'cls_out_channels', None) or head.out_channels) for head in heads]
-        if classes[0] != classes[1]:
-            return None, 0, False, f'the student has {classes[0]} classes and the teacher {classes[1]}'
-        shapes = [[level.shape[1] for level in _record(m, path, 'model', size)] for m in (student, teacher)]
-        if shapes[0] != shapes[1]:
-            return None, 0, False, f'the heads give {shapes[0]} and {shapes[1]} channels (other anchors or levels)'
-        return path, classes[0], bool(getattr(heads[0], 'use_sigmoid_cls', False)), ''
-    return (
-        None,
-        0,
-        False,
-        'one of them has no dense head (bbox_head) or segmentation head (decode_head) with such logits',
-    )
-
-
-def _is_dense_head(head: Any) -> bool:
-    return hasattr(head, 'cls_out_channels') and hasattr(head, 'use_sigmoid_cls') and hasattr(head, 'prior_generator')
-
-
-def _is_decode_head(head: Any) -> bool:
-    return isinstance(getattr(head, 'conv_seg', None), nn.Module)
-
-
-def find_wiring(student: Probed, teacher: Probed, size: tuple[int, int]) -> Wiring:
-    """Pairs the levels of both and finds out what a logit loss could use."""
-    pairs = match_levels(student.shapes, teacher.shapes, 'features', logits=False)
-    logits, classes, sigmoid, why = find_logits(student.model, teacher.model, size)
-    return Wiring(
-        student.features,
-        teacher.features,
-        tuple(student.shapes[pair.student] for pair in pairs),
-        tuple(teacher.shapes[pair.teacher] for pair in pairs),
-        logits,
-        classes,
-        sigmoid,
-        why,
-        None if len(pairs) == len(teacher.shapes) else tuple(pair.teacher for pair in pairs),
-    )
 
 
 def make_config(
@@ -115,6 +26,7 @@ def make_config(
     prompt_iters: int | None = None,
     prompt_dir: str | os.PathLike | None = None,
     inherit: Sequence[str] | None = None,
+    head: bool = True,
     size: tuple[int, int] = (128, 128),
 ) -> list[Path]:
     """Writes the config, and the one of stage 1 beside it where the method uses a prompt that is not there.
@@ -131,6 +43,7 @@ def make_config(
         prompt_dir: Work directory of stage 1; ``work_dirs/<its config>`` by default.
         inherit: Modules of the student that start with the teacher's weights; empty for all that fit but the
             backbone, None for none.
+        head: Whether to compare what the decode heads of segmenters classify as well.
         size: Size of the dummy image.
 
     Returns:
@@ -154,13 +67,12 @@ def make_config(
     if stage == 'prompt':
         return written
     student = probe_config(load_config(student_cfg), 'student', size)
-    wiring = find_wiring(student, teacher, size)
+    wiring = find_wiring(student, teacher, size, head)
     file = prompt or str(stage1_dir / PROMPT_FILE)
     entries = method_entries(method, wiring)
     if uses_prompt:
-        for name, entry in entries.items():
-            if name.startswith('freekd'):
-                entry['loss']['prompt'] = wiring.prompt_option(file, entry['loss'])
+        loss = entries['freekd']['loss']
+        loss['prompt'] = wiring.prompt_option(file, loss)
     stage1 = prompt_out if uses_prompt and prompt is None else None
     if inherit is not None:
         modules = choose_modules(student.model, teacher.model, inherit)
@@ -205,12 +117,6 @@ def distill_source(
     start: str,
 ) -> str:
     """Returns the config of the distillation."""
-    rows = [
-        [str(index), 'x'.join(map(str, teacher)), 'x'.join(map(str, student)), _action(student, teacher)]
-        for index, (student, teacher) in enumerate(zip(wiring.shapes_s, wiring.shapes_t, strict=True))
-    ]
-    header = ['level', f'teacher {wiring.features_t}', f'student {wiring.features_s}', 'the student is']
-    comment = '\n'.join(f'#   {line}' for line in table(rows, header).splitlines())
     stage = ''
     if stage1 is not None:
         stage = f"""
@@ -222,7 +128,7 @@ frequency_prompt = dict(cfg_path='{{{{ fileDirname }}}}/{stage1.name}', file={fi
 _base_ = [{_base(student_cfg, out)!r}]
 
 # Features, as a {size[0]}x{size[1]} image gives them:
-{comment}
+{_levels(wiring)}
 {stage}
 model = dict(
     _delete_=True,
@@ -237,6 +143,17 @@ model = dict(
     ),
 )
 """
+
+
+def _levels(wiring: Wiring) -> str:
+    """Returns what is compared with what as comments."""
+    rows = [
+        [str(index), 'x'.join(map(str, teacher)), 'x'.join(map(str, student)), _action(student, teacher)]
+        for index, (student, teacher) in enumerate(zip(wiring.shapes_s, wiring.shapes_t, strict=True))
+    ]
+    header = ['level', f'teacher {wiring.features_t}', f'student {wiring.features_s}', 'the student is']
+    comment = '\n'.join(f'#   {line}' for line in table(rows, header).splitlines())
+    return comment if wiring.head is None else f'{comment}\n{_levels(wiring.head)}'
 
 
 def _action(student: Shape, teacher: Shape) -> str:

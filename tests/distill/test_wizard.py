@@ -72,9 +72,27 @@ def test_what_it_writes_for_a_segmenter_trains(
     student = seg_config(name='student', width=8)
     cfg = Config.fromfile(make_config(str(student), str(teacher), str(checkpoint), method, tmp_path / 'kd.py')[-1])
     # All stages of the backbone but the last have the same stride or less to say: the last alone is compared.
-    taps = {entry.student for entry in cfg.model.distill.values()}
-    assert taps == ({'decode_head'} if method == 'figkd' else {'backbone[-1:]'})
+    taps = {name: entry.student for name, entry in cfg.model.distill.items()}
+    name = 'famkd' if method == 'famkd-review' else method
+    features = {name: 'backbone[-1:]', f'{name}_head': 'decode_head.bottleneck'}
+    assert taps == ({'figkd': 'decode_head'} if method == 'figkd' else features)
     assert all(0 < value < float('inf') for value in losses_of(cfg).values())
+
+
+def test_what_the_head_classifies_can_be_left_out(seg_config: ConfigWriter, tmp_path: Path) -> None:
+    teacher = seg_config(name='teacher', width=16)
+    checkpoint = save_teacher(teacher, tmp_path / 'teacher.pth')
+    pair = str(seg_config(name='student', width=8)), str(teacher), str(checkpoint)
+    (file,) = make_config(*pair, 'freekd', tmp_path / 'kd.py')
+    assert 'teacher decode_head.bottleneck' in file.read_text()
+    assert set(Config.fromfile(file).model.distill) == {'freekd', 'freekd_head'}
+    (file,) = make_config(*pair, 'freekd', tmp_path / 'kd.py', head=False)
+    assert set(Config.fromfile(file).model.distill) == {'freekd'}
+    # The masks of a prompt are those of the features that it was trained on.
+    (file,) = make_config(*pair, 'freekd', tmp_path / 'kd.py', prompt='p.pth')
+    distill = Config.fromfile(file).model.distill
+    assert distill.freekd.loss.prompt == 'p.pth'
+    assert 'prompt' not in distill.freekd_head.loss
 
 
 def test_the_wiring_is_spelled_out(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
