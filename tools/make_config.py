@@ -27,9 +27,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--inherit',
         nargs='*',
+        default=[],
         metavar='MODULE',
-        help="let the student start with its teacher's weights of these modules, for example neck bbox_head; "
-        'without names: of all that fit but the backbone',
+        help="modules of the student that start with the teacher's weights, for example neck bbox_head; "
+        'default: all that fit but the backbone',
+    )
+    parser.add_argument(
+        '--no-inherit', dest='inherit', action='store_const', const=None, help='the student starts as its config says'
     )
     parser.add_argument(
         '--head',

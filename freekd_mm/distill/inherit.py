@@ -10,6 +10,7 @@ from freekd_mm.checks import did_you_mean
 
 # What no student inherits by default: a smaller one has another backbone, and mmengine's preprocessor no weights.
 OWN = ('backbone', 'data_preprocessor')
+CLASSIFIER = 'decode_head.conv_seg'
 
 
 def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -30,12 +31,18 @@ def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tupl
 
 
 def inheritable_modules(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """Returns the children, but for the backbone, of whose numbers the student can take more than half."""
-    modules = []
-    for name, _ in student.named_children():
-        weights, own = fitting_weights(student, teacher, name)
-        if name not in OWN and _numbers(weights) > _numbers(own) / 2:
-            modules.append(name)
+    """Returns the modules, but for the backbone, of whose numbers the student can take more than half.
+
+    These are children of the student, and of a segmenter whose head does not fit the classifier alone.
+    """
+
+    def fits(module: str) -> bool:
+        weights, own = fitting_weights(student, teacher, module)
+        return _numbers(weights) > _numbers(own) / 2
+
+    modules = [name for name, _ in student.named_children() if name not in OWN and fits(name)]
+    if 'decode_head' not in modules and fits(CLASSIFIER):
+        modules.append(CLASSIFIER)
     return modules
 
 
@@ -44,22 +51,16 @@ def _numbers(weights: dict[str, Tensor]) -> int:
 
 
 def choose_modules(student: nn.Module, teacher: nn.Module, modules: Sequence[str]) -> list[str]:
-    """Checks the modules to inherit; without any names all that fit.
+    """Checks the modules to inherit; without any names all that fit, which may be none.
 
     Args:
         student: The student.
         teacher: The teacher.
         modules: Names of modules, or none.
     """
-    chosen = list(modules) or inheritable_modules(student, teacher)
-    if not chosen:
-        raise ValueError(
-            'inherit should find a module with weights of one name and shape in student and teacher, but there is none '
-            'beside the backbone; leave it out, or make the student as wide as its teacher in neck and head'
-        )
-    for module in chosen:
+    for module in modules:
         _checked_weights(student, teacher, module)
-    return chosen
+    return list(modules) or inheritable_modules(student, teacher)
 
 
 def _checked_weights(

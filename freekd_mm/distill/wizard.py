@@ -7,7 +7,7 @@ from pprint import pformat
 from typing import Any
 
 from freekd_mm.distill.config import load_config
-from freekd_mm.distill.inherit import choose_modules, inheritable_modules
+from freekd_mm.distill.inherit import choose_modules
 from freekd_mm.distill.methods import METHODS, Shape, Wiring, method_entries, parse_methods
 from freekd_mm.distill.places import Probed, find_wiring, probe_config
 from freekd_mm.distill.wiring import table
@@ -25,7 +25,7 @@ def make_config(
     prompt: str | None = None,
     prompt_iters: int | None = None,
     prompt_dir: str | os.PathLike | None = None,
-    inherit: Sequence[str] | None = None,
+    inherit: Sequence[str] | None = (),
     head: bool = True,
     size: tuple[int, int] = (128, 128),
 ) -> list[Path]:
@@ -74,12 +74,8 @@ def make_config(
         loss = entries['freekd']['loss']
         loss['prompt'] = wiring.prompt_option(file, loss)
     stage1 = prompt_out if uses_prompt and prompt is None else None
-    if inherit is not None:
-        modules = choose_modules(student.model, teacher.model, inherit)
-        start = f"    # Start with the teacher's weights.\n    inherit={modules!r},\n"
-    else:
-        fitting = inheritable_modules(student.model, teacher.model)
-        start = f"    # They fit; to start with the teacher's weights there: inherit={fitting!r},\n" if fitting else ''
+    modules = choose_modules(student.model, teacher.model, inherit) if inherit is not None else []
+    start = f"    # Start with the teacher's weights.\n    inherit={modules!r},\n" if modules else ''
     source = distill_source(
         student_cfg, teacher_cfg, checkpoint, method, wiring, entries, out, stage1, file, size, start
     )

@@ -5,6 +5,7 @@ model = dict(
     _delete_=True,
     type='freekd_mm.DistilledModel',
     architecture={{_base_.model}},
+    inherit=['neck', 'bbox_head'],
     teacher=dict(
         cfg_path='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py',
         checkpoint='https://download.openmmlab.com/mmdetection/v2.0/gfl/gfl_r101_fpn_mstrain_2x_coco/gfl_r101_fpn_mstrain_2x_coco_20200629_200126-dd12f847.pth',
