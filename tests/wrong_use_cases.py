@@ -12,7 +12,7 @@ from toy_runs import ToyModel, toy_config, toy_run
 
 from freekd_mm.compat.checkpoint import UntrustedCheckpointError
 from freekd_mm.distill.config import build_model
-from freekd_mm.distill.methods import method_entries, parse_methods
+from freekd_mm.distill.methods import Wiring, method_entries, parse_methods
 from freekd_mm.engine.preflight import check_config
 from freekd_mm.engine.training import ensure_prompt, run
 from freekd_mm.prompts import PromptFile, load_prompt, save_prompt
@@ -509,16 +509,8 @@ CASES = {
         '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config, but it has none',
     ),
     'method twice': (
-        lambda p: method_entries('pkd+pkd', WIRING),
+        lambda p: method_entries('pkd+pkd', Wiring('neck', 'neck', (), (), None, 0, False)),
         ValueError,
         "methods 'pkd+pkd' should not repeat one another, but both have an entry 'pkd'",
     ),
 }
-
-
-class WIRING:
-    """As much of a wiring as a feature loss asks for."""
-
-    @staticmethod
-    def feature_entry(loss, connector=None):
-        return {'loss': loss}
