@@ -68,7 +68,7 @@ def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
     names = [name for name in (TEACHER, *_rows(plan, histories)) if name in histories]
     if not names:
         return None
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    figure, axes = plt.subplots(figsize=(7, 4 + 0.1 * len(names)), layout='constrained')
     for number, name in enumerate(names):
         points: dict[float, list[float]] = {}
         for history in histories[name]:
@@ -88,7 +88,8 @@ def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
         )
     axes.set_xlabel('share of the training (%)')
     axes.set_ylabel(f'val {plan.unit or plan.metric}')
-    axes.legend(fontsize='x-small', ncols=2)
+    # Below the plot: with many methods it would hide the curves.
+    figure.legend(fontsize='x-small', ncols=2, loc='outside lower center')
     return _save(figure, axes, plan, file)
 
 
