@@ -30,6 +30,18 @@ class _Reached(Exception):  # noqa: N818 - not an error: it ends the forward pas
     """All taps of the teacher have been recorded."""
 
 
+def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tells whether a device computes in a half precision itself.
+
+    A CPU that has no instructions for it imitates them, and takes some twenty times as long as in float32.
+    """
+    if device.type != 'cpu':
+        return True
+    name = {torch.bfloat16: 'bf16', torch.float16: 'fp16'}[dtype]
+    supported = getattr(torch.ops.mkldnn, f'_is_mkldnn_{name}_supported', None)
+    return supported is not None and bool(supported())
+
+
 class FrozenTeacher:
     """Runs a teacher in eval mode, without gradient, only as far as its last tapped module.
 
@@ -40,7 +52,8 @@ class FrozenTeacher:
     Args:
         model: The built teacher, weights loaded.
         taps: Places to record.
-        dtype: ``'fp32'``, or ``'bf16'``/``'fp16'`` to hold and run the teacher in half precision.
+        dtype: ``'fp32'``, or ``'bf16'``/``'fp16'`` to hold and run the teacher in half precision. On a CPU that
+            would only imitate it, the rounded weights are held and run in float32.
         bridge: Turns the student's normalised images into the teacher's.
     """
 
@@ -49,24 +62,37 @@ class FrozenTeacher:
     ) -> None:
         check_choice('teacher dtype', dtype, DTYPES)
         self.model = model.eval().requires_grad_(False)
-        self.dtype = DTYPES[dtype]
+        self.wanted = self.dtype = DTYPES[dtype]
         if self.dtype is not None:
             self.model.to(self.dtype)
         self.bridge = bridge
         self.recorder = TapRecorder(self.model, taps, 'teacher')
         self.recorder.on_record(self._stop_when_complete)
         self._runs: dict[str, int] | None = None
+        self._said_slow = False
 
     def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
         return self
 
     def _follow(self, device: torch.device) -> None:
-        """Moves the teacher to where the images are, whatever wrapped or moved the student; its dtype stays."""
+        """Moves the teacher to where the images are, whatever wrapped or moved the student."""
         parameter = next(self.model.parameters(), None)
         if parameter is not None and parameter.device != device:
             self.model.to(device)
+        if self.wanted is not None:
+            self._choose_precision(self.wanted, device)
         if self.bridge is not None:
             self.bridge.to(device)
+
+    def _choose_precision(self, wanted: torch.dtype, device: torch.device) -> None:
+        dtype = wanted if computes_in(wanted, device) else None
+        if dtype != self.dtype:
+            self.dtype = dtype
+            self.model.to(dtype or torch.float32)
+        # Not while probing, which happens on the CPU before a training on a GPU.
+        if dtype is None and self._runs is not None and not self._said_slow:
+            self._said_slow = True
+            print_log(f'the teacher runs in float32: this CPU would only imitate {wanted}, slowly', 'current')
 
     @property
     def classes(self) -> tuple[str, ...] | None:

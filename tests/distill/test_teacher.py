@@ -8,8 +8,9 @@ import tiny_configs
 import torch
 from distill_cases import CWD, Calls, build, det_samples, distilled, images, save_weights, seg_samples, total
 
+from freekd_mm.distill import teacher as teacher_module
 from freekd_mm.distill.taps import parse_taps
-from freekd_mm.distill.teacher import FrozenTeacher
+from freekd_mm.distill.teacher import FrozenTeacher, computes_in
 
 STUDENT = tiny_configs.detector(Path('.'))['model']
 TEACHER = {**tiny_configs.detector(Path('.'), head='gfl', width=16, channels=24)['model'], '_scope_': 'mmdet'}
@@ -151,8 +152,14 @@ def test_weight_zero_does_not_run_it(model):
 # Precision.
 
 
+def computing_in_half(monkeypatch, able):
+    """Whatever this CPU can: it computes in half precision, or would only imitate it."""
+    monkeypatch.setattr(teacher_module, 'computes_in', lambda dtype, device: able)
+
+
 @pytest.mark.parametrize(('name', 'dtype', 'tolerance'), [('bf16', torch.bfloat16, 0.1), ('fp16', torch.half, 0.02)])
-def test_half_precision(checkpoint, name, dtype, tolerance):
+def test_half_precision(monkeypatch, checkpoint, name, dtype, tolerance):
+    computing_in_half(monkeypatch, True)
     full = student({'model': TEACHER, 'checkpoint': checkpoint})
     half = student({'model': TEACHER, 'checkpoint': checkpoint, 'dtype': name})
     assert {p.dtype for p in half.teacher.parameters()} == {dtype}
@@ -169,6 +176,39 @@ def test_half_precision(checkpoint, name, dtype, tolerance):
     values = [loss(model)['distill.loss_kd'] for model in (full, half)]
     assert values[1].dtype == torch.float32
     assert torch.allclose(*values, rtol=tolerance)
+
+
+def test_no_half_precision_where_it_is_imitated(monkeypatch, checkpoint):
+    """The rounded weights, computed in float32; where a device can, in half precision again."""
+    options = {'model': TEACHER, 'checkpoint': checkpoint, 'dtype': 'bf16'}
+    taps = parse_taps('neck')
+    computing_in_half(monkeypatch, False)
+    model = student(options)
+    assert {p.dtype for p in model.teacher.parameters()} == {torch.float32}
+    assert all(torch.equal(p, p.bfloat16().float()) for p in model.teacher.parameters())
+    teacher = model.distillation.teacher
+    said = []
+    monkeypatch.setattr(teacher_module, 'print_log', lambda message, *_: said.append(message))
+    teacher.run(images())
+    teacher.clear()
+    teacher.run(images())
+    assert said == ['the teacher runs in float32: this CPU would only imitate torch.bfloat16, slowly']
+    assert {level.dtype for level in teacher.levels(taps)} == {torch.float32}
+    computing_in_half(monkeypatch, True)
+    teacher.clear()
+    teacher.run(images())
+    assert {p.dtype for p in model.teacher.parameters()} == {torch.bfloat16}
+    assert {level.dtype for level in teacher.levels(taps)} == {torch.bfloat16}
+
+
+def test_which_devices_compute_in_half_precision():
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+    }
+    for dtype, able in supported.items():
+        assert computes_in(dtype, torch.device('cpu')) is able
+        assert computes_in(dtype, torch.device('cuda'))
 
 
 def test_half_precision_keeps_its_normalisation():
