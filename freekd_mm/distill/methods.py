@@ -120,7 +120,7 @@ def _figkd(wiring: Wiring) -> Entries:
 
 
 def _dct(wiring: Wiring) -> Entries:
-    return {'dctkd': wiring.feature_entry({'type': 'freekd_mm.DCTAttentionLoss', 'loss_weight': 0.1})}
+    return {'dctkd': wiring.feature_entry({'type': 'freekd_mm.DCTAttentionLoss', 'loss_weight': 0.01})}
 
 
 def _mmrazor(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
