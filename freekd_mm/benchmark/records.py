@@ -21,6 +21,8 @@ def machine() -> dict[str, Any]:
     names = [line.split(':', 1)[1].strip() for line in _lines(Path('/proc/cpuinfo')) if line.startswith('model name')]
     return {
         'cpu': names[0] if names else platform.processor() or platform.machine(),
+        # With other instructions sums round in another way, and the same seed gives another result.
+        'instructions': torch.backends.cpu.get_cpu_capability(),
         'cores': os.cpu_count(),
         'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         'python': platform.python_version(),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 import yaml
 
 from freekd_mm.benchmark import records
@@ -48,6 +49,7 @@ def test_a_benchmark_runs_reports_failures_and_goes_on(plan_file, tmp_path, caps
     for method in ('teacher', 'student', 'mse'):
         assert 0 <= found[method]['val']['coco/bbox_mAP'] <= 1
         assert {'test', 'train_seconds', 'machine', 'commit', 'hash'} <= set(found[method])
+        assert found[method]['machine']['instructions'] == torch.backends.cpu.get_cpu_capability()
         assert found[method]['history'][-1][0] == 1.0
     assert '| broken | 0 (1 failed) |' in (work / 'tiny.md').read_text()
 
