@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent
 MIM_PARTS = ('configs', 'tools', 'requirements', 'model-index.yml')
 
 sys.path.insert(0, str(ROOT))
-from freekd_mm.pins import MM_DISTRIBUTIONS, read_pins  # noqa: E402
+from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, read_pins  # noqa: E402
 
 
 class BuildWithMim(build_py):

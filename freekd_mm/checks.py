@@ -1,5 +1,7 @@
 """Checks of what a user wrote: one wording for all errors, 'X should be Y, but got Z'."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any

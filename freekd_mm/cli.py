@@ -1,5 +1,7 @@
 """What the command lines of the tools share."""
 
+from __future__ import annotations
+
 import argparse
 import os
 from pathlib import Path
@@ -35,7 +37,7 @@ def prepare_config(args: argparse.Namespace) -> Any:
         raise SystemExit(f'config should be an existing file, but got {args.config!r}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if args.trust_checkpoint:
-        from freekd_mm.compat.checkpoint import trust
+        from freekd_mm.checkpoints.sources import trust
 
         trust(*args.trust_checkpoint)
     cfg = Config.fromfile(args.config)

@@ -1,5 +1,7 @@
 """Writes files so that a reader never sees half of one."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from pathlib import Path

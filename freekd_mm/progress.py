@@ -1,5 +1,7 @@
 """A progress bar with the time left: redrawn in a terminal, a line every tenth of the way in a log."""
 
+from __future__ import annotations
+
 import sys
 import time
 from typing import TextIO

@@ -6,14 +6,16 @@ Each location must import with mmengine alone; what needs mmcv, mmdet, mmseg or 
 where it is used.
 """
 
+from __future__ import annotations
+
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-from freekd_mm.compat.checkpoint import install_safe_loader
-from freekd_mm.compat.saving import install_atomic_saver
+from freekd_mm.checkpoints.loading import install_safe_loader
+from freekd_mm.checkpoints.saving import install_atomic_saver
 
 SCOPE = 'freekd_mm'
 
@@ -28,14 +30,14 @@ MODELS = Registry(
         'freekd_mm.losses',
         'freekd_mm.prompts',
         'freekd_mm.connectors',
-        'freekd_mm.distill',
+        'freekd_mm.runtime',
     ],
 )
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope=SCOPE,
-    locations=['freekd_mm.engine', 'freekd_mm.prompts', 'freekd_mm.visualize'],
+    locations=['freekd_mm.engine', 'freekd_mm.stage1', 'freekd_mm.visualize'],
 )
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=['freekd_mm.datasets'])
 TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['freekd_mm.robustness'])

@@ -1,5 +1,7 @@
 """Fixtures for all tests: one thread, a tiny data set in both layouts, and configs of tiny models on it."""
 
+from __future__ import annotations
+
 import functools
 import os
 import signal
@@ -7,9 +9,9 @@ import signal
 # Before torch is imported: the machine runs several tests at once.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import cv2
 import mmengine.config.utils

@@ -1,5 +1,7 @@
 """What the tests of the distillation runtime share: configs turned into distilled ones, checkpoints, short runs."""
 
+from __future__ import annotations
+
 import copy
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import freekd_mm.registry  # noqa: F401 - checkpoints load as data only from here on
-from freekd_mm.distill.config import build_model
+from freekd_mm.runtime.config import build_model
 
 CWD = {'type': 'mmrazor.ChannelWiseDivergence', 'loss_weight': 1.0}
 L2 = {'type': 'mmrazor.L2Loss', 'normalize': False, 'div_element': True}

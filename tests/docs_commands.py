@@ -3,16 +3,19 @@
 A command that no rule here knows is an error, so that nobody can write one that is not checked.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 from docs_pages import ROOT, Command
 from docs_rules import RULES
 from docs_tools import CommandError, check_torchrun, launched, one_epoch, parse_tool, run_tool
+
+from freekd_mm.compat.versions import pairwise
 
 #: Names on the pages that stand for files of the reader, and the figures of a real training.
 SUBSTITUTES = (
@@ -31,10 +34,10 @@ QUICK = {
 #: Commands that are parsed and not run, with the reason. A rule that fits no command any more is an error.
 PARSED_ONLY = {
     r'tools/train\.py configs/(freekd|famkd|figkd|dctkd)/': 'COCO, Cityscapes, ImageNet: tests/configs takes a step',
-    r'tools/doctor\.py': 'imports every package in a child process: tests/test_doctor.py runs it',
+    r'tools/doctor\.py': 'imports every package in a child process: tests/doctor/test_doctor.py runs it',
     r'tools/robustness\.py': '75 evaluations: tests/robustness runs it',
     r'work_dirs/demo/': 'goes on from the demo, which takes minutes: tests/report and tests/visualize run them small',
-    r'-m benchmarks': 'takes times, which a busy machine spoils',
+    r'-m speed': 'takes times, which a busy machine spoils',
     r'tests/kill_and_resume\.py': 'half an hour: tests/engine/test_reliability_kill.py runs a part',
 }
 #: What other commands leave for those behind them.
@@ -85,7 +88,7 @@ class Commands:
         return word
 
     def _python(self, command: Command, words: list[str]) -> None:
-        # A script, or a module behind -m: '-m benchmarks'.
+        # A script, or a module behind -m: '-m speed'.
         tool, arguments = (words[1], words[2:]) if words[1] != '-m' else (f'-m {words[2]}', words[3:])
         if not any((self.folder / place).is_file() for place in (tool, f'{tool[3:].replace(".", "/")}/__main__.py')):
             raise CommandError(f'there is no {tool}')
@@ -118,7 +121,7 @@ class Commands:
 
     def _check_files(self, arguments: list[str]) -> None:
         """Raises for an input file that neither exists nor is made by an earlier command of the page."""
-        for before, word in zip(['', *arguments], arguments, strict=False):
+        for before, word in zip(['', *arguments], arguments):
             if before in OUTPUTS or '::' in word or '=' in word or word.startswith('http'):
                 continue
             there = (self.folder / word).exists() or any(word.startswith(promise) for promise in self.promised)

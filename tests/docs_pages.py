@@ -1,14 +1,17 @@
 """Reads the Markdown pages of the repository: code blocks, commands in the text, headings and links."""
 
+from __future__ import annotations
+
 import importlib.util
 import re
 import shlex
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 from markdown_it.token import Token
+
+from freekd_mm.compat.versions import cache
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,17 +1,19 @@
 """What is checked of commands that are not run: make, pip, git, srun and the like, each by its own rule."""
 
+from __future__ import annotations
+
 import os
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
+from typing import Callable, List
 
 import yaml
 from docs_pages import ROOT, Command
 from docs_tools import CommandError, parse_tool
 
 #: Checks the words behind the program's name, in the page's folder; returns why it is not run.
-Rule = Callable[[Path, list[str], Command], str]
+Rule = Callable[[Path, List[str], Command], str]
 
 
 def _make(folder: Path, words: list[str], command: Command) -> str:

@@ -1,5 +1,7 @@
 """Starts the tools of the repository as a page's command would, or reads their command lines alone."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import os

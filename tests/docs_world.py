@@ -3,6 +3,8 @@
 Everything is tiny and generated: two detectors and two segmenters with a checkpoint each, on eight pictures.
 """
 
+from __future__ import annotations
+
 import functools
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,10 +19,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import HOOKS
 
 import freekd_mm.registry  # noqa: F401 - hooks and models by name
-from freekd_mm.distill.config import build_model, default_scope, find_model, without_pretrained
 from freekd_mm.engine.reliability import Reliability
-from freekd_mm.prompts.files import PromptFile, save_prompt
+from freekd_mm.prompts.prompt_file import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
+from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
 
 LINKS = ('tools', 'configs', 'benchmarks', 'tests', 'docs', 'requirements', 'freekd_mm', 'Makefile')
 #: The shape of COCO's detectors, so that 256 channels and five levels in the pages are right.

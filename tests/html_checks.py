@@ -1,5 +1,7 @@
 """Checks of written HTML pages: nothing from outside, and readable in a browser where there is one."""
 
+from __future__ import annotations
+
 import json
 import re
 import shutil

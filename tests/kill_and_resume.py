@@ -9,6 +9,8 @@ has to end with exactly the weights, optimizer, schedules and averages of a trai
 Everything is imported once; each training is a fork of this process.
 """
 
+from __future__ import annotations
+
 import argparse
 import faulthandler
 import os
@@ -33,7 +35,7 @@ import torch
 from distill_cases import distilled, save_weights
 from mmengine.config import Config
 
-from freekd_mm.compat.checkpoint import load_checkpoint_file
+from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.datasets import write_scenes
 from freekd_mm.engine.training import run
 
@@ -116,7 +118,7 @@ CASES: dict[str, Callable[[Path, Path, int], dict[str, Any]]] = {
 def _loading(config: dict[str, Any], workers: int) -> dict[str, Any]:
     loader = config['train_dataloader']
     loader['dataset']['pipeline'].insert(-1, FLIP)
-    loader |= {'batch_size': 2, 'num_workers': workers, 'persistent_workers': workers > 0}
+    loader.update({'batch_size': 2, 'num_workers': workers, 'persistent_workers': workers > 0})
     return config
 
 

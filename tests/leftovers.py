@@ -1,5 +1,7 @@
 """What a run of mmengine leaves in its process."""
 
+from __future__ import annotations
+
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 

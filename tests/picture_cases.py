@@ -1,5 +1,7 @@
 """A distilled run of two iterations with all that is drawn: a prompt, a relation, projections."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import tiny_configs
 import torch
 from distill_cases import distilled, save_weights, train
 
-from freekd_mm.prompts.files import PromptFile, save_prompt
+from freekd_mm.prompts.prompt_file import PromptFile, save_prompt
 
 LEVELS, STUDENT, TEACHER = 3, 16, 24
 

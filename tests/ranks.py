@@ -1,8 +1,10 @@
 """Two gloo processes for tests of parts that need no runner."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import Callable
 
 import torch
 import torch.distributed as dist

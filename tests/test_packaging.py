@@ -1,5 +1,7 @@
 """What an installation of freekd_mm brings, and what it imports."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import re
 import shutil
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from freekd_mm.pins import MM_DISTRIBUTIONS, MM_MODULES, STACKS, read_pins
+from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES, STACKS, read_pins
 from freekd_mm.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,9 +88,8 @@ def test_wheel_holds_what_mim_looks_for(wheel):
 def test_doctor_reads_the_pins_of_an_installed_wheel(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-    code = (
-        'from freekd_mm.pins import read_pins, requirements_dir; print(requirements_dir(), read_pins("onedl")["numpy"])'
-    )
+    names = 'read_pins, requirements_dir'
+    code = f'from freekd_mm.doctor.pins import {names}; print(requirements_dir(), read_pins("onedl")["numpy"])'
     # The current folder comes first on the path, before an editable installation.
     answer = run_python(code, tmp_path)
     assert answer.returncode == 0, answer.stderr
@@ -96,7 +97,7 @@ def test_doctor_reads_the_pins_of_an_installed_wheel(wheel, tmp_path):
 
 
 def test_frequency_layer_imports_without_any_mm_package(tmp_path):
-    code = 'import freekd_mm.frequency, freekd_mm.doctor, freekd_mm.pins'
+    code = 'import freekd_mm.frequency, freekd_mm.doctor.checkup, freekd_mm.doctor.pins'
     answer = run_python(BLOCKER.format(blocked=set(MM_MODULES), code=code), tmp_path)
     assert answer.returncode == 0, answer.stderr
 

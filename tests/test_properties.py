@@ -1,5 +1,7 @@
 """Properties that hold for any features: of the transforms, the masks, the connectors and the losses."""
 
+from __future__ import annotations
+
 import itertools
 from typing import Any
 
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import dct2d, dwt1d, dwt2d, idct2d, idwt1d, idwt2d
 from freekd_mm.prompts import FrequencyPrompt, mask_similarity, poi_masks
 
@@ -78,7 +81,7 @@ class TestTransforms:
     @given(features(dtypes=DTYPES[:2], scales=(1e-6, 1.0, 1e3)), st.integers(1, 3))
     def test_wavelet_is_linear_and_keeps_images_apart(self, x, levels):
         once, reverse = flat(dwt2d(x, levels)), flat(dwt2d(x.flip(0) * -3, levels))
-        assert all(near(other, band.flip(0) * -3) for band, other in zip(once, reverse, strict=True))
+        assert all(near(other, band.flip(0) * -3) for band, other in zip_equal(once, reverse))
 
     @FIXED
     @given(features(dtypes=DTYPES[:1], scales=(1.0,), largest=4), st.integers(1, 2))
@@ -124,10 +127,10 @@ class TestMasks:
         before = x.clone()
         masks = poi_masks(x, tokens, levels, 'haar', grouping)
         bands = dwt2d(x, levels)
-        for mask, band in zip(flat(masks), flat(bands), strict=True):
+        for mask, band in zip_equal(flat(masks), flat(bands)):
             assert mask.shape == (x.shape[0], num_tokens, *band.shape[2:])
             assert bool(((mask >= 0) & (mask <= 1)).all())
-        for mask, other in zip(flat(masks), flat(poi_masks(x.flip(0), tokens, levels, 'haar', grouping)), strict=True):
+        for mask, other in zip_equal(flat(masks), flat(poi_masks(x.flip(0), tokens, levels, 'haar', grouping))):
             assert torch.allclose(mask.flip(0), other, rtol=0, atol=1e-5)
         assert torch.equal(x, before)
 
@@ -163,13 +166,13 @@ class TestConnectors:
         levels = (x, x[..., ::2, ::2].contiguous())
         before = [level.clone() for level in levels]
         outputs = connector(levels)
-        for level, output in zip(levels, outputs, strict=True):
+        for level, output in zip_equal(levels, outputs):
             assert output.shape == (level.shape[0], 3, *level.shape[2:])
             assert output.dtype == x.dtype
             assert torch.isfinite(output).all()
         flipped = connector(tuple(level.flip(0) for level in levels))
-        assert all(near(other.flip(0), output) for output, other in zip(outputs, flipped, strict=True))
-        assert all(torch.equal(level, old) for level, old in zip(levels, before, strict=True))
+        assert all(near(other.flip(0), output) for output, other in zip_equal(outputs, flipped))
+        assert all(torch.equal(level, old) for level, old in zip_equal(levels, before))
 
 
 def freekd(mode='paper', **options):
@@ -245,7 +248,7 @@ class TestLosses:
                 assert level.grad is None or (torch.isfinite(level.grad).all() and level.grad.dtype == level.dtype)
             assert all(level.grad is None for level in teachers)
             now = [level.detach() for level in (*students, *teachers)]
-            assert all(torch.equal(old, new) for old, new in zip(before, now, strict=True))
+            assert all(torch.equal(old, new) for old, new in zip_equal(before, now))
             assert all(bool(torch.isfinite(term).all()) and not term.requires_grad for term in loss.terms.values())
 
         check()

@@ -1,5 +1,7 @@
 """What users get wrong, and what they are told: the type and the text of each error."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,9 @@ import tiny_configs
 from mmengine.config import Config
 from wrong_use_cases import CASES, Place, classes, detector, entry, loss, model, teacher
 
-from freekd_mm.compat.checkpoint import sha256
-from freekd_mm.distill.distillation import Distillation
+from freekd_mm.checkpoints.sources import sha256
 from freekd_mm.engine.preflight import check_config
+from freekd_mm.runtime.distillation import Distillation
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -38,7 +40,7 @@ def warned(monkeypatch, module):
 
 def test_a_teacher_that_is_smaller(tmp_path, monkeypatch):
     place = Place(tmp_path)
-    lines = warned(monkeypatch, 'freekd_mm.distill.compatibility')
+    lines = warned(monkeypatch, 'freekd_mm.runtime.compatibility')
     model(place, teacher={'model': {'type': 'ToyModel', 'width': 2}, 'allow_random': True})
     assert len(lines) == 1
     assert lines[0].endswith('are teacher and student swapped?')
@@ -47,7 +49,7 @@ def test_a_teacher_that_is_smaller(tmp_path, monkeypatch):
 
 
 def test_features_of_a_teacher_with_other_classes(tmp_path, monkeypatch):
-    lines = warned(monkeypatch, 'freekd_mm.distill.compatibility')
+    lines = warned(monkeypatch, 'freekd_mm.runtime.compatibility')
     classes(Place(tmp_path), 'backbone')
     assert lines == [
         "the student has 1 classes and the teacher 2; class 0 is 'toy' for the student and 'cat' for the teacher; only "
@@ -56,7 +58,7 @@ def test_features_of_a_teacher_with_other_classes(tmp_path, monkeypatch):
 
 
 def test_other_preprocessing(tmp_path, monkeypatch):
-    lines = warned(monkeypatch, 'freekd_mm.distill.distillation')
+    lines = warned(monkeypatch, 'freekd_mm.runtime.distillation')
     other = {'type': 'ImgDataPreprocessor', 'mean': [1.0, 2.0, 3.0], 'std': [4.0, 5.0, 6.0]}
     place = Place(tmp_path)
     content = {'type': 'ToyModel', 'width': 8, 'data_preprocessor': other}
@@ -66,7 +68,7 @@ def test_other_preprocessing(tmp_path, monkeypatch):
 
 def test_a_prompt_for_the_same_weights_in_another_file(tmp_path, monkeypatch):
     place = Place(tmp_path)
-    lines = warned(monkeypatch, 'freekd_mm.distill.compatibility')
+    lines = warned(monkeypatch, 'freekd_mm.runtime.compatibility')
     prompt = place.prompt(sha=sha256(place.teacher))
     loss(place, prompt=prompt)
     assert not lines
@@ -89,6 +91,6 @@ def test_paths_that_are_not_local_are_left_alone(tmp_path):
     config = tiny_configs.detector(tmp_path)
     config['train_dataloader']['dataset']['backend_args'] = {'backend': 'petrel'}
     check_config(Config({'model': config['model'], 'train_dataloader': config['train_dataloader']}))
-    config['train_dataloader']['dataset'] |= {'backend_args': None, 'data_root': 's3://bucket/coco/'}
+    config['train_dataloader']['dataset'].update({'backend_args': None, 'data_root': 's3://bucket/coco/'})
     check_config(Config({'model': config['model'], 'train_dataloader': config['train_dataloader']}))
     assert not Path(tmp_path / 'annotations').exists()

@@ -4,6 +4,8 @@ They are functions rather than files so that a test can ask for another width, h
 fixtures ``det_config`` and ``seg_config`` write them as config files.
 """
 
+from __future__ import annotations
+
 import uuid
 from pathlib import Path
 from typing import Any
@@ -34,11 +36,13 @@ def detector(
     ]
     keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
     train = _loader('mmdet.CocoDataset', root, {'img': 'train2017/'}, [*pipeline, {'type': 'PackDetInputs'}], 4)
-    train['dataset'] |= {'ann_file': 'annotations/instances_train2017.json', 'metainfo': DET_METAINFO}
+    train['dataset'].update({'ann_file': 'annotations/instances_train2017.json', 'metainfo': DET_METAINFO})
     val = _loader(
         'mmdet.CocoDataset', root, {'img': 'val2017/'}, [*pipeline, {'type': 'PackDetInputs', 'meta_keys': keys}], 2
     )
-    val['dataset'] |= {'ann_file': 'annotations/instances_val2017.json', 'metainfo': DET_METAINFO, 'test_mode': True}
+    val['dataset'].update(
+        {'ann_file': 'annotations/instances_val2017.json', 'metainfo': DET_METAINFO, 'test_mode': True}
+    )
     val['sampler']['shuffle'] = False
     evaluator = {
         'type': 'CocoMetric',
@@ -100,7 +104,7 @@ def segmenter(root: Path, width: int = 8, channels: int = 16, size: int = 64) ->
         prefix = {'img_path': f'leftImg8bit/{split}/{CITY}', 'seg_map_path': f'gtFine/{split}/{CITY}'}
         pipeline = [*load, {'type': 'PackSegInputs'}]
         loaders[split] = _loader('mmseg.BaseSegDataset', root, prefix, pipeline, {'train': 4, 'val': 1}[split])
-        loaders[split]['dataset'] |= {'metainfo': SEG_METAINFO, **suffixes}
+        loaders[split]['dataset'].update({'metainfo': SEG_METAINFO, **suffixes})
     loaders['train']['sampler'] = {'type': 'InfiniteSampler', 'shuffle': True}
     loaders['val']['sampler']['shuffle'] = False
     model = {

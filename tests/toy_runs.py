@@ -3,6 +3,8 @@
 Configs name ``custom_imports = dict(imports=['toy_runs'])`` so that the tools can run them in another process.
 """
 
+from __future__ import annotations
+
 import random
 import time
 from pathlib import Path
@@ -18,7 +20,7 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from freekd_mm.compat.checkpoint import load_checkpoint_file
+from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.engine.training import run
 
 PARTS = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')

@@ -1,5 +1,7 @@
 """What users get wrong: what they do, the type of the error, and its text."""
 
+from __future__ import annotations
+
 import argparse
 import os
 
@@ -10,12 +12,12 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import HOOKS, MODELS
 from toy_runs import ToyModel, toy_config, toy_run
 
-from freekd_mm.compat.checkpoint import UntrustedCheckpointError
-from freekd_mm.distill.config import build_model
-from freekd_mm.distill.methods import Wiring, method_entries, parse_methods
+from freekd_mm.checkpoints.loading import UntrustedCheckpointError
 from freekd_mm.engine.preflight import check_config
 from freekd_mm.engine.training import ensure_prompt, run
 from freekd_mm.prompts import PromptFile, load_prompt, save_prompt
+from freekd_mm.runtime.config import build_model
+from freekd_mm.wizard.methods import Wiring, method_entries, parse_methods
 
 MSE = {'type': 'freekd_mm.FeatureMSELoss'}
 
@@ -92,7 +94,7 @@ def data(place, **options):
     for split in ('train', 'val'):
         place.write(f'annotations/instances_{split}2017.json', '{}')
     (place.folder / 'val2017').mkdir(exist_ok=True)
-    config['train_dataloader']['dataset'] |= options
+    config['train_dataloader']['dataset'].update(options)
     check_config(Config({'model': config['model'], 'train_dataloader': config['train_dataloader']}))
 
 

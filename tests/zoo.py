@@ -1,15 +1,17 @@
 """The model zoo: what README and metafile of a config folder should say, from the configs and the published numbers."""
 
+from __future__ import annotations
+
 import inspect
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from mmengine.config import Config
 
-from freekd_mm.prompts import FrequencyPromptHook
+from freekd_mm.compat.versions import cache
+from freekd_mm.stage1 import FrequencyPromptHook
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs'

@@ -3,6 +3,8 @@
 python tools/benchmark.py configs/benchmark/bccd.yaml --data-root data/bccd --work-dir work_dirs/benchmark
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import signal
@@ -32,7 +34,7 @@ def main() -> int:
     args = parse_args()
     # The running jobs end with this process, however it is told to stop.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from freekd_mm.benchmark.main import benchmark
+    from freekd_mm.benchmark.run import benchmark
 
     try:
         return benchmark(

@@ -3,6 +3,8 @@
 It runs the ordinary tools, and goes on where it was stopped.
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Writes the plain student of a distillation checkpoint, and proves that it predicts the same."""
 
+from __future__ import annotations
+
 import argparse
 
 
@@ -19,7 +21,7 @@ def main() -> None:
     args = parse_args()
     from mmengine.config import Config
 
-    from freekd_mm.distill.export import export_student
+    from freekd_mm.runtime.export import export_student
 
     print(export_student(Config.fromfile(args.config), args.checkpoint, args.out, half=args.half, images=args.images))
 

@@ -1,8 +1,10 @@
 """Writes a distillation config for your student and your teacher."""
 
+from __future__ import annotations
+
 import argparse
 
-from freekd_mm.distill.methods import list_methods
+from freekd_mm.wizard.methods import list_methods
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,7 +50,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Writes the config and says what to run."""
     args = parse_args()
-    from freekd_mm.distill.wizard import make_config
+    from freekd_mm.wizard.make_config import make_config
 
     files = make_config(
         args.student,

@@ -3,6 +3,8 @@
 python tools/make_scenes.py data/scenes --train 560 --val 150 --size 160 --seed 0
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 

@@ -3,6 +3,8 @@
 python tools/report.py work_dirs/student work_dirs/student_kd --out report.html
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
@@ -21,7 +23,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Writes the report; returns the exit status."""
     args = parse_args()
-    from freekd_mm.report.main import write_report
+    from freekd_mm.report.build import write_report
 
     try:
         path, left_out = write_report(args.work_dirs, args.out, args.names, args.title)

@@ -3,6 +3,8 @@
 python tools/robustness.py student.py alone.pth distilled.pth --metric coco/bbox_mAP --out-dir work_dirs/robustness
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Evaluates a checkpoint: a detector, a segmenter or a distilled student."""
 
+from __future__ import annotations
+
 import argparse
 
 from freekd_mm.cli import add_common_options, prepare_config

@@ -1,5 +1,7 @@
 """Trains a detector, a segmenter, a distilled student or a frequency prompt from a config."""
 
+from __future__ import annotations
+
 import argparse
 
 from freekd_mm.cli import add_common_options, prepare_config

@@ -3,6 +3,8 @@
 python tools/visualize.py my_kd.py work_dirs/my_kd/epoch_12.pth street.jpg --before init --out pictures.html
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 
@@ -28,7 +30,7 @@ def main() -> int:
     args = parse_args()
     from mmengine.config import Config
 
-    from freekd_mm.visualize.main import visualize
+    from freekd_mm.visualize.write import visualize
 
     try:
         cfg = Config.fromfile(args.config)

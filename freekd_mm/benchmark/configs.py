@@ -1,5 +1,7 @@
 """The config of every job of a plan: everything is the student's own, but for what the method adds."""
 
+from __future__ import annotations
+
 import copy
 import functools
 import hashlib
@@ -11,9 +13,9 @@ from mmengine.config import Config, ConfigDict
 
 from freekd_mm.benchmark.plan import Method, Plan
 from freekd_mm.checks import did_you_mean
-from freekd_mm.distill.config import load_config
-from freekd_mm.distill.methods import Wiring, method_entries
-from freekd_mm.distill.places import find_wiring, probe_config
+from freekd_mm.runtime.config import load_config
+from freekd_mm.wizard.methods import Wiring, method_entries
+from freekd_mm.wizard.places import find_wiring, probe_config
 
 PROBE_SIZE = (128, 128)
 # What the hash of a config leaves out: where things lie and how they are logged.

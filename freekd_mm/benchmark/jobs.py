@@ -1,5 +1,7 @@
 """The jobs of a plan: the teacher, its prompts, and every method with every seed."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from mmengine.config import Config
 
 from freekd_mm.benchmark.configs import ConfigMaker, config_hash
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
-from freekd_mm.prompts.files import PROMPT_FILE
+from freekd_mm.prompts.prompt_file import PROMPT_FILE
 
 PROMPT_PREFIX = 'prompt:'
 TEACHER_FILE = 'teacher.pth'

@@ -1,5 +1,7 @@
 """A benchmark plan: which methods, on which student and teacher, with which seeds. Read from YAML."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -81,7 +83,7 @@ class Plan:
     title: str = ''
     task: str = ''
 
-    def select(self, patterns: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> 'Plan':
+    def select(self, patterns: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Plan:
         """Returns the plan with only the methods that match one of the patterns (``*`` and ``?``) and these seeds."""
         methods = self.methods
         if patterns:

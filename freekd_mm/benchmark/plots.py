@@ -1,5 +1,7 @@
 """Pictures of the results: the gain of every method, and the metric over the training."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Runs jobs in parallel processes, shows how far they are, and keeps their results."""
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import json

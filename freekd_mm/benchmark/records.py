@@ -1,5 +1,7 @@
 """The JSON lines: one for every finished run, with what is needed to repeat it."""
 
+from __future__ import annotations
+
 import json
 import os
 import platform
@@ -7,11 +9,11 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 from freekd_mm.files import write_text
 
-Record = dict[str, Any]
+Record = Dict[str, Any]
 
 
 def machine() -> dict[str, Any]:

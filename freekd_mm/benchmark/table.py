@@ -1,15 +1,18 @@
 """The table: mean and spread over the seeds, the paired difference to the student alone, the gap closed."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Dict
 
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
 from freekd_mm.benchmark.records import Record
-from freekd_mm.distill.wiring import table as text_table
+from freekd_mm.text import table as text_table
 
-Values = dict[int, float]
+Values = Dict[int, float]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """One job in a process of its own: ``python -m freekd_mm.benchmark.worker <folder>``."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time
@@ -14,7 +16,7 @@ from mmengine.hooks import Hook
 from freekd_mm.benchmark.jobs import PROMPT_PREFIX, TEACHER_FILE
 from freekd_mm.benchmark.plan import TEACHER
 from freekd_mm.files import write_atomically, write_text
-from freekd_mm.prompts.files import PROMPT_FILE
+from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.registry import HOOKS
 
 CONFIG, JOB, STATUS, RESULT = 'config.py', 'job.json', 'status.json', 'result.json'
@@ -136,7 +138,7 @@ def _evaluate(cfg: Config, checkpoint: str, split: str) -> dict[str, float]:
 def _keep_weights(checkpoint: str, target: Path) -> None:
     import torch
 
-    from freekd_mm.compat.checkpoint import load_checkpoint_file
+    from freekd_mm.checkpoints.loading import load_checkpoint_file
 
     state = load_checkpoint_file(checkpoint)['state_dict']
     write_atomically(target, lambda part: torch.save({'state_dict': state}, part))

@@ -1,5 +1,7 @@
 """What makes dead or broken dependencies work, in one place. Nothing here is imported before it is needed."""
 
+from __future__ import annotations
+
 from freekd_mm.compat import mmrazor, onedl
 
 __all__ = ['install']

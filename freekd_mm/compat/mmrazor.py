@@ -6,6 +6,8 @@ PyTorch 2.0 removed, and ``mmrazor/__init__.py`` asserts an upper bound on mmcv.
 somebody imports mmrazor, and imports nothing itself.
 """
 
+from __future__ import annotations
+
 import importlib.machinery
 import importlib.metadata
 import importlib.util

@@ -1,10 +1,13 @@
 """Runs something when a module is imported: what mends a module need not import it."""
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Callable
 
 Action = Callable[[ModuleType], None]
 

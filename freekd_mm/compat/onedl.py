@@ -5,6 +5,8 @@ Their mmengine still takes the scope ``mmseg`` for the distribution ``mmsegmenta
 module and are found. The entry is changed when ``mmengine.config.utils`` is imported, or at once when it is.
 """
 
+from __future__ import annotations
+
 import importlib.metadata
 from types import ModuleType
 

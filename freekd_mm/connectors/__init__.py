@@ -1,5 +1,7 @@
 """Adapters between the student's features and the losses; they belong to the distiller, never to the student."""
 
+from __future__ import annotations
+
 from freekd_mm.connectors.attention import LocalCrossAttention
 from freekd_mm.connectors.fam import FAM, FAMConnector
 from freekd_mm.connectors.review import FAMReviewConnector

@@ -1,5 +1,7 @@
 """Cross attention in a 3x3 neighbourhood, without unfolding the neighbourhoods."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from freekd_mm.checks import check_positive
-from freekd_mm.losses.base import full_precision
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.tensors import full_precision
 
 KERNEL = 3
 
@@ -65,9 +68,7 @@ class _Attend(torch.autograd.Function):
         grad_attention = torch.stack([(grad_by_head * value).sum(2) for value in _neighbours(values, heads)], 2)
         grad_scores = attention * (grad_attention - (attention * grad_attention).sum(2, keepdim=True))
         grad_query, grad_keys, grad_values = (torch.zeros_like(x) for x in (query, keys, values))
-        views = zip(
-            _neighbours(keys, heads), _neighbours(grad_keys, heads), _neighbours(grad_values, heads), strict=True
-        )
+        views = zip_equal(_neighbours(keys, heads), _neighbours(grad_keys, heads), _neighbours(grad_values, heads))
         for index, (key, grad_key, grad_value) in enumerate(views):
             score = grad_scores[:, :, index, None]
             _by_head(grad_query, heads).addcmul_(score, key)

@@ -1,5 +1,7 @@
 """FAM, the frequency attention module of FAM-KD (WACV 2024), as an adapter on the student's features."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Literal
 
@@ -7,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from freekd_mm.checks import check_choice
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.connectors.levels import Sizes, check_levels, count_levels, per_level, sizes_per_level
 from freekd_mm.frequency import SpectralFilter2d
-from freekd_mm.losses.base import Levels
 from freekd_mm.registry import MODELS
+from freekd_mm.tensors import Levels
 
 Mode = Literal['lowrank', 'depthwise', 'dense']
 Region = Literal['symmetric', 'code']
@@ -129,8 +132,8 @@ class FAMConnector(nn.Module):
                 region=region,
                 post=post,
             )
-            for channels_in, channels_out, level_size in zip(
-                self.in_channels, self.out_channels, sizes_per_level(size, self.num_levels), strict=True
+            for channels_in, channels_out, level_size in zip_equal(
+                self.in_channels, self.out_channels, sizes_per_level(size, self.num_levels)
             )
         )
 
@@ -141,7 +144,7 @@ class FAMConnector(nn.Module):
             features: Student's feature (N, C, H, W), or all levels of them.
         """
         levels = check_levels(type(self).__name__, features, self.in_channels)
-        outputs = tuple(fam(level) for fam, level in zip(self.levels, self.fuse(levels), strict=True))
+        outputs = tuple(fam(level) for fam, level in zip_equal(self.levels, self.fuse(levels)))
         return outputs[0] if isinstance(features, Tensor) else outputs
 
     def fuse(self, levels: tuple[Tensor, ...]) -> Sequence[Tensor]:

@@ -1,14 +1,18 @@
 """Options and features of several levels: one value for all of them, or one a level."""
 
+from __future__ import annotations
+
+import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Tuple, Union
 
 from torch import Tensor
 
 from freekd_mm.checks import check_positive
-from freekd_mm.losses.base import Levels, as_levels
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.tensors import Levels, as_levels
 
-Sizes = tuple[int, int] | Sequence[tuple[int, int]] | None
+Sizes = Union[Tuple[int, int], typing.Sequence[Tuple[int, int]], None]
 
 
 def per_level(what: str, value: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
@@ -44,7 +48,7 @@ def check_levels(name: str, features: Levels, channels: tuple[int, ...]) -> tupl
     levels = as_levels(features)
     if len(levels) != len(channels):
         raise ValueError(f'{name}: features should have {len(channels)} levels, but got {len(levels)}')
-    for index, (level, expected) in enumerate(zip(levels, channels, strict=True)):
+    for index, (level, expected) in enumerate(zip_equal(levels, channels)):
         if level.ndim != 4 or level.shape[1] != expected:
             raise ValueError(
                 f'{name}: level {index} should be of shape (N, {expected}, H, W), but got {tuple(level.shape)}'

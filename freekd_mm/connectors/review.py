@@ -1,18 +1,21 @@
 """The enhanced knowledge review of FAM-KD: levels fused from the deepest up, then one FAM each."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freekd_mm.checks import check_choice
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.connectors.attention import LocalCrossAttention
 from freekd_mm.connectors.fam import FAMConnector, Mode
 from freekd_mm.registry import MODELS
 
-Heads = int | Literal['channels'] | None
+Heads = Union[int, Literal['channels'], None]
 HEADS = 4
 
 
@@ -78,12 +81,12 @@ class FAMReviewConnector(FAMConnector):
             check_choice('num_heads', num_heads, ('channels',))
         self.fusions = nn.ModuleList(
             ReviewFusion(channels, deeper, num_heads)
-            for channels, deeper in zip(self.in_channels[:-1], self.in_channels[1:], strict=True)
+            for channels, deeper in zip_equal(self.in_channels[:-1], self.in_channels[1:])
         )
 
     def fuse(self, levels: tuple[Tensor, ...]) -> Sequence[Tensor]:
         """Returns the fused levels, finest first: of the deepest level itself, of the others the attention."""
         fused = [levels[-1]]
-        for x, fusion in zip(levels[-2::-1], reversed(self.fusions), strict=True):
+        for x, fusion in zip_equal(levels[-2::-1], reversed(self.fusions)):
             fused.insert(0, fusion(x, fused[0]))
         return fused

@@ -1,5 +1,7 @@
 """Small generated scenes for the demo and the tests: numpy and OpenCV, no MM package."""
 
+from __future__ import annotations
+
 from freekd_mm.datasets.classes import CLASSES, DET_METAINFO, IGNORE_LABEL, PALETTE, SEG_METAINFO, STUFF, THINGS
 from freekd_mm.datasets.scenes import SPLITS, Scene, render_scene
 from freekd_mm.datasets.writer import CITY, mask_to_rle, write_scenes

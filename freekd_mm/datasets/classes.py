@@ -1,5 +1,7 @@
 """Names, colours and MM metainfo of the generated scenes: things in look-alike pairs, then textured stuff."""
 
+from __future__ import annotations
+
 from typing import Any
 
 # Each pair shares its outline and its colours and differs by fine structure alone.

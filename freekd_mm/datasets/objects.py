@@ -1,5 +1,7 @@
 """The things of the generated scenes, drawn from distance fields: an outline, fine structure, shading."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 

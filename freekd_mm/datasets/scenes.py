@@ -1,5 +1,7 @@
 """Generated scenes: pictures with instances, masks and label maps, each from (seed, split, index) alone."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import cv2

@@ -1,5 +1,7 @@
 """Noise, ground textures and light for the generated scenes: float32 fields of numpy, made from one generator."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,10 +1,12 @@
 """Writes generated scenes as files, in the layouts of COCO and of Cityscapes side by side."""
 
+from __future__ import annotations
+
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import cv2
 import numpy as np

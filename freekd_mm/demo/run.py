@@ -1,5 +1,7 @@
 """Runs the demo from the first picture to the exported student."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time
@@ -8,11 +10,11 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from freekd_mm.demo.report import Model, write_demo_report
+from freekd_mm.demo.demo_page import Model, write_demo_report
 from freekd_mm.demo.steps import Command, Steps, Training
 from freekd_mm.demo.tasks import TASKS, Task
-from freekd_mm.distill.methods import METHODS, parse_methods
-from freekd_mm.distill.wiring import table
+from freekd_mm.text import table
+from freekd_mm.wizard.methods import METHODS, parse_methods
 
 # Stage 1 on the toy data: short, and its share of the demo's minutes is small.
 PROMPT_ITERATIONS = 100
@@ -128,7 +130,7 @@ def measure(config: Path) -> dict:
     """Returns parameters and milliseconds per image of the plain model of a config, on one thread."""
     import torch
 
-    from freekd_mm.distill.config import build_model, find_model, without_pretrained
+    from freekd_mm.runtime.config import build_model, find_model, without_pretrained
 
     model_cfg, scope = find_model(Config.fromfile(config))
     with warnings.catch_warnings():

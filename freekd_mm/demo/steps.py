@@ -1,5 +1,7 @@
 """One step of the demo: an ordinary tool in a process of its own, with a progress bar, run once."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -9,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_text
 from freekd_mm.progress import ProgressBar
 
@@ -82,7 +85,7 @@ class Steps:
         start = time.monotonic()
         waiting = [command for command in commands if self.done(command.name) is None]
         running = [self._start(command.name, command.line) for command in waiting]
-        for command, process in zip(waiting, running, strict=True):
+        for command, process in zip_equal(waiting, running):
             self._check(process, command.name, command.line)
             seconds = time.monotonic() - start
             self.finish(command.name, {'seconds': seconds})

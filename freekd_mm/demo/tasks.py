@@ -1,5 +1,7 @@
 """The two tasks of the demo: which configs, how long, and how it is measured."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 

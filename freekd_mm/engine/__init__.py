@@ -1,6 +1,8 @@
 """Hooks that are not a method's, and what makes a training reliable."""
 
-from freekd_mm.engine.checkpoints import SafeCheckpointHook
+from __future__ import annotations
+
+from freekd_mm.engine.checkpoint_hook import SafeCheckpointHook
 from freekd_mm.engine.exact import ExactResumeHook
 from freekd_mm.engine.nonfinite import NonFiniteHook
 from freekd_mm.engine.schedule import DistillScheduleHook

@@ -1,5 +1,7 @@
 """Says what is not finite in a training step, and where."""
 
+from __future__ import annotations
+
 import copy
 import re
 from collections.abc import Iterable, Sequence
@@ -8,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from freekd_mm.distill.probe import eval_mode
-from freekd_mm.distill.rng import isolated_rng
-from freekd_mm.distill.teacher import forward_features
+from freekd_mm.runtime.probe import eval_mode
+from freekd_mm.runtime.rng import isolated_rng
+from freekd_mm.runtime.teacher import forward_features
 
 ENTRY_LOSS = re.compile(r'^distill\.loss_(?P<entry>\w+)$')
 ENTRY_TERM = re.compile(r'^distill\.(?P<entry>\w+)\.(?P<term>.+)$')
@@ -126,7 +128,7 @@ def _tensors(what: str, levels: Sequence[Tensor], images: Sequence[str]) -> list
         if not bool(bad.any()):
             continue
         where = f' at level {index}' if len(levels) > 1 else ''
-        of = [image for image, is_bad in zip(images, bad.tolist(), strict=False) if is_bad]
+        of = [image for image, is_bad in zip(images, bad.tolist()) if is_bad]
         parts.append(f'{what} is not finite{where}' + (f' for {listed(of)}' if of else ''))
     return parts
 

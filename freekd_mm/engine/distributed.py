@@ -1,5 +1,7 @@
 """Several processes: the model in its wrapper, and CPUs, where mmengine asks for CUDA devices."""
 
+from __future__ import annotations
+
 import atexit
 import os
 import sys

@@ -1,5 +1,7 @@
 """Evaluates a checkpoint with the plain student of a config."""
 
+from __future__ import annotations
+
 import json
 
 from mmengine.config import Config
@@ -12,7 +14,7 @@ from freekd_mm.files import write_text
 
 def plain_config(cfg: Config) -> Config:
     """Returns the config with a distilled student replaced by the student alone."""
-    from freekd_mm.distill.config import find_model, is_distilled
+    from freekd_mm.runtime.config import find_model, is_distilled
 
     cfg = cfg.copy()
     if is_distilled(cfg.model):

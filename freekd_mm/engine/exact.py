@@ -7,6 +7,8 @@ loaded from the number of its batch. A resume then has the right numbers whereve
 workers, and skips the batches behind it without loading them.
 """
 
+from __future__ import annotations
+
 import logging
 from typing import Any
 
@@ -16,7 +18,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 
-from freekd_mm.engine.checkpoints import ResumePoint
+from freekd_mm.engine.checkpoint_hook import ResumePoint
 from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.engine.seeding import AdvancedIterator, SeededBatches, make_exact, place_seed, seed_all
 from freekd_mm.registry import HOOKS

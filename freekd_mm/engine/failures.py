@@ -1,5 +1,7 @@
 """Processes of one run that fail together: each ends with the error of the one that failed first."""
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,5 +1,7 @@
 """What happens when a loss or a gradient is not finite: a clear error, or a skipped step."""
 
+from __future__ import annotations
+
 import logging
 import math
 from functools import wraps

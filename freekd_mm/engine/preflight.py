@@ -1,5 +1,7 @@
 """What can be known to be wrong before anything is built or trained."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,13 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS
 
 from freekd_mm.checks import did_you_mean
-from freekd_mm.distill.compatibility import check_classes
-from freekd_mm.distill.components import check_component
-from freekd_mm.distill.config import is_distilled
 from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.registry import HOOKS as OUR_HOOKS
 from freekd_mm.registry import MODELS as OUR_MODELS
 from freekd_mm.registry import SCOPE
+from freekd_mm.runtime.compatibility import check_classes
+from freekd_mm.runtime.components import check_component
+from freekd_mm.runtime.config import is_distilled
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 LOCAL = (None, 'local', 'disk')
@@ -54,7 +56,7 @@ def _check_files(dataset: dict, loader: str) -> None:
     places = {'ann_file': dataset.get('ann_file')}
     prefix = dataset.get('data_prefix')
     if isinstance(prefix, dict):
-        places |= {f'data_prefix.{key}': value for key, value in prefix.items()}
+        places.update({f'data_prefix.{key}': value for key, value in prefix.items()})
     for key, value in places.items():
         if not isinstance(value, str) or not value or '://' in value or '://' in root:
             continue

@@ -1,5 +1,7 @@
 """Makes any config train reliably: what ``tools/train.py`` adds to the runner by itself."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -9,7 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from freekd_mm.checks import check_choice, check_options, check_positive
-from freekd_mm.engine.checkpoints import ResumePoint, find_resume_point, make_safe
+from freekd_mm.engine.checkpoint_hook import ResumePoint, find_resume_point, make_safe
 from freekd_mm.engine.exact import ExactResumeHook
 from freekd_mm.engine.failures import check_equal_steps
 from freekd_mm.engine.nonfinite import POLICIES, NonFiniteHook
@@ -34,7 +36,7 @@ class Reliability:
     graceful_stop: bool = True
 
     @classmethod
-    def from_config(cls, cfg: Config) -> 'Reliability':
+    def from_config(cls, cfg: Config) -> Reliability:
         """Reads and checks the options."""
         given = cfg.get('reliability') or {}
         if not isinstance(given, dict):

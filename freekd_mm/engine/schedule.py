@@ -1,5 +1,7 @@
 """The weight of distillation over a training run."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any

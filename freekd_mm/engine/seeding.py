@@ -1,5 +1,7 @@
 """Random numbers that follow from the place in a run, and from nothing that happened before."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +12,7 @@ import torch
 from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, IterableDataset
 
-from freekd_mm.distill.rng import isolated_rng
+from freekd_mm.runtime.rng import isolated_rng
 
 #: Keeps the seeds of the data apart from those of the steps and the evaluations.
 DATA = 2
@@ -136,7 +138,7 @@ class AdvancedIterator:
         self.loader, self.steps = loader, steps
         self.iterator = iter(loader)
 
-    def __iter__(self) -> 'AdvancedIterator':
+    def __iter__(self) -> AdvancedIterator:
         return self
 
     def __next__(self) -> Any:

@@ -1,5 +1,7 @@
 """A run that is asked to stop: it finishes its step, saves, and says so with its exit status."""
 
+from __future__ import annotations
+
 import logging
 import os
 import signal
@@ -17,7 +19,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from freekd_mm.engine.checkpoints import INTERRUPTED, point_to
+from freekd_mm.engine.checkpoint_hook import INTERRUPTED, point_to
 from freekd_mm.engine.exact import gradients_are_used
 from freekd_mm.registry import HOOKS
 
@@ -26,7 +28,7 @@ EXIT_STATUS = 128 + signal.SIGTERM
 
 
 #: The hooks that answer SIGTERM in this process, in the order in which they began to.
-_listening: list['GracefulStopHook'] = []
+_listening: list[GracefulStopHook] = []
 
 
 def _release_in_child() -> None:

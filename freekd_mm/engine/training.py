@@ -1,5 +1,7 @@
 """Runs a training config, with the prompt stage before it where a config asks for one."""
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """Visualizers of several runs in one process."""
 
+from __future__ import annotations
+
 from typing import Any
 
 

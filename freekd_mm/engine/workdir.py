@@ -1,5 +1,7 @@
 """One run a work directory: it can be written, and no other run writes there at the same time."""
 
+from __future__ import annotations
+
 import errno
 import logging
 import os

@@ -1,5 +1,7 @@
 """Wavelet, cosine and Fourier transforms in pure torch; imports no MM package."""
 
+from __future__ import annotations
+
 from freekd_mm.frequency.dct import dct2d, idct2d
 from freekd_mm.frequency.fourier import SpectralFilter2d, high_pass_mask
 from freekd_mm.frequency.wavelet import (

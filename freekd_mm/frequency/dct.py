@@ -1,5 +1,7 @@
 """Discrete cosine transforms of any size, orthonormal, equal to SciPy's ``dctn`` and ``idctn``."""
 
+from __future__ import annotations
+
 import math
 
 import torch

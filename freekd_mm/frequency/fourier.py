@@ -1,5 +1,7 @@
 """Learnable global filters in the Fourier domain, with real parameters only."""
 
+from __future__ import annotations
+
 import math
 from typing import Literal
 

@@ -14,8 +14,10 @@ On a CPU the arithmetic is nothing and the walk over memory is all, so:
   32 MiB the allocator maps fresh pages at each step, which takes ten times as long as filling them.
 
 Strided convolutions, products with the Haar matrix, pixel_unshuffle and adds of the four strided phases are all slower
-(``python -m benchmarks layer``, figures in docs/benchmarks.md).
+(``python -m speed layer``, figures in docs/benchmarks.md).
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+
+from freekd_mm.compat.versions import zip_equal
 
 # Values a CPU thread works on at a time: 4 MiB of float32 stay in the last cache; fewer cost more calls than they save.
 CHUNK = 2**20
@@ -69,7 +73,7 @@ def _parts(tensors: Iterable[Tensor], planes: int, area: int) -> Iterator[tuple[
     if flat[0].device.type != 'cpu' or planes * area <= limit:
         yield tuple(flat)
     else:
-        yield from zip(*(tensor.split(max(1, limit // area)) for tensor in flat), strict=True)
+        yield from zip_equal(*(tensor.split(max(1, limit // area)) for tensor in flat))
 
 
 def _sizes(height: int, width: int, levels: int) -> list[tuple[int, int]]:
@@ -174,9 +178,7 @@ def traced_synthesis2d(height: int, width: int, low: Tensor, *high: Tensor) -> T
 def _fill(grads: tuple[Tensor | None, ...], shapes: list[torch.Size]) -> list[Tensor]:
     """Returns the gradients with zeros, which take no memory, in the place of None."""
     known = next(grad for grad in grads if grad is not None)
-    return [
-        known.new_zeros(()).expand(shape) if grad is None else grad for grad, shape in zip(grads, shapes, strict=True)
-    ]
+    return [known.new_zeros(()).expand(shape) if grad is None else grad for grad, shape in zip_equal(grads, shapes)]
 
 
 class HaarAnalysis2d(Function):

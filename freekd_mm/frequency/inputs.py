@@ -1,5 +1,7 @@
 """Checks and dtypes shared by the transforms."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

@@ -5,6 +5,8 @@ imported when it is needed: with PyWavelets and SciPy behind it, it takes a whil
 Inputs in half precision are transformed in float32 and the bands returned in the input's dtype.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from freekd_mm.checks import check_positive, did_you_mean
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency.haar import HaarAnalysis1d, HaarAnalysis2d, HaarSynthesis1d, HaarSynthesis2d
 from freekd_mm.frequency.inputs import check_axes, check_floating, widen
 
@@ -159,7 +162,7 @@ def _check_bands2d(bands: WaveletBands) -> None:
         if len(details) != 3:
             raise ValueError(f'bands.high[{level}] should hold 3 bands, but got {len(details)}')
         height, width = band_length(height, wavelet), band_length(width, wavelet)
-        for name, band in zip(WaveletDetail._fields, details, strict=True):
+        for name, band in zip_equal(WaveletDetail._fields, details):
             what = f'bands.high[{level}].{name}'
             _check_like(what, band, low)
             _check_shape(what, band, (*low.shape[:2], height, width), bands.shape, wavelet)
@@ -224,7 +227,7 @@ def idwt1d(bands: WaveletBands1d) -> Tensor:
     low = widen(bands.low)
     high = [widen(band) for band in bands.high]
     if is_haar(bands.wavelet):
-        for detail, length in zip(reversed(high), reversed(lengths[:-1]), strict=True):
+        for detail, length in zip_equal(reversed(high), reversed(lengths[:-1])):
             low = HaarSynthesis1d.apply(length, bands.dim, low, detail)
     else:
         import ptwt

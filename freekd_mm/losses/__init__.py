@@ -1,10 +1,12 @@
 """Distillation losses on tensors or tuples of all levels; they need mmengine alone."""
 
+from __future__ import annotations
+
 from freekd_mm.losses.base import DistillLoss
-from freekd_mm.losses.dct import DCTAttentionLoss
+from freekd_mm.losses.dct_attention import DCTAttentionLoss
 from freekd_mm.losses.figkd import FiGKDLoss
-from freekd_mm.losses.freekd import FreeKDLoss
-from freekd_mm.losses.freekd_plus import FreeKDPlusLoss
+from freekd_mm.losses.freekd.loss import FreeKDLoss
+from freekd_mm.losses.freekd.plus import FreeKDPlusLoss
 from freekd_mm.losses.mse import FeatureMSELoss
 
 __all__ = ['DCTAttentionLoss', 'DistillLoss', 'FeatureMSELoss', 'FiGKDLoss', 'FreeKDLoss', 'FreeKDPlusLoss']

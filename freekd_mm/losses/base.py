@@ -1,51 +1,12 @@
 """What all losses share: they see every level at once, check what they get, and keep their parts for the log."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
 from freekd_mm.checks import check_positive
-
-Levels = Tensor | Sequence[Tensor]
-
-
-def as_levels(features: Levels, what: str = 'features') -> tuple[Tensor, ...]:
-    """Returns a tensor or a sequence of tensors as a tuple of levels."""
-    levels = (features,) if isinstance(features, Tensor) else tuple(features)
-    for index, level in enumerate(levels):
-        if not isinstance(level, Tensor):
-            raise TypeError(
-                f'{what} should be a tensor or a sequence of tensors, but level {index} is a {type(level).__name__}'
-            )
-    if not levels:
-        raise ValueError(f'{what} should hold at least one level, but got an empty sequence')
-    return levels
-
-
-def shapes(levels: Sequence[Tensor]) -> str:
-    """Returns the shapes of the levels for an error message."""
-    return ', '.join(str(tuple(level.shape)) for level in levels)
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """Returns ``x`` in float32, or in float64 where it is that already."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def mean(x: Tensor) -> Tensor:
-    """Returns the mean of ``x``; 0 where ``x`` is empty (a batch of 0)."""
-    return x.sum() / max(x.numel(), 1)
-
-
-def check_same_shapes(name: str, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> None:
-    """Raises ValueError unless every level of the student has the shape of the teacher's."""
-    for index, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f"{name}: level {index} of the student should have the teacher's shape {tuple(teacher.shape)}, "
-                f'but got {tuple(student.shape)}'
-            )
+from freekd_mm.tensors import Levels, as_levels, shapes
 
 
 class DistillLoss(nn.Module):

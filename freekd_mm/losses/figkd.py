@@ -1,5 +1,7 @@
 """FiGKD (arXiv 2505.11897): the high-frequency detail of the logits along the classes."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 import torch
@@ -7,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import dwt1d
 from freekd_mm.frequency.wavelet import is_haar
-from freekd_mm.losses.base import DistillLoss, full_precision, mean
+from freekd_mm.losses.base import DistillLoss
 from freekd_mm.registry import MODELS
+from freekd_mm.tensors import full_precision, mean
 
 Part = Literal['detail', 'content', 'both']
 Order = Literal['index', 'teacher']
@@ -107,8 +111,8 @@ class FiGKDLoss(DistillLoss):
     def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
         """Returns the mean over all positions; ``terms['level0/detail']`` holds each level's own mean."""
         totals, weight_sums = [], []
-        for level, pair in enumerate(zip(students, teachers, strict=True)):
-            student, teacher = self._by_class(*pair, level)
+        for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
+            student, teacher = self._by_class(student, teacher, level)
             values = self._values(student, teacher, level)
             weights = self._weights(teacher) if self.foreground else torch.ones_like(values)
             totals.append((weights * values).sum(1))

@@ -1,9 +1,13 @@
 """The plain comparison of feature maps: mean squared difference, level by level."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
-from freekd_mm.losses.base import DistillLoss, check_same_shapes, full_precision, mean
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.losses.base import DistillLoss
 from freekd_mm.registry import MODELS
+from freekd_mm.tensors import check_same_shapes, full_precision, mean
 
 
 @MODELS.register_module()
@@ -23,7 +27,7 @@ class FeatureMSELoss(DistillLoss):
         """Returns the sum over the levels; ``terms['level0/mse']`` holds each level's part."""
         check_same_shapes(type(self).__name__, students, teachers)
         values = []
-        for level, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
+        for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
             value = mean((full_precision(student) - full_precision(teacher)).square())
             self.terms[f'level{level}/mse'] = value.detach()
             values.append(value)

@@ -1,14 +1,14 @@
-"""Frequency prompts: the first stage of FreeKD, its files, and the masks that they give."""
+"""Frequency prompts: the tokens, their files, and the masks that they give."""
 
-from freekd_mm.prompts.files import PromptFile, load_prompt, save_prompt
+from __future__ import annotations
+
 from freekd_mm.prompts.generator import PoIMaskGenerator
-from freekd_mm.prompts.hook import FrequencyPromptHook
 from freekd_mm.prompts.masks import mask_similarity, poi_masks
 from freekd_mm.prompts.prompt import FrequencyPrompt
+from freekd_mm.prompts.prompt_file import PromptFile, load_prompt, save_prompt
 
 __all__ = [
     'FrequencyPrompt',
-    'FrequencyPromptHook',
     'PoIMaskGenerator',
     'PromptFile',
     'load_prompt',

@@ -1,5 +1,7 @@
 """Gives the PoI masks of a trained, frozen prompt for the features of a teacher."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 
@@ -8,10 +10,10 @@ from torch import Tensor, nn
 
 from freekd_mm.checks import check_positive
 from freekd_mm.frequency import WaveletBands
-from freekd_mm.losses.base import Levels, as_levels
-from freekd_mm.prompts.files import PromptFile, load_prompt
 from freekd_mm.prompts.masks import Grouping, num_groups, poi_masks
+from freekd_mm.prompts.prompt_file import PromptFile, load_prompt
 from freekd_mm.registry import MODELS
+from freekd_mm.tensors import Levels, as_levels
 
 
 @MODELS.register_module()

@@ -1,5 +1,7 @@
 """PoI masks: where the tokens of a frequency prompt look in each wavelet band."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from freekd_mm.checks import check_choice
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d
-from freekd_mm.losses.base import full_precision
+from freekd_mm.tensors import full_precision
 
 Grouping = Literal['level', 'band']
 GROUPINGS = ('level', 'band')

@@ -1,15 +1,18 @@
 """The semantic frequency prompt of FreeKD's first stage (CVPR 2024, arXiv 2311.12079)."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d, idwt2d
 from freekd_mm.frequency.wavelet import is_haar
-from freekd_mm.losses.base import full_precision
 from freekd_mm.prompts.masks import SIMILARITIES, Grouping, mask_groups, mask_similarity, num_groups, poi_masks
+from freekd_mm.tensors import full_precision
 
 
 class FrequencyPrompt(nn.Module):
@@ -88,8 +91,8 @@ class FrequencyPrompt(nn.Module):
                 return band * (scale * mask.sum(1, keepdim=True))
 
             high = tuple(
-                WaveletDetail(*(weigh(band, mask) for band, mask in zip(detail, of_level, strict=True)))
-                for detail, of_level in zip(bands.high, masks.high, strict=True)
+                WaveletDetail(*(weigh(band, mask) for band, mask in zip_equal(detail, of_level)))
+                for detail, of_level in zip_equal(bands.high, masks.high)
             )
             features = idwt2d(bands._replace(low=weigh(bands.low, masks.low), high=high)).to(x.dtype)
         groups = mask_groups(masks, self.grouping)

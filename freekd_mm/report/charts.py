@@ -1,11 +1,17 @@
 """Line and bar charts as inline SVG; colours come from the page, so that they fit its light and its dark scheme."""
 
+from __future__ import annotations
+
 import math
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Tuple
 
-Points = Sequence[tuple[float, float]]
+from freekd_mm.compat.versions import zip_equal
+
+Points = typing.Sequence[Tuple[float, float]]
 
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 10, 42
@@ -165,7 +171,7 @@ def _curve(line: Line, axes: _Axes, dots: bool) -> str:
         drawn += ''.join(
             f'<circle class="d{line.style % COLORS}" cx="{px:.1f}" cy="{py:.1f}" r="3.5">'
             f'<title>{escape(line.label)}: {number(y)} at {number(x, 6)}</title></circle>'
-            for (px, py), (x, y) in zip(pixels, points, strict=True)
+            for (px, py), (x, y) in zip_equal(pixels, points)
         )
     return drawn
 

@@ -1,12 +1,14 @@
 """What a dumped config says, read without running it; what differs between runs."""
 
+from __future__ import annotations
+
 import ast
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from freekd_mm.distill.config import is_distilled
+from freekd_mm.runtime.config import is_distilled
 
 #: Where a run wrote, and what mmengine notes for itself: no setting of the training.
 IGNORED = ('work_dir', 'experiment_name', 'launcher', 'visualizer', 'vis_backends', 'filename', '_scope_')
@@ -42,11 +44,11 @@ def _value(node: ast.expr) -> Any:
         merged: dict[Any, Any] = {}
         for keyword in node.keywords:
             value = _value(keyword.value)
-            merged |= {keyword.arg: value} if keyword.arg else value if isinstance(value, dict) else {}
+            merged.update({keyword.arg: value} if keyword.arg else value if isinstance(value, dict) else {})
         return merged
     if isinstance(node, ast.Dict):
         keys = [ast.unparse(key) if key is None else _value(key) for key in node.keys if key is not None]
-        return dict(zip(map(str, keys), map(_value, node.values), strict=False))
+        return dict(zip(map(str, keys), map(_value, node.values)))
     if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
         return [_value(item) for item in node.elts]
     try:
@@ -67,7 +69,7 @@ def flatten(config: Any, path: str = '') -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in items:
         if key not in IGNORED:
-            leaves |= flatten(value, f'{path}.{key}' if path else str(key))
+            leaves.update(flatten(value, f'{path}.{key}' if path else str(key)))
     return leaves
 
 

@@ -1,8 +1,11 @@
 """The curves of runs: metrics, losses, and what distillation logs for each level and band."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
 
+from freekd_mm.compat.versions import remove_prefix
 from freekd_mm.report.charts import Line, bar_chart, line_chart
 from freekd_mm.report.metrics import describe, is_main
 from freekd_mm.report.page import charts, details, heading, legend, paragraph
@@ -68,7 +71,7 @@ def distillation_section(runs: Sequence[Run]) -> str:
     having = [run for run in runs if any(key in run.train_keys() for key in weighted)]
     if not having:
         return ''
-    weighted_charts = [_curve(runs, key, f'{key.removeprefix("distill.")}, weighted') for key in weighted]
+    weighted_charts = [_curve(runs, key, f'{remove_prefix(key, "distill.")}, weighted') for key in weighted]
     parts = [_legend(runs, having) + charts(*weighted_charts)]
     terms = [_terms(run) for run in having]
     if any(terms):

@@ -1,5 +1,7 @@
 """What the head of an mmengine log says about the machine and the versions."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 
@@ -31,7 +33,7 @@ def read_environment(log: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     rules = 0
     with open(log, encoding='utf-8', errors='replace') as lines:
-        for _, line in zip(range(HEAD), lines, strict=False):
+        for _, line in zip(range(HEAD), lines):
             rules += line.startswith(RULE)
             match = LINE.match(line.rstrip())
             if rules == 1 and match:

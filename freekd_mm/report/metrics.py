@@ -1,5 +1,7 @@
 """What the metrics of mmdet, mmseg and mmpretrain are called, and in which unit they are shown."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,9 +1,12 @@
 """One HTML page with everything in it: no script, no request, readable in a light and in a dark scheme."""
 
+from __future__ import annotations
+
 import base64
 from collections.abc import Sequence
 from html import escape
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.report.charts import COLORS, stroke
 from freekd_mm.version import __version__
 
@@ -151,12 +154,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], kinds: str = '')
     classes = [names.get(kind, '') for kind in kinds.ljust(len(header))]
     head = ''.join(
         f'<th scope="col"{_class(kind if kind == "n" else "")}>{escape(cell)}</th>'
-        for cell, kind in zip(header, classes, strict=True)
+        for cell, kind in zip_equal(header, classes)
     )
     body = ''
     for row in rows:
         cells = [f'<th scope="row">{escape(row[0])}</th>']
-        cells += [f'<td{_class(kind)}>{escape(cell)}</td>' for cell, kind in zip(row[1:], classes[1:], strict=True)]
+        cells += [f'<td{_class(kind)}>{escape(cell)}</td>' for cell, kind in zip_equal(row[1:], classes[1:])]
         body += f'<tr>{"".join(cells)}</tr>'
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -170,7 +173,7 @@ def legend(labels: Sequence[str], styles: Sequence[int] | None = None) -> str:
     items = ''.join(
         f'<li><svg class="key" viewBox="0 0 28 10"><line {stroke(style)} x1="1" x2="27" y1="5" y2="5"/></svg>'
         f'{escape(label)}</li>'
-        for label, style in zip(labels, range(len(labels)) if styles is None else styles, strict=True)
+        for label, style in zip_equal(labels, range(len(labels)) if styles is None else styles)
     )
     return f'<ul class="legend">{items}</ul>'
 

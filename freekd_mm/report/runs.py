@@ -1,14 +1,16 @@
 """Reads what mmengine logged in a work directory: the sessions of one run, joined."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from freekd_mm.checks import did_you_mean
+from freekd_mm.compat.versions import pairwise, zip_equal
 from freekd_mm.report.configs import read_config
 from freekd_mm.report.environment import read_environment
 from freekd_mm.report.metrics import is_known
@@ -120,7 +122,7 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None)
     if names is not None and len(names) != len(paths):
         raise ValueError(f'names should be {len(paths)}, one a work directory, but got {len(names)}')
     runs, left_out = [], []
-    for path, name in zip(paths, names or short_names(paths), strict=True):
+    for path, name in zip_equal(paths, names or short_names(paths)):
         try:
             runs.append(read_run(path, name))
         except NoRunError as error:

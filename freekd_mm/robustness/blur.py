@@ -1,5 +1,7 @@
 """Blur. Parameters by severity are those of ImageNet-C, made for pictures of 224 pixels and larger."""
 
+from __future__ import annotations
+
 import cv2
 import numpy as np
 

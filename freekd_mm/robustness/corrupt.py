@@ -1,5 +1,7 @@
 """Corrupts pictures by name, always in the same way for the same picture."""
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,7 @@
 """Digital corruptions. Parameters by severity are those of ImageNet-C."""
 
+from __future__ import annotations
+
 import cv2
 import numpy as np
 

@@ -1,5 +1,7 @@
 """Noise: the pictures are float arrays (H, W, 3) in [0, 1]. Parameters by severity are those of ImageNet-C."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from freekd_mm.robustness.picture import Picture, Random, pick

@@ -1,13 +1,15 @@
 """What the corruptions share."""
 
-from typing import TypeVar
+from __future__ import annotations
+
+from typing import TypeVar, Union
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 # OpenCV's stubs promise no more than numbers.
-Picture = NDArray[np.integer | np.floating]
+Picture = NDArray[Union[np.integer, np.floating]]
 Random = np.random.Generator
 T = TypeVar('T')
 

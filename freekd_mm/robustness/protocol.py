@@ -1,5 +1,7 @@
 """mPC and rPC: the mean performance under corruption, and its share of the performance on clean pictures."""
 
+from __future__ import annotations
+
 import copy
 import json
 import math
@@ -8,17 +10,17 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Dict
 
 from mmengine.config import Config
 
 from freekd_mm.checks import check_choice
-from freekd_mm.distill.wiring import table
 from freekd_mm.files import write_text
 from freekd_mm.robustness.corrupt import CORRUPTIONS, SEVERITIES
+from freekd_mm.text import table
 
 LOADERS = ('LoadImageFromFile', 'mmcv.LoadImageFromFile')
-Results = dict[str, Any]
+Results = Dict[str, Any]
 
 
 def corrupted_config(cfg: Config, corruption: str, severity: int) -> Config:

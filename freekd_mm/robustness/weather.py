@@ -1,5 +1,7 @@
 """Weather. Snow and fog follow ImageNet-C; frost is drawn here, as its photographs of ice are not ours to ship."""
 
+from __future__ import annotations
+
 import cv2
 import numpy as np
 

@@ -1,11 +1,14 @@
 """Draws bands, masks and weights as RGB pictures, and puts them side by side with their titles."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from freekd_mm.prompts.pictures import TILE, mask_picture
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.pictures import TILE, mask_picture
 from freekd_mm.visualize.features import BandMaps, Seen, View
 
 #: What the bands' scale ends at: the strongest hundredth of the teacher's map is cut off.
@@ -41,7 +44,7 @@ def band_tiles(after: BandMaps, before: BandMaps | None = None, shape: tuple[int
     tops = [max(float(np.percentile(band, TOP)), 1e-12) for band in after.teacher]
 
     def draw(title: str, maps: Sequence[np.ndarray]) -> Tile:
-        return Tile(title, pyramid([band / top for band, top in zip(maps, tops, strict=True)], shape))
+        return Tile(title, pyramid([band / top for band, top in zip_equal(maps, tops)], shape))
 
     if before is None:
         students = [draw('student', after.student), draw('difference', after.difference)]

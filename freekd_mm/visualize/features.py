@@ -1,5 +1,7 @@
 """What the losses of a distilled student see for an image: the compared features, their bands, masks and weights."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,13 +11,14 @@ import torch
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
-from freekd_mm.distill.preprocess import as_rgb
-from freekd_mm.distill.probe import eval_mode
-from freekd_mm.distill.rng import isolated_rng
-from freekd_mm.distill.teacher import forward_features
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, dwt2d
-from freekd_mm.losses.freekd_bands import normalize_pair, teacher_scale
+from freekd_mm.losses.freekd.bands import normalize_pair, teacher_scale
 from freekd_mm.prompts.masks import mask_groups
+from freekd_mm.runtime.preprocess import as_rgb
+from freekd_mm.runtime.probe import eval_mode
+from freekd_mm.runtime.rng import isolated_rng
+from freekd_mm.runtime.teacher import forward_features
 
 #: Of losses that know no wavelets: enough to show what differs.
 LEVELS, WAVELET = 3, 'haar'
@@ -126,7 +129,7 @@ def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tenso
     if entry.logits:
         seen.note = 'it compares logits, which have no bands to show'
         return seen
-    if any(s.shape != t.shape or s.dim() != 4 for s, t in zip(students, teachers, strict=True)):
+    if any(s.shape != t.shape or s.dim() != 4 for s, t in zip_equal(students, teachers)):
         seen.note = 'it compares features of other shapes by itself'
         return seen
     students, teachers = [s.float() for s in students], [t.float() for t in teachers]
@@ -135,7 +138,7 @@ def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tenso
         seen.remarks.append('The low band has no weight in this loss: it is shown, but not distilled.')
     if getattr(loss, 'normalize', None) in OVER_THE_BATCH:
         seen.remarks.append('The loss normalises over a batch, these pictures over their own image.')
-    seen.bands = [band_maps(s, t, loss) for s, t in zip(students, teachers, strict=True)]
+    seen.bands = [band_maps(s, t, loss) for s, t in zip_equal(students, teachers)]
     generator = getattr(loss, 'masks', None)
     if generator is not None and getattr(generator, 'has_prompt', True):
         grouping: Any = getattr(generator, 'grouping', 'level')
@@ -159,7 +162,7 @@ def band_maps(student: Tensor, teacher: Tensor, loss: nn.Module | None = None) -
         normalize = 'channel'
     ours, theirs = (dwt2d(features, levels, wavelet) for features in (student, teacher))
     maps = BandMaps([], [], [])
-    for index, (own, other) in enumerate(zip(_listed(ours), _listed(theirs), strict=True)):
+    for index, (own, other) in enumerate(zip_equal(_listed(ours), _listed(theirs))):
         low = index == 0
         if normalize == 'teacher':
             scale = teacher_scale(other, low)

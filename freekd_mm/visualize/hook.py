@@ -1,5 +1,7 @@
 """Sends pictures of the distillation to the visualizer while it trains."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +10,9 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
 from freekd_mm.checks import check_positive
-from freekd_mm.distill.rng import isolated_rng
 from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.registry import HOOKS
+from freekd_mm.runtime.rng import isolated_rng
 
 
 @HOOKS.register_module()

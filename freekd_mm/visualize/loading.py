@@ -1,5 +1,7 @@
 """Builds the models of a distillation config, loads a checkpoint, and reads images as the config does."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import io
@@ -14,10 +16,10 @@ from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from freekd_mm.compat.checkpoint import load_checkpoint_file
-from freekd_mm.distill.config import build_model, default_scope, is_distilled
-from freekd_mm.distill.model import PREFIX
-from freekd_mm.distill.rng import isolated_rng
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.runtime.config import build_model, default_scope, is_distilled
+from freekd_mm.runtime.model import PREFIX
+from freekd_mm.runtime.rng import isolated_rng
 from freekd_mm.visualize.features import View, look
 
 INIT = 'init'

@@ -1,5 +1,7 @@
 """Draws what models predict, and the ground truth, on pictures of a data set."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +13,10 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 
-from freekd_mm.compat.checkpoint import load_checkpoint_file
-from freekd_mm.distill.config import build_model, default_scope, find_model, without_pretrained
-from freekd_mm.distill.model import student_state_dict
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
+from freekd_mm.runtime.model import student_state_dict
 
 #: Boxes with a lower score are not drawn.
 SCORE = 0.3
@@ -87,7 +90,7 @@ def draw_boxes(
 
     scale = max(1.0, SIDE / max(image.shape[:2]))
     canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    for box, label in zip((boxes * scale).round().astype(int), labels, strict=True):
+    for box, label in zip_equal((boxes * scale).round().astype(int), labels):
         corners = ((int(box[0]), int(box[1])), (int(box[2]), int(box[3])))
         # A dark rim, so that every colour is seen on every ground.
         cv2.rectangle(canvas, *corners, (15, 15, 15), 5)

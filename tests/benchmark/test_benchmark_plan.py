@@ -1,5 +1,7 @@
 """Plans: what is read, inherited, chosen and refused; the configs they lead to."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

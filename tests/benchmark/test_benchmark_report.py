@@ -1,5 +1,7 @@
 """The JSON lines, and the table and plots made of them."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

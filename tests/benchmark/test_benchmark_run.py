@@ -1,5 +1,7 @@
 """A whole benchmark of two-iteration runs: jobs, cache, failures, resuming and the report."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 
@@ -10,9 +12,9 @@ import yaml
 from freekd_mm.benchmark import records
 from freekd_mm.benchmark.configs import ConfigMaker
 from freekd_mm.benchmark.jobs import make_jobs
-from freekd_mm.benchmark.main import benchmark
 from freekd_mm.benchmark.plan import Method, load_plan
 from freekd_mm.benchmark.pool import only_one
+from freekd_mm.benchmark.run import benchmark
 from freekd_mm.benchmark.worker import STATUS, run_job
 
 pytest.importorskip('mmdet')

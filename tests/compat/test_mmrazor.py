@@ -1,5 +1,7 @@
 """mmrazor 1.0.0, as it is on the package index, on this PyTorch: it imports, it trains, and it still needs our help."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 

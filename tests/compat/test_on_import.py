@@ -1,5 +1,7 @@
 """What waits for an import: it runs before anyone sees the module, and imports nothing by itself."""
 
+from __future__ import annotations
+
 import importlib
 import subprocess
 import sys
@@ -61,8 +63,8 @@ import {order}
 from mmengine.runner import CheckpointLoader, Runner, save_checkpoint
 from mmengine.runner import checkpoint, runner
 assert save_checkpoint.atomic and runner.save_checkpoint.atomic and checkpoint.save_checkpoint.atomic
-assert CheckpointLoader._get_checkpoint_loader('a.pth').__module__ == 'freekd_mm.compat.checkpoint'
-assert checkpoint.load_from_http.__module__ == 'freekd_mm.compat.checkpoint'
+assert CheckpointLoader._get_checkpoint_loader('a.pth').__module__ == 'freekd_mm.checkpoints.loading'
+assert checkpoint.load_from_http.__module__ == 'freekd_mm.checkpoints.loading'
 """
     answer = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert answer.returncode == 0, answer.stderr

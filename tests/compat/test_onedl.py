@@ -1,5 +1,7 @@
 """The scope ``mmseg::`` in a config's ``_base_``, on either line."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from types import SimpleNamespace

@@ -4,6 +4,8 @@ Official checkpoints cannot be had in a test: the teachers are random, which the
 prompts are made on the spot.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from freekd_mm.distill.config import default_scope, find_model, load_config
-from freekd_mm.prompts.files import PromptFile, save_prompt
 from freekd_mm.prompts.masks import num_groups
+from freekd_mm.prompts.prompt_file import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
+from freekd_mm.runtime.config import default_scope, find_model, load_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 METHODS = ('freekd', 'famkd', 'figkd', 'dctkd')

@@ -1,5 +1,7 @@
 """The one command of the README on the real config: stage 1 is announced, run, and reused by a second run."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import pytest
 import tiny_configs
 
 from freekd_mm.datasets import DET_METAINFO
-from freekd_mm.prompts.files import load_prompt
+from freekd_mm.prompts.prompt_file import load_prompt
 
 REPO = Path(__file__).parents[2]
 CONFIG = 'configs/freekd/reppoints_r50.py'

@@ -1,5 +1,7 @@
 """FAMConnector against the paper's formula with complex numbers and loops."""
 
+from __future__ import annotations
+
 from copy import deepcopy
 
 import numpy as np

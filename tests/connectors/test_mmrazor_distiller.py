@@ -1,5 +1,7 @@
 """Connectors and losses in mmrazor's own ConfigurableDistiller, wired by its configs."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from torch import nn

@@ -1,11 +1,14 @@
 """The knowledge review: its attention against unfolded neighbourhoods, its order against a recursion."""
 
+from __future__ import annotations
+
 from copy import deepcopy
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.connectors import FAMReviewConnector, LocalCrossAttention
 from freekd_mm.losses import FeatureMSELoss
 from freekd_mm.registry import MODELS
@@ -104,7 +107,7 @@ def naive_review(connector, levels):
 def test_review_equals_the_recursion(num_heads):
     connector = FAMReviewConnector([2, 4, 4], [3, 5, 6], num_heads=num_heads, rank=2).double()
     sizes = ((5, 6), (3, 3), (2, 1))
-    levels = [torch.randn(2, c, *size, dtype=torch.float64) for c, size in zip((2, 4, 4), sizes, strict=True)]
+    levels = [torch.randn(2, c, *size, dtype=torch.float64) for c, size in zip_equal((2, 4, 4), sizes)]
     outputs = connector(levels)
     assert [tuple(output.shape[1:]) for output in outputs] == [(3, 5, 6), (5, 3, 3), (6, 2, 1)]
     torch.testing.assert_close(outputs, naive_review(connector, levels))
@@ -118,7 +121,7 @@ def test_deeper_levels_reach_finer_ones_only():
         other = list(levels)
         other[changed] = torch.randn_like(levels[changed])
         after = connector(other)
-        same = [torch.equal(old, new) for old, new in zip(before, after, strict=True)]
+        same = [torch.equal(old, new) for old, new in zip_equal(before, after)]
         assert same == [index > changed for index in range(3)]
 
 

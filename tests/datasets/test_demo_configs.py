@@ -1,5 +1,7 @@
 """The demo's configs: plain mmdet and mmseg, on the classes that the generator draws, teacher larger than student."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

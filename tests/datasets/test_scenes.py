@@ -1,5 +1,7 @@
 """Scenes: the same for the same arguments, consistent with their labels, and look-alike in their classes."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 
@@ -7,13 +9,14 @@ import cv2
 import numpy as np
 import pytest
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets import CLASSES, DET_METAINFO, IGNORE_LABEL, SEG_METAINFO, STUFF, THINGS, render_scene
 from freekd_mm.datasets.objects import OUTLINES, thing
 from freekd_mm.datasets.textures import ground_pattern
 
 
 def same(first, second):
-    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    return all(np.array_equal(a, b) for a, b in zip_equal(first, second))
 
 
 def test_scene_depends_on_its_arguments_alone():

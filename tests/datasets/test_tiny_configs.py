@@ -1,5 +1,7 @@
 """The configs that other tests stand on train and evaluate in plain mmdet and mmseg."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

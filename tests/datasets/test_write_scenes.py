@@ -1,5 +1,7 @@
 """The files: real layouts, byte for byte the same, repaired after an interruption, and nobody else's touched."""
 
+from __future__ import annotations
+
 import io
 import json
 import subprocess

@@ -1,5 +1,7 @@
 """The demo's report on tiny runs: the table, pictures of all models, bands and masks, curves, in one file."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ from distill_cases import save_weights
 from html_checks import CHROMIUM, check_in_browser, check_page
 from picture_cases import detector_runs
 
-from freekd_mm.demo.report import PREDICTED, Model, write_demo_report
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.demo.demo_page import PREDICTED, Model, write_demo_report
 from freekd_mm.demo.tasks import TASKS
 
 HEADER, ROWS = ['model', 'AP'], [['teacher', '12.3'], ['student alone', '4.5']]
@@ -19,7 +22,7 @@ LABELS = ('teacher', 'student alone', 'student, freekd')
 def report(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> Path:
     folder = tmp_path_factory.mktemp('demo')
     runs = detector_runs(folder, scenes_root)
-    models = [Model(label, r.config, r.work_dir, r.checkpoint) for label, r in zip(LABELS, runs, strict=True)]
+    models = [Model(label, r.config, r.work_dir, r.checkpoint) for label, r in zip_equal(LABELS, runs)]
     return write_demo_report(folder / 'report.html', TASKS['det'], models, HEADER, ROWS)
 
 

@@ -1,5 +1,7 @@
 """The demo's steps: each runs once, a failing one stops with its log, the bar follows the logs of the runs."""
 
+from __future__ import annotations
+
 import json
 import sys
 from pathlib import Path

@@ -4,6 +4,8 @@ Blocks of one page run in order in one folder; Python blocks share their names. 
 and built, parts of configs are built. What is only parsed, and why, is listed in ``docs_commands``.
 """
 
+from __future__ import annotations
+
 import ast
 import os
 import re
@@ -95,7 +97,7 @@ def test_code_of_the_page(
         elif item.language == 'yaml':
             load_yaml(item, name)
     tally['ran'] += [f'{name}: {command}' for command in commands.ran]
-    tally['parsed'] |= {f'{name}: {command}': why for command, why in commands.parsed.items()}
+    tally['parsed'].update({f'{name}: {command}': why for command, why in commands.parsed.items()})
 
 
 def test_every_rule_is_used(tally: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """The API reference is made from docstrings: every public name has one, with the arguments of its signature."""
 
+from __future__ import annotations
+
 import importlib
 import inspect
 import re

@@ -1,5 +1,7 @@
 """Links between the Markdown pages, and the names of files and of Python objects in them."""
 
+from __future__ import annotations
+
 import importlib
 import re
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The map of the code in CONTRIBUTING names every package and folder, and nothing that is not there."""
 
+from __future__ import annotations
+
 import re
 
 from docs_pages import ROOT

@@ -1,5 +1,7 @@
 """The model zoo: READMEs, metafiles and comments of the configs agree with the configs and the published numbers."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from zoo import CONFIGS, FOLDERS, METHODS, ROOT, config_files, metadata, metafile, number, pair_of, published, row
+
+from freekd_mm.compat.versions import zip_equal
 
 
 def test_the_index_imports_every_metafile() -> None:
@@ -91,7 +95,7 @@ def test_the_baselines_are_those_of_the_installed_packages() -> None:
     checked = 0
     for name, pair in published().items():
         text = (CONFIGS / '_base_/pairs' / f'{name}.py').read_text()
-        configs = dict(zip(('student', 'teacher'), re.findall(r"'(\w+::[^']+\.py)'", text), strict=True))
+        configs = dict(zip_equal(('student', 'teacher'), re.findall(r"'(\w+::[^']+\.py)'", text)))
         for role, config in configs.items():
             value = package_value(config, pair['metric'])
             if value is not None and role not in pair.get('source', {}):

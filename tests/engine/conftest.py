@@ -1,5 +1,7 @@
 """Fixtures for the tests of training runs."""
 
+from __future__ import annotations
+
 import os
 import time
 

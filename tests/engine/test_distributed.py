@@ -1,5 +1,7 @@
 """Two gloo processes give the gradients of one process with the doubled batch."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -61,7 +63,7 @@ class RecordHook(Hook):
 
 def independent_norms(model: dict, neck: bool = True) -> dict:
     """Gives a model norms whose values do not depend on the batch: frozen and evaluated, or by groups."""
-    model['backbone'] |= {'norm_cfg': {'type': 'BN', 'requires_grad': False}, 'norm_eval': True}
+    model['backbone'].update({'norm_cfg': {'type': 'BN', 'requires_grad': False}, 'norm_eval': True})
     if neck:
         model['neck']['norm_cfg'] = model['bbox_head']['norm_cfg'] = GN
     else:

@@ -1,5 +1,7 @@
 """What a user's schedule may bring along: EMA, accumulation, clipping, mixed precision, SyncBN, evaluation, files."""
 
+from __future__ import annotations
+
 import copy
 import json
 from pathlib import Path
@@ -13,7 +15,8 @@ from mmengine.hooks import Hook
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from torch import nn
 
-from freekd_mm.compat.checkpoint import load_checkpoint_file
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.compat.versions import remove_prefix
 from freekd_mm.engine import training
 from freekd_mm.engine.evaluation import evaluate, plain_config
 
@@ -100,7 +103,7 @@ def test_ema(scenes_root, tmp_path):
     hook = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook')
     assert hook.ema_model.module.teacher is runner.model.teacher
     file = load_checkpoint_file(Path(runner.work_dir) / 'epoch_2.pth')
-    averaged = {key.removeprefix('module.'): value for key, value in file['ema_state_dict'].items() if key != 'steps'}
+    averaged = {remove_prefix(key, 'module.'): value for key, value in file['ema_state_dict'].items() if key != 'steps'}
     assert sorted(averaged) == sorted(file['state_dict']) == sorted(runner.model.state_dict())
     changed = differing(averaged, file['state_dict'])
     assert any(key.startswith('backbone.') for key in changed)

@@ -1,5 +1,7 @@
 """Checkpoints are whole or not there, at every moment; the newest that is whole is resumed from."""
 
+from __future__ import annotations
+
 import errno
 import os
 import shutil
@@ -12,9 +14,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from toy_runs import Stop, changed, last_state, toy_config, toy_run
 
-from freekd_mm.compat.checkpoint import load_checkpoint_file
-from freekd_mm.compat.saving import save_atomically
-from freekd_mm.engine.checkpoints import POINTER, find_resume_point
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checkpoints.saving import save_atomically
+from freekd_mm.engine.checkpoint_hook import POINTER, find_resume_point
 from freekd_mm.files import write_atomically
 
 
@@ -52,7 +54,7 @@ class Crashes:
 
 def saving_config(folder):
     config = toy_config(folder, train_cfg={'type': 'EpochBasedTrainLoop', 'max_epochs': 4, 'val_interval': 1})
-    config['default_hooks']['checkpoint'] |= {'max_keep_ckpts': 1, 'save_best': 'score', 'rule': 'greater'}
+    config['default_hooks']['checkpoint'].update({'max_keep_ckpts': 1, 'save_best': 'score', 'rule': 'greater'})
     return config
 
 
@@ -104,7 +106,7 @@ def test_mmengine_alone_has_a_moment_without_a_checkpoint(tmp_path, monkeypatch)
 
 def test_settings_of_the_hook_hold(tmp_path):
     config = saving_config(tmp_path)
-    config['default_hooks']['checkpoint'] |= {'max_keep_ckpts': 2, 'filename_tmpl': 'model_{}.pth'}
+    config['default_hooks']['checkpoint'].update({'max_keep_ckpts': 2, 'filename_tmpl': 'model_{}.pth'})
     toy_run(config)
     names = sorted(path.name for path in (tmp_path / 'work').glob('*.pth'))
     assert names[-2:] == ['model_3.pth', 'model_4.pth']
@@ -119,7 +121,7 @@ class OwnCheckpointHook(CheckpointHook):
 
 
 def test_a_users_own_hook_is_made_safe_too(tmp_path):
-    from freekd_mm.engine.checkpoints import SafeCheckpointMixin, make_safe
+    from freekd_mm.engine.checkpoint_hook import SafeCheckpointMixin, make_safe
 
     hook = OwnCheckpointHook(interval=1)
     make_safe(type('Runner', (), {'hooks': [hook]}))

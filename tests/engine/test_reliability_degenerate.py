@@ -1,5 +1,7 @@
 """Distilled models on images that hold nothing, or next to nothing: losses and gradients stay finite."""
 
+from __future__ import annotations
+
 import pytest
 import tiny_configs
 import torch

@@ -1,5 +1,7 @@
 """Real trainings, killed and resumed; ``python tests/kill_and_resume.py --kills 30`` does the same for longer."""
 
+from __future__ import annotations
+
 import os
 import re
 import subprocess

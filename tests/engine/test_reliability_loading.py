@@ -1,5 +1,7 @@
 """Checkpoints from elsewhere are data: what they hold beside it is refused, and never run."""
 
+from __future__ import annotations
+
 import builtins
 import functools
 import importlib
@@ -22,8 +24,8 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from toy_runs import toy_config, toy_run
 
-from freekd_mm.compat import checkpoint as module
-from freekd_mm.compat.checkpoint import UntrustedCheckpointError, load_checkpoint_file, trust
+from freekd_mm.checkpoints import loading, sources
+from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpoint_file
 from freekd_mm.prompts import load_prompt
 
 REFUSED = r'should hold tensors and plain data only, but .*Nothing of it was run\. .*--trust-checkpoint'
@@ -139,7 +141,7 @@ def use_to_evaluate(evil, tmp_path):
 
 
 def use_to_export(evil, tmp_path):
-    from freekd_mm.distill.export import export_student
+    from freekd_mm.runtime.export import export_student
 
     export_student(Config(toy_config(tmp_path)), evil, tmp_path / 'out.pth')
 
@@ -182,13 +184,13 @@ def test_config_of_a_checkpoint_is_not_run(tmp_path):
 
 @pytest.fixture
 def nothing_trusted(monkeypatch):
-    monkeypatch.setattr(module, '_trusted', set())
+    monkeypatch.setattr(sources, '_trusted', set())
 
 
 def test_trusted_files_by_name(evil, tmp_path, nothing_trusted):
     other = tmp_path / 'other.pth'
     other.write_bytes(evil.read_bytes())
-    trust(evil)
+    sources.trust(evil)
     load_checkpoint_file(evil)
     assert (tmp_path / 'sentinel').exists()
     (tmp_path / 'sentinel').unlink()
@@ -217,7 +219,7 @@ def test_a_trusted_url_is_its_cached_copy(evil, tmp_path, nothing_trusted, monke
     cached.write_bytes(evil.read_bytes())
     with pytest.raises(UntrustedCheckpointError):
         CheckpointLoader.load_checkpoint('https://example.org/model.pth')
-    trust('https://example.org/model.pth')
+    sources.trust('https://example.org/model.pth')
     CheckpointLoader.load_checkpoint('https://example.org/model.pth')
     assert (tmp_path / 'sentinel').exists()
 
@@ -308,7 +310,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
 @pytest.mark.parametrize('source', ['open-mmlab://resnet50_caffe', 'mmcls://vgg11'])
 def test_names_of_model_zoos_load_as_data(source, evil, monkeypatch):
     fetched = []
-    monkeypatch.setattr(module, 'fetch', lambda url: fetched.append(url) or str(evil))
+    monkeypatch.setattr(loading, 'fetch', lambda url: fetched.append(url) or str(evil))
     with pytest.raises(UntrustedCheckpointError):
         CheckpointLoader.load_checkpoint(source)
     assert fetched[0].startswith('http')

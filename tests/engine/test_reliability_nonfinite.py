@@ -1,5 +1,7 @@
 """A loss or gradient that is not finite: named to the image, and never let into the weights."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """Several processes: they fail together, stop together, and go on where they were."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -21,7 +23,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from toy_runs import Stop, changed, last_state, toy_config, toy_run
 
-from freekd_mm.engine.checkpoints import find_resume_point
+from freekd_mm.engine.checkpoint_hook import find_resume_point
 from freekd_mm.engine.signals import EXIT_STATUS
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -50,8 +52,8 @@ def processes(folder, action, count=2):
             try:
                 # What the process itself writes; pytest has put files of its own in these places.
                 sys.stdout = sys.stderr = open(folder / f'output{rank}', 'w', buffering=1)  # noqa: SIM115
-                os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count)}
-                os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store.port)}
+                os.environ.update({'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count)})
+                os.environ.update({'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store.port)})
                 os.environ['TORCHELASTIC_USE_AGENT_STORE'] = 'True'
                 action()
                 status = 0
@@ -192,7 +194,7 @@ def test_images_without_boxes_on_one_process(scenes_root, tmp_path):
     freekd = {'type': 'freekd_mm.FreeKDLoss', 'channels': 24, 'levels': 2}
     entries = {'freekd': {'loss': freekd}, 'cwd': {'loss': CWD}}
     config = distilled(config, {'model': teacher, 'checkpoint': str(weights)}, entries)
-    config |= {'launcher': 'pytorch', 'val_dataloader': None, 'val_evaluator': None, 'val_cfg': None}
+    config.update({'launcher': 'pytorch', 'val_dataloader': None, 'val_evaluator': None, 'val_cfg': None})
     path = tiny_configs.write(tmp_path / 'config.py', config)
 
     def train():

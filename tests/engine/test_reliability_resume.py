@@ -1,10 +1,12 @@
 """A run that stops anywhere and resumes ends, bit for bit, where a run ends that did not stop."""
 
+from __future__ import annotations
+
 import pytest
 from mmengine.config import Config
 from toy_runs import Stop, changed, last_state, toy_config, toy_run
 
-from freekd_mm.compat.checkpoint import load_checkpoint_file
+from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.engine.training import run
 
 LOOPS = ('epochs', 'iterations', 'passes')
@@ -19,7 +21,7 @@ def interrupted(folder, stop, loop='epochs', workers=0, every_iteration=True, **
     """Returns the state behind a run that stopped once."""
     config = toy_config(folder, loop, workers, **changes)
     if every_iteration:
-        config['default_hooks']['checkpoint'] |= {'by_epoch': False, 'interval': 1}
+        config['default_hooks']['checkpoint'].update({'by_epoch': False, 'interval': 1})
     with pytest.raises(Stop):
         toy_run(config, stop)
     toy_run(config, resume='auto')
@@ -73,7 +75,7 @@ def test_without_it_a_resume_differs(tmp_path):
 def test_an_evaluation_that_was_cut_off_is_made_up_for(point, tmp_path):
     """The schedule looks at the metric; the best checkpoint and the moving average depend on the evaluation too."""
     plateau = {'type': 'ReduceOnPlateauLR', 'monitor': 'score', 'rule': 'greater', 'patience': 0}
-    plateau |= {'threshold': 10.0, 'threshold_rule': 'abs'}  # nothing is better
+    plateau.update({'threshold': 10.0, 'threshold_rule': 'abs'})  # nothing is better
     changes = {
         'param_scheduler': [plateau],
         'custom_hooks': [{'type': 'EMAHook', 'momentum': 0.1}],

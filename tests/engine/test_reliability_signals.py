@@ -1,5 +1,7 @@
 """SIGTERM: the step is finished, a checkpoint written, and the exit status says what happened."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 from mmengine.config import Config
 from toy_runs import changed, last_state, toy_config, toy_run
 
-from freekd_mm.engine.checkpoints import find_resume_point
+from freekd_mm.engine.checkpoint_hook import find_resume_point
 from freekd_mm.engine.signals import EXIT_STATUS, GracefulStopHook
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -64,7 +66,7 @@ def test_twice_in_one_run(tmp_path):
 def test_within_an_evaluation(tmp_path):
     """The moving average has changed places with the weights then, and the schedule waits for the metric."""
     plateau = {'type': 'ReduceOnPlateauLR', 'monitor': 'score', 'rule': 'less', 'patience': 0}
-    plateau |= {'threshold': 100.0, 'threshold_rule': 'abs'}
+    plateau.update({'threshold': 100.0, 'threshold_rule': 'abs'})
     changes = {'custom_hooks': [{'type': 'EMAHook', 'momentum': 0.1}], 'param_scheduler': [plateau]}
     changes['train_cfg'] = {'type': 'EpochBasedTrainLoop', 'max_epochs': 4, 'val_interval': 1}
     toy_run(toy_config(tmp_path / 'whole', **changes))

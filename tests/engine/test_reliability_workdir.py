@@ -1,5 +1,7 @@
 """One run a work directory."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os

@@ -1,5 +1,7 @@
 """Killed and resumed, a run ends where an uninterrupted one does; its checkpoints are the student's."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,8 @@ from distill_cases import CWD, build, differing, distilled, save_weights, train
 from mmengine.hooks import Hook
 from mmengine.runner import load_checkpoint
 
-from freekd_mm.compat.checkpoint import load_checkpoint_file
-from freekd_mm.distill import student_state_dict
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.runtime import student_state_dict
 
 
 class KilledError(Exception):

@@ -1,5 +1,7 @@
 """The weight of distillation over a run."""
 
+from __future__ import annotations
+
 import json
 import math
 from pathlib import Path

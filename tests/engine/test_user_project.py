@@ -1,5 +1,7 @@
 """A user's own project outside of the repository: own data set class, own configs, two classes, every tool."""
 
+from __future__ import annotations
+
 import json
 import os
 import runpy
@@ -15,8 +17,8 @@ import torch
 from distill_cases import build, save_weights
 from mmengine.config import Config
 
-from freekd_mm.compat.checkpoint import load_checkpoint_file
-from freekd_mm.distill import student_state_dict
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.runtime import student_state_dict
 
 ROOT = Path(__file__).parents[2]
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'

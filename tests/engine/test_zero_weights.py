@@ -1,5 +1,7 @@
 """With all weights zero the training is bit for bit the plain training; with others the student draws the same."""
 
+from __future__ import annotations
+
 import copy
 import random
 

@@ -1,5 +1,7 @@
 """Cosine transforms against SciPy."""
 
+from __future__ import annotations
+
 import pytest
 import scipy.fft
 import torch

@@ -1,5 +1,7 @@
 """The spectral filter against a complex implementation written from the formula."""
 
+from __future__ import annotations
+
 import copy
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from ranks import run_two_ranks
 from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import SpectralFilter2d, high_pass_mask
 
 DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
@@ -113,7 +116,7 @@ def test_gradients(mode: str, size: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
 
     def function(x: Tensor, *values: Tensor) -> Tensor:
-        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+        return torch.func.functional_call(module, dict(zip_equal(names, values)), (x,))
 
     assert torch.autograd.gradcheck(function, (x, *module.parameters()))
 
@@ -197,7 +200,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     ((module(x[:2]).square().mean() + module(x[2:, :, :5]).square().mean()) / 2).backward()
     for rank in range(2):
         grads = torch.load(tmp_path / f'grad{rank}.pt', weights_only=True)
-        for grad, parameter in zip(grads, module.parameters(), strict=True):
+        for grad, parameter in zip_equal(grads, module.parameters()):
             torch.testing.assert_close(grad, parameter.grad)
 
 

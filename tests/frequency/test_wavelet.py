@@ -1,5 +1,7 @@
 """Wavelet transforms against PyWavelets, pytorch_wavelets and ptwt."""
 
+from __future__ import annotations
+
 import itertools
 import random
 import warnings
@@ -12,6 +14,7 @@ import pywt
 import torch
 from torch import Tensor
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import (
     WaveletBands,
     WaveletDetail,
@@ -49,7 +52,7 @@ def tensors(bands: WaveletBands) -> list[Tensor]:
 
 def assert_close(actual: list[Tensor], wanted: list[Tensor], **tolerance: float) -> None:
     assert len(actual) == len(wanted)
-    for one, other in zip(actual, wanted, strict=True):
+    for one, other in zip_equal(actual, wanted):
         torch.testing.assert_close(one, other, **tolerance)
 
 
@@ -65,8 +68,8 @@ def test_dwt2d_equals_pywavelets(size: tuple[int, int], levels: int, wavelet: st
     low, *coarsest_first = pywt.wavedec2(x.cpu().numpy(), wavelet, mode='zero', level=levels)
     np.testing.assert_allclose(bands.low.cpu(), low, atol=1e-11)
     assert len(bands.high) == levels
-    for detail, wanted in zip(bands.high, reversed(coarsest_first), strict=True):
-        for band, other in zip((detail.horizontal, detail.vertical, detail.diagonal), wanted, strict=True):
+    for detail, wanted in zip_equal(bands.high, reversed(coarsest_first)):
+        for band, other in zip_equal((detail.horizontal, detail.vertical, detail.diagonal), wanted):
             np.testing.assert_allclose(band.cpu(), other, atol=1e-11)
     assert bands.shape == size
     torch.testing.assert_close(idwt2d(bands), x, atol=1e-10, rtol=0)
@@ -94,7 +97,7 @@ def test_dwt1d_equals_pywavelets(size: tuple[int, int], levels: int, wavelet: st
     bands = dwt1d(x, levels, wavelet, dim=dim)
     low, *coarsest_first = pywt.wavedec(x.numpy(), wavelet, mode='zero', level=levels, axis=dim)
     np.testing.assert_allclose(bands.low, low, atol=1e-11)
-    for band, wanted in zip(bands.high, reversed(coarsest_first), strict=True):
+    for band, wanted in zip_equal(bands.high, reversed(coarsest_first)):
         np.testing.assert_allclose(band, wanted, atol=1e-11)
     torch.testing.assert_close(idwt1d(bands), x, atol=1e-10, rtol=0)
 
@@ -106,7 +109,7 @@ def test_haar_equals_pytorch_wavelets(size: tuple[int, int]) -> None:
     bands = dwt2d(x, 3)
     low, high = pytorch_wavelets.DWTForward(J=3, wave='haar', mode='zero')(x)
     torch.testing.assert_close(bands.low, low, atol=1e-5, rtol=1e-5)
-    for detail, wanted in zip(bands.high, high, strict=True):
+    for detail, wanted in zip_equal(bands.high, high):
         torch.testing.assert_close(torch.stack(detail, dim=2), wanted, atol=1e-5, rtol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """FiGKDLoss against PyWavelets, position by position."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import pywt
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, log_softmax, softmax
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses import FiGKDLoss
 from freekd_mm.registry import MODELS
 
@@ -49,7 +52,7 @@ def naive(students, teachers, num_classes=None, foreground=None, background=None
     images = []
     for n in range(students[0].shape[0]):
         values, weights = [], []
-        for student, teacher in zip(students, teachers, strict=True):
+        for student, teacher in zip_equal(students, teachers):
             classes = num_classes or student.shape[1]
             s = student[n].numpy().reshape(-1, classes, int(np.prod(student.shape[2:])))
             t = teacher[n].numpy().reshape(s.shape)

@@ -1,5 +1,7 @@
 """FreeKDLoss against the formulas, written with loops and with pytorch_wavelets or PyWavelets."""
 
+from __future__ import annotations
+
 import copy
 import math
 
@@ -13,9 +15,10 @@ from hypothesis import strategies as st
 from pytorch_wavelets import DWTForward
 from torch import nn
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d
 from freekd_mm.losses import FreeKDLoss, freekd
-from freekd_mm.losses.freekd_bands import NORMALIZATIONS
+from freekd_mm.losses.freekd.bands import NORMALIZATIONS
 from freekd_mm.prompts import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
 
@@ -42,8 +45,8 @@ def released_formula(students, teachers, tokens, num_tokens):
     transform = DWTForward(J=3, mode='zero', wave='haar')
     torch.set_default_dtype(torch.float32)
     total = 0.0
-    for level, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
-        for j, (own, other) in enumerate(zip(transform(student)[1], transform(teacher)[1], strict=True)):
+    for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
+        for j, (own, other) in enumerate(zip_equal(transform(student)[1], transform(teacher)[1])):
             batch, channels, _, height, width = other.shape
             logits = tokens[level][j + 1].to(other.dtype) @ other.sum(2).reshape(batch, channels, -1)
             masks = logits.sigmoid().reshape(batch, num_tokens, 1, 1, height, width)
@@ -62,7 +65,7 @@ def test_code_mode_is_the_released_formula_in_value_and_gradient(tmp_path, num_t
     wanted = 3 * released_formula(students, teachers, tokens, num_tokens)
     rtol = 1e-5 if dtype == torch.float32 else 1e-11
     torch.testing.assert_close(value, wanted, rtol=rtol, atol=0)
-    for own, other in zip(torch.autograd.grad(value, students), torch.autograd.grad(wanted, students), strict=True):
+    for own, other in zip_equal(torch.autograd.grad(value, students), torch.autograd.grad(wanted, students)):
         torch.testing.assert_close(own, other, rtol=rtol, atol=rtol * other.abs().max().item())
 
 
@@ -74,11 +77,11 @@ def naive_paper(students, teachers, tokens, num_tokens, normalize, distance):
         return [low] + [band for detail in reversed(coarse_first) for band in detail]
 
     values = []
-    for level, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
+    for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
         images = []
-        for own, other in zip(student.numpy(), teacher.numpy(), strict=True):
-            a = [np.stack(band) for band in zip(*map(bands_of, other), strict=True)]
-            b = [np.stack(band) for band in zip(*map(bands_of, own), strict=True)]
+        for own, other in zip_equal(student.numpy(), teacher.numpy()):
+            a = [np.stack(band) for band in zip_equal(*map(bands_of, other))]
+            b = [np.stack(band) for band in zip_equal(*map(bands_of, own))]
             parts = []
             for k in range(10):
                 group = 0 if k == 0 else 1 + (k - 1) // 3
@@ -89,7 +92,7 @@ def naive_paper(students, teachers, tokens, num_tokens, normalize, distance):
                     means = [v.mean((1, 2), keepdims=True) if k == 0 else 0 for v in (x, y)]
                     axes = (1, 2) if normalize == 'channel' else (0, 1, 2)
                     deviations = [
-                        np.sqrt(((v - m) ** 2).mean(axes, keepdims=True)) for v, m in zip((x, y), means, strict=True)
+                        np.sqrt(((v - m) ** 2).mean(axes, keepdims=True)) for v, m in zip_equal((x, y), means)
                     ]
                     constant = deviations[0] < 1e-6
                     if normalize == 'teacher':
@@ -122,9 +125,9 @@ def test_tuned_mode_is_one_minus_the_correlation_of_the_high_bands():
     """Of standardised values the mean of (b - a)^2 is 2 - 2 ab, but for the floor of the deviations."""
     students, teachers = features(2, [(8, 16), (4, 4)]), features(3, [(8, 16), (4, 4)])
     total = 0.0
-    for student, teacher in zip(students, teachers, strict=True):
-        for detail, other in zip(dwt2d(student, 2).high, dwt2d(teacher, 2).high, strict=True):
-            for b, a in zip(detail, other, strict=True):
+    for student, teacher in zip_equal(students, teachers):
+        for detail, other in zip_equal(dwt2d(student, 2).high, dwt2d(teacher, 2).high):
+            for b, a in zip_equal(detail, other):
                 product = (a * b).mean((0, 2, 3)) / (a.square().mean((0, 2, 3)) * b.square().mean((0, 2, 3))).sqrt()
                 total += (2 - 2 * product.mean()) / (2 * 6)
     torch.testing.assert_close(FreeKDLoss(CHANNELS, levels=2)(students, teachers), 2 * total, rtol=1e-3, atol=0)
@@ -142,7 +145,7 @@ def test_masks_of_mean_one_move_the_weight_and_do_not_add_any(tmp_path, distance
         mask = torch.einsum('tc,nchw->nthw', tokens[0][j + 1], sum(other.high[j])).sigmoid()
         weight = mask.pow(1 if distance == 'l1' else 2).sum(1, keepdim=True)
         weight = weight / weight.mean((2, 3), keepdim=True)
-        for b, a in zip(own.high[j], other.high[j], strict=True):
+        for b, a in zip_equal(own.high[j], other.high[j]):
             gap = (b - a).abs() if distance == 'l1' else (b - a).square()
             wanted = wanted + (weight * gap).mean() / 9
     torch.testing.assert_close(value, wanted)
@@ -154,11 +157,11 @@ def test_batch_statistics_are_those_of_all_images():
     low, high = (dwt2d(side[0], 3) for side in (students, teachers))
     total = 0.0
     pairs = [(low.low, high.low, 1.0)] + [
-        (own, other, 1 / 9) for d, e in zip(low.high, high.high, strict=True) for own, other in zip(d, e, strict=True)
+        (own, other, 1 / 9) for d, e in zip_equal(low.high, high.high) for own, other in zip_equal(d, e)
     ]
     for index, (own, other, factor) in enumerate(pairs):
         means = [x.mean((0, 2, 3), keepdim=True) if index == 0 else 0 for x in (own, other)]
-        scales = [(x - m).square().mean((0, 2, 3), keepdim=True) for x, m in zip((own, other), means, strict=True)]
+        scales = [(x - m).square().mean((0, 2, 3), keepdim=True) for x, m in zip_equal((own, other), means)]
         a = (other - means[1]) / (1.0001 * scales[1]).sqrt()
         b = (own - means[0]) / (scales[0] + 1e-4 * scales[1]).sqrt()
         total += factor * (a - b).abs().mean()
@@ -172,7 +175,7 @@ def test_bands_have_their_own_tokens_with_grouping_band(tmp_path):
         CHANNELS, normalize='none', relation=None, low_weight=0.0, prompt=path, grouping='band', mode='paper'
     )
     total = 0.0
-    for j, (own, other) in enumerate(zip(dwt2d(students[0], 3).high, dwt2d(teachers[0], 3).high, strict=True)):
+    for j, (own, other) in enumerate(zip_equal(dwt2d(students[0], 3).high, dwt2d(teachers[0], 3).high)):
         for o in range(3):
             masks = torch.einsum('tc,nchw->nthw', tokens[0][1 + 3 * j + o], other[o]).sigmoid().sum(1, keepdim=True)
             total += (masks * (own[o] - other[o]).abs()).mean() / 9
@@ -219,7 +222,7 @@ def test_half_batches_give_the_same_loss_and_gradient_as_the_whole_batch(tmp_pat
     whole = loss(students, teachers)
     halves = sum(loss([s[i : i + 1] for s in students], [t[i : i + 1] for t in teachers]) / 2 for i in range(2))
     torch.testing.assert_close(whole, halves)
-    for own, other in zip(torch.autograd.grad(whole, students), torch.autograd.grad(halves, students), strict=True):
+    for own, other in zip_equal(torch.autograd.grad(whole, students), torch.autograd.grad(halves, students)):
         torch.testing.assert_close(own, other)
 
 
@@ -274,7 +277,7 @@ def test_the_loss_is_a_finite_distance(
     assert torch.isfinite(value)
     assert value >= 0
     assert all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
-    assert all(torch.equal(old, new) for old, new in zip(copies, (*students, *teachers), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip_equal(copies, (*students, *teachers)))
     order = torch.randperm(batch, generator=generator)
     shuffled = loss([s[order] for s in students], [t[order] for t in teachers])
     torch.testing.assert_close(shuffled, value, rtol=1e-4, atol=1e-6 * (1 + value.item()))
@@ -295,7 +298,7 @@ def test_half_precision_is_computed_in_float32(tmp_path, dtype, normalize):
     wanted = loss(wide, [level.float() for level in teachers])
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, wanted)
-    for own, other in zip(torch.autograd.grad(value, students), torch.autograd.grad(wanted, wide), strict=True):
+    for own, other in zip_equal(torch.autograd.grad(value, students), torch.autograd.grad(wanted, wide)):
         assert own.dtype == dtype
         torch.testing.assert_close(own.float(), other, rtol=1e-2, atol=1e-4)
 
@@ -392,7 +395,7 @@ def test_compiles_as_one_graph(tmp_path, options):
     wanted = loss(students, teachers)
     value = torch.compile(loss, backend='aot_eager', fullgraph=True)(students, teachers)
     torch.testing.assert_close(value, wanted)
-    for own, other in zip(torch.autograd.grad(value, students), torch.autograd.grad(wanted, students), strict=True):
+    for own, other in zip_equal(torch.autograd.grad(value, students), torch.autograd.grad(wanted, students)):
         torch.testing.assert_close(own, other)
 
 

@@ -1,12 +1,15 @@
 """The blockwise Haar distance against whole tensors, and batch statistics over two processes."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from ranks import run_two_ranks
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses import FreeKDLoss, freekd_haar_step
-from freekd_mm.losses.freekd_bands import band_distance, band_sizes, band_weights, whole_band_distance
-from freekd_mm.losses.freekd_haar_step import blocks_of
+from freekd_mm.losses.freekd.bands import band_distance, band_sizes, band_weights, whole_band_distance
+from freekd_mm.losses.freekd.haar_step import blocks_of
 
 
 def case(shape, levels, seed=0, dtype=torch.float64):
@@ -41,7 +44,7 @@ def test_blocks_give_the_value_and_gradient_of_whole_tensors(monkeypatch, block,
     student.requires_grad_()
     own = band_distance(student, teacher, weights, normalize, distance)
     whole = whole_band_distance(student, teacher, weights, normalize, distance)
-    for mine, other in zip(own, whole, strict=True):
+    for mine, other in zip_equal(own, whole):
         torch.testing.assert_close(mine, other)
     gradients = [torch.autograd.grad((value * outer).sum(), student)[0] for value, _ in (own, whole)]
     torch.testing.assert_close(*gradients)

@@ -1,11 +1,13 @@
 """FreeKDPlusLoss, the interpretation of FreeKD+."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
 
 from freekd_mm.losses import FreeKDPlusLoss
-from freekd_mm.losses.freekd_plus import masked_correlation
+from freekd_mm.losses.freekd.plus import masked_correlation
 from freekd_mm.prompts import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
 

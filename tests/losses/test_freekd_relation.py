@@ -1,11 +1,14 @@
 """The relational weights of FreeKD: their formula, and that no gate can game the loss."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses import FreeKDLoss
-from freekd_mm.losses.freekd_relation import RelationGate, _halve, _pool, channel_relation
+from freekd_mm.losses.freekd.relation import RelationGate, _halve, _pool, channel_relation
 
 
 def levels(seed, channels=6, sizes=((16, 12), (8, 6), (4, 3))):
@@ -89,8 +92,7 @@ def test_a_gate_trained_alone_cannot_take_the_loss_below_half_of_its_value(chann
     students, teachers = levels(0), levels(1)
     # Make it worth cheating: nearly all of the loss lies in one channel.
     students = [
-        torch.cat((level[:, :1] * 50, level[:, 1:] * 0.01 + t[:, 1:]), 1)
-        for level, t in zip(students, teachers, strict=True)
+        torch.cat((level[:, :1] * 50, level[:, 1:] * 0.01 + t[:, 1:]), 1) for level, t in zip_equal(students, teachers)
     ]
     loss = FreeKDLoss(channels, normalize='none', mode='paper')
     start = loss(students, teachers).item()

@@ -1,9 +1,12 @@
 """FeatureMSELoss against torch's own mean squared error."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses import FeatureMSELoss
 
 
@@ -12,7 +15,7 @@ def test_is_the_sum_over_the_levels():
     teachers = [torch.randn(2, 3, size, size) for size in (5, 2)]
     loss = FeatureMSELoss(loss_weight=4.0)
     value = loss(students, teachers)
-    parts = [F.mse_loss(s, t) for s, t in zip(students, teachers, strict=True)]
+    parts = [F.mse_loss(s, t) for s, t in zip_equal(students, teachers)]
     torch.testing.assert_close(value, 4 * (parts[0] + parts[1]))
     torch.testing.assert_close(loss.terms, {f'level{level}/mse': part.detach() for level, part in enumerate(parts)})
 

@@ -1,5 +1,7 @@
 """FrequencyPrompt: identity at the start, masks and dissimilarities against loops, and what training does to it."""
 
+from __future__ import annotations
+
 import copy
 import itertools
 
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.prompts import FrequencyPrompt, mask_similarity, poi_masks
 
 
@@ -69,8 +72,8 @@ def test_reconstruction_weighs_every_band_with_the_sum_of_its_masks():
     low, *coarse_first = pywt.wavedec2(x[0].numpy(), 'haar', mode='zero', level=2)
     weight = lambda mask: 2 / 3 * mask[0].sum(0).detach().numpy()  # noqa: E731
     bands = [low * weight(masks.low)]
-    for detail, of_level in zip(coarse_first, reversed(masks.high), strict=True):
-        bands.append(tuple(band * weight(mask) for band, mask in zip(detail, of_level, strict=True)))
+    for detail, of_level in zip_equal(coarse_first, reversed(masks.high)):
+        bands.append(tuple(band * weight(mask) for band, mask in zip_equal(detail, of_level)))
     wanted = pywt.waverec2(bands, 'haar', mode='zero')
     np.testing.assert_allclose(prompt(x)[0][0].detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
 
@@ -81,7 +84,7 @@ def naive_similarity(masks, kind):
     for n in range(batch):
         for i, j in itertools.product(range(count), repeat=2):
             a, b = masks[n, i].flatten(), masks[n, j].flatten()
-            both = sum(x * y for x, y in zip(a, b, strict=True))
+            both = sum(x * y for x, y in zip_equal(a, b))
             squares = sum(x * x for x in a) + sum(y * y for y in b)
             if kind == 'jaccard':
                 total += both / (squares - both) / count**2

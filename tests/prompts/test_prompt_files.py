@@ -1,12 +1,15 @@
 """Prompt files: round trips, the released format, and what is refused."""
 
+from __future__ import annotations
+
 import os
 import pickle
 
 import pytest
 import torch
 
-from freekd_mm.compat.checkpoint import UntrustedCheckpointError
+from freekd_mm.checkpoints.loading import UntrustedCheckpointError
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.prompts import PoIMaskGenerator, PromptFile, load_prompt, poi_masks, save_prompt
 from freekd_mm.registry import MODELS
 
@@ -53,7 +56,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_the_released_format_loads(tmp_path, prefix, inside):
     tokens = [torch.randn(4, 6, 8) for _ in range(5)]
     state = {f'{prefix}mask_modules.{i}.mask_token': value for i, value in enumerate(tokens)}
-    state |= {f'{prefix}mask_modules.0.prob.0.weight': torch.randn(2), 'student.backbone.conv1.weight': torch.randn(2)}
+    state.update(
+        {f'{prefix}mask_modules.0.prob.0.weight': torch.randn(2), 'student.backbone.conv1.weight': torch.randn(2)}
+    )
     path = tmp_path / 'released.pth'
     torch.save({'state_dict': state, 'meta': {'epoch': 1}} if inside else state, path)
     got = load_prompt(path)
@@ -116,7 +121,7 @@ def test_the_generator_gives_the_masks_of_every_level(tmp_path):
     cfg = dict(type='freekd_mm.PoIMaskGenerator', channels=(4, 5, 6), prompt=path)
     generator = MODELS.build(cfg)
     features = [torch.randn(2, 4 + index, 8 >> index, 6) for index in range(3)]
-    for index, (masks, level) in enumerate(zip(generator(features), features, strict=True)):
+    for index, (masks, level) in enumerate(zip_equal(generator(features), features)):
         wanted = poi_masks(level, file.tokens['neck'][index])
         assert torch.equal(masks.low, wanted.low)
         assert torch.equal(masks.high[2].diagonal, wanted.high[2].diagonal)

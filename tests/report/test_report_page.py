@@ -1,5 +1,7 @@
 """The report as a page: everything in one file, names escaped, nothing outside of the window."""
 
+from __future__ import annotations
+
 import math
 import re
 import runpy
@@ -10,8 +12,8 @@ import pytest
 from html_checks import CHROMIUM, check_in_browser, check_page
 from test_report_runs import ap, step, write_session
 
+from freekd_mm.report.build import write_report
 from freekd_mm.report.charts import MOST_POINTS, WIDTH, Line, line_chart, number, thin, ticks
-from freekd_mm.report.main import write_report
 
 REPO = Path(__file__).parents[2]
 

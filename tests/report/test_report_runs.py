@@ -1,5 +1,7 @@
 """Reading work directories: sessions are joined, broken and foreign ones are named, configs are not run."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """The 15 corruptions: repeatable, in range, stronger with severity, any size, and each doing what its name says."""
 
+from __future__ import annotations
+
 import cv2
 import numpy as np
 import pytest

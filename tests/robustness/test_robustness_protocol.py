@@ -1,5 +1,7 @@
 """mPC and rPC over a model's test data, with a checkpoint of a two-iteration run."""
 
+from __future__ import annotations
+
 import json
 
 import pytest

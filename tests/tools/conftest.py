@@ -1,5 +1,7 @@
 """Makes the set-up program importable: tools/ is no package."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

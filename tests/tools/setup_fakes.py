@@ -1,5 +1,7 @@
 """What the tests of the set-up program share: a folder that looks like an environment, steps that run nothing."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """mmcv's wheel in the set-up program: its cache, its key, when it is built. Nothing is compiled here."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

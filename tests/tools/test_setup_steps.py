@@ -1,5 +1,7 @@
 """What the set-up program says when a step fails, and while one runs."""
 
+from __future__ import annotations
+
 import errno
 import os
 import re

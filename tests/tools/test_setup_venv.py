@@ -1,5 +1,7 @@
 """Environments in the set-up program: what it keeps, what it leaves alone, where it goes on. No network."""
 
+from __future__ import annotations
+
 import errno
 import importlib.metadata
 import json

@@ -1,5 +1,7 @@
 """The hook: pictures reach the visualizer's backends, and the training does not notice."""
 
+from __future__ import annotations
+
 import random
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """Bands and pictures: the right values, in the right places, and no trace of looking."""
 
+from __future__ import annotations
+
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +13,10 @@ import torch
 from distill_cases import build, distilled, save_weights
 from picture_cases import LEVELS, STUDENT, TEACHER, entry
 
-from freekd_mm.distill.preprocess import as_rgb
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import dwt2d
 from freekd_mm.losses import FreeKDLoss
+from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.visualize.draw import on_white, overviews, pyramid, weights_picture
 from freekd_mm.visualize.features import band_maps, compared_by, look
 from freekd_mm.visualize.predictions import draw_boxes, draw_labels
@@ -28,7 +31,7 @@ def test_the_maps_are_the_mean_distance_of_each_band() -> None:
     maps = band_maps(student, teacher, FreeKDLoss(4, levels=2, mode='code'))
     bands = dwt2d(student[:1] - teacher[:1], 2)
     wanted = [bands.low, *bands.high[0], *bands.high[1]]
-    for found, band in zip(maps.difference, wanted, strict=True):
+    for found, band in zip_equal(maps.difference, wanted):
         np.testing.assert_allclose(found, band[0].abs().mean(0).numpy(), rtol=1e-5)
     assert maps.names == [
         'low',
@@ -42,7 +45,7 @@ def test_the_maps_are_normalised_as_in_the_loss(normalize: str) -> None:
     loss = FreeKDLoss(4, levels=1, normalize=normalize, relation=None)
     assert max(band.max() for band in band_maps(teacher, teacher, loss).difference) == 0
     scaled = band_maps(100 * teacher, 100 * teacher, loss).teacher
-    for ours, theirs in zip(scaled, band_maps(teacher, teacher, loss).teacher, strict=True):
+    for ours, theirs in zip_equal(scaled, band_maps(teacher, teacher, loss).teacher):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     # A student of another scale differs from the teacher, unless each side is divided by its own deviation.
     difference = band_maps(3 * teacher, teacher, loss).difference[-1].mean()
@@ -117,7 +120,7 @@ def test_what_the_loss_does_not_see_is_said(mode: str, remarks: list[str]) -> No
     entry = SimpleNamespace(name='kd', logits=False, losses=[FreeKDLoss(4, levels=1, mode=mode)])
     found = compared_by(entry, [noise()], [noise(seed=1)]).remarks
     assert len(found) == len(remarks)
-    assert all(word in line for word, line in zip(remarks, found, strict=True))
+    assert all(word in line for word, line in zip_equal(remarks, found))
 
 
 @pytest.mark.parametrize(('logits', 'shape'), [(True, (2, 4, 16, 16)), (False, (2, 8, 16, 16))])

@@ -1,9 +1,11 @@
 """tools/visualize.py: PNG files or a page, before and after, and what it says to wrong input."""
 
+from __future__ import annotations
+
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Callable
 
 import cv2
 import pytest
@@ -11,8 +13,8 @@ import torch
 from html_checks import CHROMIUM, check_in_browser, check_page
 from picture_cases import LEVELS, TinyRun, detector_runs
 
-from freekd_mm.compat.checkpoint import load_checkpoint_file
-from freekd_mm.distill.model import student_state_dict
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.runtime.model import student_state_dict
 
 REPO = Path(__file__).parents[2]
 Tool = Callable[..., int]

@@ -1,5 +1,7 @@
 """What is checked before anything is downloaded: Python, disk, compiler."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import sysconfig

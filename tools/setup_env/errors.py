@@ -1,5 +1,7 @@
 """What went wrong and what to do about it, in words: from a command's output or from an OSError."""
 
+from __future__ import annotations
+
 import errno
 import re
 from pathlib import Path

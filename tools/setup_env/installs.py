@@ -1,11 +1,13 @@
 """The steps that install something; each one leaves out what is already there."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import sys
 from pathlib import Path
 
-from freekd_mm.pins import read_pins
+from freekd_mm.doctor.pins import read_pins
 from setup_env.errors import SetupError
 from setup_env.mmcv_wheel import describe, install_mmcv, wheel_cache, works
 from setup_env.steps import Command, Steps, ask
@@ -126,7 +128,7 @@ def show_doctor(steps: Steps, venv: Venv, stack: str) -> None:
         SetupError: The environment does not work.
     """
     with steps.step('Check of the result'):
-        command: Command = [venv.python, '-m', 'freekd_mm.doctor', '--stack', stack]
+        command: Command = [venv.python, '-m', 'freekd_mm.doctor.checkup', '--stack', stack]
         output, code = steps.try_run(command, 'doctor', cwd=venv.folder)
         steps.say('\n' + output.split('\n', 1)[-1].rstrip() + '\n')
     if code != 0:

@@ -1,12 +1,14 @@
 """The order of the set-up."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time
 from pathlib import Path
 
 from freekd_mm.checks import did_you_mean
-from freekd_mm.pins import DEFAULT_STACK, STACKS, read_pins
+from freekd_mm.doctor.pins import DEFAULT_STACK, STACKS, read_pins
 from setup_env.checks import check_disk, check_headers, check_python, find_compiler
 from setup_env.errors import SetupError, explain_os_error
 from setup_env.installs import (

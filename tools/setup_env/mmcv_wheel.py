@@ -1,5 +1,7 @@
 """mmcv with its compiled operators: from the user's cache, ready-made, or built from source and then cached."""
 
+from __future__ import annotations
+
 import os
 import re
 import shutil

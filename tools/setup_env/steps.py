@@ -1,19 +1,22 @@
 """Runs commands with one log file each, and shows what is going on meanwhile."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from setup_env.errors import explain_output
 
-Command = Sequence[str | Path]
+Command = typing.Sequence[typing.Union[str, Path]]
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

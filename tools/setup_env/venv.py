@@ -1,5 +1,7 @@
 """The virtual environment: what it holds, whether it is ours, and what the last set-up left there."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
@@ -11,7 +13,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from freekd_mm.pins import MM_DISTRIBUTIONS, normalize, read_pins
+from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, normalize, read_pins
 from setup_env.errors import SetupError
 from setup_env.steps import ask, child_environment
 

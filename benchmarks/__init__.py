@@ -1,1 +1,0 @@
-"""Measures speed and memory; ``python -m benchmarks --help`` says what."""

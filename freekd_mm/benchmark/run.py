@@ -1,0 +1,102 @@
+"""What ``tools/benchmark.py`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from freekd_mm.benchmark import records
+from freekd_mm.benchmark.configs import ConfigMaker
+from freekd_mm.benchmark.jobs import Job, make_jobs
+from freekd_mm.benchmark.plan import Plan, load_plan
+from freekd_mm.benchmark.plots import write_plots
+from freekd_mm.benchmark.pool import Pool, only_one
+from freekd_mm.benchmark.table import markdown, plain
+from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.files import write_text
+
+
+def benchmark(
+    plan_file: str,
+    work_dir: Path,
+    data_root: str | None = None,
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    processes: int = 1,
+    status_seconds: float = 30.0,
+    options: Sequence[str] | None = None,
+    action: str = 'run',
+    plots: bool = True,
+) -> int:
+    """Runs the jobs of a plan that are not done, then writes table and plots.
+
+    Args:
+        plan_file: YAML plan.
+        work_dir: Gets ``<task>.jsonl``, ``<plan>.md``, the plots, ``runs/`` and ``cache/``.
+        data_root: Folder of the data.
+        methods: Patterns of the methods to run; all by default.
+        seeds: Seeds to run; the plan's by default.
+        processes: Jobs at a time.
+        status_seconds: Time between status lines.
+        options: Overrides of both configs, ``['train_cfg.max_epochs=1']``.
+        action: ``'run'``, ``'list'`` or ``'report'``.
+        plots: Write PNG files.
+
+    Returns:
+        The exit status: 1 if a job failed.
+    """
+    check_choice('action', action, ('run', 'list', 'report'))
+    check_positive('jobs', processes, integer=True)
+    whole = load_plan(plan_file)
+    whole = replace(whole, options={**whole.options, **_parse(options or ())})
+    plan = whole.select(methods, seeds)
+    file = work_dir / f'{plan.task}.jsonl'
+    if action == 'report':
+        report(whole, file, plots)
+        return 0
+    jobs = make_jobs(plan, ConfigMaker(plan, data_root), work_dir)
+    if action == 'list':
+        done = records.latest(records.read(file))
+        for job in jobs:
+            print(f'{_state(job, done):8} {job.name}  {job.hash}')
+        return 0
+    with only_one(work_dir):
+        failed = Pool(plan, file, processes, status_seconds).run(jobs)
+        report(whole, file, plots)
+    return 1 if failed else 0
+
+
+def report(plan: Plan, file: Path, plots: bool) -> None:
+    """Writes table and plots beside the JSON lines and prints the table."""
+    found = newest(records.read(file))
+    if not found:
+        print(f'no results in {file}')
+        return
+    page = file.with_name(f'{plan.name}.md')
+    write_text(page, markdown(found, plan))
+    print(plain(found, plan))
+    written = write_plots(found, plan, file.parent) if plots else []
+    print(f'written: {", ".join(str(path) for path in (file, page, *written))}')
+
+
+def newest(found: Sequence[records.Record]) -> list[records.Record]:
+    """Returns the last record of each method and seed: after a change of a config the older ones do not count."""
+    return list({(record['method'], record['seed']): record for record in found}.values())
+
+
+def _state(job: Job, done: dict[tuple[str, int, str], records.Record]) -> str:
+    record = done.get((job.method, job.seed, job.hash))
+    return 'to do' if record is None else 'failed' if 'error' in record else 'done'
+
+
+def _parse(options: Sequence[str]) -> dict[str, object]:
+    from mmengine.config import DictAction
+
+    parsed = {}
+    for option in options:
+        name, found, value = option.partition('=')
+        if not found:
+            raise ValueError(f'cfg-options should be KEY=VALUE, but got {option!r}')
+        parsed[name] = DictAction._parse_iterable(value)
+    return parsed

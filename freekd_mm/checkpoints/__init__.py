@@ -1,0 +1,1 @@
+"""Checkpoints: where they come from, loading them as data, writing them whole."""

@@ -1,0 +1,125 @@
+"""Loads checkpoints as data: a file from elsewhere never runs code.
+
+PyTorch >= 2.6 refuses everything but tensors by default, also the harmless mmengine and numpy objects in
+the meta of OpenMMLab's files, so that mmengine 0.10.7 cannot resume its own checkpoints; the forks' loader
+answers by falling back to plain unpickling. Here exactly the classes that such files hold are allowed by
+name, and mmengine's loader for local files is replaced by one that never falls back.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from freekd_mm.checkpoints.sources import fetch, is_trusted
+from freekd_mm.compat.on_import import when_imported
+
+
+class UntrustedCheckpointError(RuntimeError):
+    """A checkpoint holds something other than data."""
+
+
+def _allowed_classes() -> list[Any]:
+    """Returns the classes in the meta of official files and of mmengine's training checkpoints."""
+    import _codecs
+
+    import numpy as np
+
+    try:  # NumPy 2 moved the module; pickles hold either name.
+        from numpy._core import multiarray
+    except ImportError:
+        from numpy.core import multiarray  # type: ignore[no-redef]
+
+    allowed: list[Any] = [OrderedDict, np.ndarray, np.dtype, np.bool_, _codecs.encode]
+    for function in (multiarray._reconstruct, multiarray.scalar):  # type: ignore[attr-defined]
+        for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+            allowed.append((function, f'{module}.{function.__name__}'))
+    # NumPy's dtype objects are pickled by their class.
+    allowed += [type(np.dtype(code)) for code in '?bBhHiIlLqQefdU']
+    try:
+        from mmengine.logging import HistoryBuffer
+
+        allowed.append(HistoryBuffer)
+
+        def statistics_method(owner: Any, name: str) -> Any:
+            """The one use of ``getattr`` in such files: a history buffer names its statistics by method."""
+            if owner is not HistoryBuffer or name not in HistoryBuffer._statistics_methods:
+                raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr({owner!r}, {name!r})')
+            return HistoryBuffer._statistics_methods[name]
+
+        HistoryBuffer()  # fills its table of statistics
+        allowed.append((statistics_method, 'builtins.getattr'))
+    except ImportError:
+        pass
+    return allowed
+
+
+def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu', trusted: bool = False) -> Any:
+    """Loads a local checkpoint without running code from it.
+
+    Args:
+        path: A local file.
+        map_location: As for ``torch.load``.
+        trusted: Plain unpickling, which runs whatever the file says, as for the files named to :func:`trust`. Only
+            for a file that you made yourself.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UntrustedCheckpointError: The file holds something other than tensors and plain data.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint should be an existing file, but got {str(path)!r}')
+    if trusted or is_trusted(path):
+        return torch.load(path, map_location=map_location, weights_only=False)
+    try:
+        with torch.serialization.safe_globals(_allowed_classes()):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r'(?:GLOBAL|Unsupported (?:class|global):?(?: GLOBAL)?)\s+([\w.]+)', str(error))
+        what = f'it names {found.group(1)!r}' if found else str(error).splitlines()[0]
+        raise UntrustedCheckpointError(
+            f'{path} should hold tensors and plain data only, but {what}. Nothing of it was run. If you made this '
+            f'file yourself and trust it, add --trust-checkpoint {path} to the command, or in Python call '
+            'freekd_mm.checkpoints.sources.trust(path) first.'
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise RuntimeError(
+            f'{path} should be a PyTorch checkpoint, but cannot be read (cut short?): {error}'
+        ) from error
+
+
+def _load_local(filename: str, map_location: Any = None) -> Any:
+    return _without_config(load_checkpoint_file(filename, map_location=map_location))
+
+
+def _load_http(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
+    return _without_config(load_checkpoint_file(fetch(filename), map_location=map_location))
+
+
+def _without_config(content: Any) -> Any:
+    """Renames ``meta['config']``, which mmengine runs as Python when it resumes. Only mmcv 1.x wrote it."""
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if isinstance(meta, dict) and 'config' in meta:
+        meta['cfg'] = meta.pop('config')
+    return content
+
+
+def install_safe_loader() -> None:
+    """Makes mmengine load local and downloaded checkpoints (resume, load_from, init_cfg) as data only."""
+    when_imported('mmengine.runner.checkpoint', _make_safe)
+
+
+def _make_safe(module: ModuleType) -> None:
+    loader: Any = vars(module)['CheckpointLoader']
+    loader.register_scheme(prefixes='', loader=_load_local, force=True)
+    loader.register_scheme(prefixes=('http://', 'https://'), loader=_load_http, force=True)
+    # 'torchvision://', 'open-mmlab://' and 'mmcls://' end in this function.
+    vars(module)['load_from_http'] = _load_http

@@ -1,0 +1,90 @@
+"""Where a checkpoint comes from: a file or a URL, its hash, and whether its maker is trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import torch
+
+# Not a date, which other people's files end with.
+HASH_SUFFIX = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.(?:pth|pt)$')
+
+
+_trusted: set[Path] = set()
+
+
+def trust(*sources: str | os.PathLike) -> None:
+    """Lets these files or URLs, and no others, be unpickled plainly, which runs whatever they say.
+
+    ``--trust-checkpoint`` of the tools. Only for files that you made yourself.
+    """
+    for source in map(str, sources):
+        path = _cached(source) if _is_url(source) else Path(source)
+        _trusted.add(path.expanduser().resolve())
+
+
+def is_trusted(path: Path) -> bool:
+    """Whether :func:`trust` named this file."""
+    return path.resolve() in _trusted
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for block in iter(lambda: file.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify_hash_suffix(path: str | os.PathLike, name: str) -> None:
+    """Raises unless the file's SHA-256 starts with the hash at the end of ``name``, if it has one.
+
+    OpenMMLab's files are named ``<model>-<first 8 digits of SHA-256>.pth``.
+    """
+    found = HASH_SUFFIX.search(name)
+    if found and not sha256(path).startswith(found.group(1)):
+        raise RuntimeError(
+            f'{name} should have a SHA-256 that starts with {found.group(1)}, but got {sha256(path)[:16]}...: '
+            'the file is damaged or not the official one, and is not kept.'
+        )
+
+
+def fetch(source: str) -> str:
+    """Returns a local path: the file itself, or the verified copy of a URL in PyTorch's hub cache.
+
+    Under ``torchrun`` one process of a machine downloads while the others wait.
+    """
+    if not _is_url(source):
+        return os.path.expanduser(source)
+    target = _cached(source)
+    name = target.name
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f'{name}.{os.getpid()}.part')
+        try:
+            torch.hub.download_url_to_file(source, str(part))
+            verify_hash_suffix(part, name)
+            os.replace(part, target)
+        except OSError as error:
+            raise RuntimeError(
+                f'cannot download {source}: {error}. Download it by other means and give its local path instead.'
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+    if distributed:
+        torch.distributed.barrier()
+    return str(target)
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(('http://', 'https://'))
+
+
+def _cached(url: str) -> Path:
+    """Returns where the copy of a URL is, or will be."""
+    return Path(torch.hub.get_dir()) / 'checkpoints' / url.split('?')[0].rsplit('/', 1)[1]

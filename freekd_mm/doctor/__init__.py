@@ -1,0 +1,1 @@
+"""What is installed, what is wrong with it, and the tested versions."""

@@ -1,0 +1,196 @@
+"""Says on one screen whether the packages here fit together, and which command mends what does not.
+
+``python tools/doctor.py`` or ``python -m freekd_mm.doctor.checkup``. Other packages are imported in a child process
+only, so that one that raises, prints or crashes cannot take the doctor with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import distributions
+
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.doctor.checkup.rules import (
+    MMCV_LIKE,
+    PROBES,
+    Problem,
+    find_broken,
+    find_clashes,
+    find_missing,
+    find_other_versions,
+)
+from freekd_mm.doctor.pins import DEFAULT_STACK, MM_DISTRIBUTIONS, MM_MODULES, STACKS, normalize, read_pins
+from freekd_mm.version import __version__
+
+# The child keeps the real standard output for itself: packages print while they are imported.
+_PROBE = """
+import importlib, json, os, sys, warnings
+warnings.simplefilter('ignore')
+answers = os.fdopen(os.dup(1), 'w')
+os.dup2(2, 1)
+def answer(name, error):
+    print(json.dumps([name, error]), file=answers, flush=True)
+for name in sys.argv[1:]:
+    answer(name, None)
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        answer(name, type(error).__name__ + (': ' + lines[-1] if lines else ''))
+    else:
+        answer(name, '')
+try:
+    answer('gpu', sys.modules['torch'].cuda.get_device_name())
+    answer('mmcv_cuda', sys.modules['mmcv.ops'].get_compiling_cuda_version())
+except BaseException:
+    pass  # no GPU, or no working torch or mmcv: said above
+os._exit(0)
+"""
+
+
+@dataclass
+class Report:
+    """What :func:`examine` found.
+
+    Attributes:
+        installed: ``{distribution: version}``.
+        stack: The line that is here, or None.
+        gpu: Name of the GPU, or an empty string.
+        problems: What is wrong.
+    """
+
+    installed: Mapping[str, str]
+    stack: str | None
+    gpu: str = ''
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing that is always needed is wrong."""
+        return not any(problem.fatal for problem in self.problems)
+
+    def text(self) -> str:
+        """Returns the screen."""
+        system = f'{platform.system()} {platform.machine()}'
+        lines = [f'freekd_mm {__version__}, Python {platform.python_version()}, {system}, GPU: {self.gpu or "none"}']
+        lines += [sys.executable, '', *self._table(), '']
+        if not self.problems:
+            lines.append('Nothing is missing or clashing.')
+        for problem in sorted(self.problems, key=lambda problem: not problem.fatal):
+            lines.append(f'{"WRONG" if problem.fatal else "note "} {problem.subject}: {problem.text}')
+            lines.append(f'      {problem.remedy}')
+        return '\n'.join(lines)
+
+    def _table(self) -> list[str]:
+        pins = {stack: read_pins(stack) for stack in STACKS}
+        titles = [stack + (' (this one)' if stack == self.stack else '') for stack in STACKS]
+        rows = [('known to work together:', 'here', *titles)]
+        for name in ('torch', 'numpy'):
+            rows.append((name, self.installed.get(name, '-'), *(pins[stack][name] for stack in STACKS)))
+        for index, module in enumerate(MM_MODULES):
+            names = {stack: MM_DISTRIBUTIONS[stack][index] for stack in STACKS}
+            candidates = MMCV_LIKE if module == 'mmcv' else dict.fromkeys(names.values())
+            here = [_version(name, module, self.installed) for name in candidates if name in self.installed]
+            tested = (_version(names[stack], module, pins[stack]) for stack in STACKS)
+            rows.append((module, ' + '.join(here) or '-', *tested))
+        widths = [max(map(len, column)) for column in zip_equal(*rows)]
+        return ['  '.join(cell.ljust(width) for cell, width in zip_equal(row, widths)).rstrip() for row in rows]
+
+
+def _version(name: str, module: str, versions: Mapping[str, str]) -> str:
+    """Returns the version, with the distribution's name where it is not the one expected of the module."""
+    plain = name == module or (name, module) == ('mmsegmentation', 'mmseg')
+    return versions[name] if plain else f'{name} {versions[name]}'
+
+
+def installed_distributions() -> dict[str, str]:
+    """Returns ``{distribution: version}`` of all that this Python can see."""
+    found: dict[str, str] = {}
+    for item in distributions():
+        # A half-removed package has no metadata. The first one found is the one that is imported.
+        name = item.metadata['Name'] if item.metadata else None
+        if name and item.version:
+            found.setdefault(normalize(name), item.version)
+    return found
+
+
+def probe(modules: Sequence[str] = PROBES, timeout: float = 300) -> dict[str, str]:
+    """Imports modules in a child process.
+
+    Returns:
+        ``{module: error}``, an empty string where the import works; with a GPU also its name under ``'gpu'``
+        and the CUDA version of mmcv's operators under ``'mmcv_cuda'``.
+    """
+    answers: dict[str, str] = {}
+    todo = list(modules)
+    while todo:
+        command = [sys.executable, '-c', _PROBE, *todo]
+        try:
+            child = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+            output, end = child.stdout, f'the import crashes Python (status {child.returncode})'
+        except subprocess.TimeoutExpired as error:
+            output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ''
+            end = f'the import takes more than {timeout:.0f} s'
+        begun = None
+        for line in output.splitlines():
+            name, message = json.loads(line)
+            begun = name if message is None else None
+            if message is not None:
+                answers[name] = message
+        # No answer to the last one: it took the child with it. The rest gets another child.
+        if begun is None:
+            break
+        answers[begun] = end
+        todo = [name for name in todo if name not in answers]
+    return answers
+
+
+def find_stack(installed: Mapping[str, str]) -> str | None:
+    """Returns the line whose packages are here (the one with more of its own); None when there are none."""
+    counts = {stack: sum(name in installed for name in MM_DISTRIBUTIONS[stack][:-1]) for stack in STACKS}
+    best = max(STACKS, key=lambda stack: counts[stack])
+    return best if counts[best] else None
+
+
+def examine(
+    stack: str | None = None,
+    installed: Mapping[str, str] | None = None,
+    imports: Mapping[str, str] | None = None,
+) -> Report:
+    """Finds out what is missing or clashing.
+
+    Args:
+        stack: The line that should be here, whole and in the tested versions; None for whatever is here.
+        installed: Instead of :func:`installed_distributions`.
+        imports: Instead of :func:`probe`.
+    """
+    installed = installed_distributions() if installed is None else installed
+    imports = probe() if imports is None else imports
+    report = Report(installed, stack or find_stack(installed), imports.get('gpu', ''))
+    pins = read_pins(report.stack or DEFAULT_STACK)
+    report.problems += find_clashes(installed, pins)
+    report.problems += find_missing(installed, pins, whole=stack is not None)
+    report.problems += find_other_versions(installed, pins, fatal=stack is not None)
+    known = {problem.subject for problem in report.problems if problem.fatal}
+    report.problems += [problem for problem in find_broken(installed, imports, pins) if problem.subject not in known]
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the screen; returns 0 when all that is needed works, else 1."""
+    parser = argparse.ArgumentParser(prog='doctor', description='Checks the packages that freekd_mm works with.')
+    parser.add_argument('--stack', choices=STACKS, help='the line that should be here, whole and as tested')
+    options = parser.parse_args(argv)
+    report = examine(options.stack)
+    print(report.text())
+    return 0 if report.ok else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

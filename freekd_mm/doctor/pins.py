@@ -1,0 +1,68 @@
+"""The tested versions, read from ``requirements/*.txt``: the one place where they are written.
+
+Used by setup.py, by ``make setup`` (before anything is installed) and by the doctor: standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+STACKS = ('openmmlab', 'onedl')
+DEFAULT_STACK = 'openmmlab'
+#: The MM packages of each line by distribution name: engine, cv, detection, segmentation, razor.
+MM_DISTRIBUTIONS = {
+    'openmmlab': ('mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmrazor'),
+    'onedl': ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation', 'mmrazor'),
+}
+#: What each of them is imported as, in the same order.
+MM_MODULES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmrazor')
+
+_PIN = re.compile(r'^(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^;\s]+)\s*(;\s*(?P<marker>.+))?$')
+_MARKER = re.compile(r'^python_version\s*(?P<sign><|>=)\s*"(?P<version>\d+\.\d+)"$')
+
+
+def normalize(name: str) -> str:
+    """Returns a distribution's name as package indexes compare it."""
+    return re.sub(r'[-_.]+', '-', name).lower()
+
+
+def requirements_dir() -> Path:
+    """Returns the folder of the pinned files: of the clone, or of the installed wheel."""
+    package = Path(__file__).resolve().parent
+    installed = package / '.mim' / 'requirements'
+    return installed if installed.is_dir() else package.parent / 'requirements'
+
+
+def read_pins(name: str, folder: Path | None = None, python: tuple[int, int] | None = None) -> dict[str, str]:
+    """Returns ``{distribution: version}`` of ``<folder>/<name>.txt``, ``-r`` lines included.
+
+    Args:
+        name: A line (``'openmmlab'``, ``'onedl'``) or another file there (``'build'``, ``'test'``).
+        folder: Where the files are.
+        python: The Python that ``python_version`` markers speak of; the running one if None.
+    """
+    folder = folder or requirements_dir()
+    python = python or sys.version_info[:2]
+    pins: dict[str, str] = {}
+    for number, line in enumerate((folder / f'{name}.txt').read_text(encoding='utf-8').splitlines(), 1):
+        line = line.split('#')[0].strip()
+        if line.startswith('-r '):
+            pins.update(read_pins(line[3:].strip()[: -len('.txt')], folder, python))
+        elif line:
+            pin = _PIN.match(line)
+            if pin is None:
+                raise ValueError(f"{name}.txt, line {number}: a pin should be 'name==version', but got {line!r}")
+            if pin['marker'] is None or _applies(pin['marker'], python):
+                pins[normalize(pin['name'])] = pin['version']
+    return pins
+
+
+def _applies(marker: str, python: tuple[int, int]) -> bool:
+    match = _MARKER.match(marker.strip())
+    if match is None:
+        raise ValueError(f'a marker should be python_version < or >= "X.Y", but got {marker!r}')
+    major, minor = match['version'].split('.')
+    wanted = (int(major), int(minor))
+    return python < wanted if match['sign'] == '<' else python >= wanted

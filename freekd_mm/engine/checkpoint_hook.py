@@ -1,0 +1,263 @@
+"""Checkpoints that survive: nothing old goes before the new is safe, and a resume takes the newest that is whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zipfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpoint_file
+from freekd_mm.checkpoints.sources import fetch
+from freekd_mm.checks import did_you_mean
+from freekd_mm.compat.versions import cache
+from freekd_mm.files import write_text
+from freekd_mm.registry import HOOKS
+
+#: Names the last checkpoint, as in mmengine.
+POINTER = 'last_checkpoint'
+#: The checkpoint of a run that was asked to stop.
+INTERRUPTED = 'interrupted.pth'
+NAMES = ('epoch_{}.pth', 'iter_{}.pth')
+REQUIRED = ('meta', 'state_dict', 'message_hub')
+
+
+class SafeCheckpointMixin:
+    """Order of things for a hook like mmengine's: write, point to it, and only then remove what is outdated."""
+
+    def before_train(self: Any, runner: Runner) -> None:
+        """After a resume, the checkpoint that it started from is the last one."""
+        super().before_train(runner)  # type: ignore[misc]
+        last = runner.message_hub.runtime_info.get('last_ckpt')
+        if self.last_ckpt is None and last and self.file_backend.isfile(last):
+            self.last_ckpt = last
+
+    def _save_checkpoint_with_step(self: Any, runner: Runner, step: int, meta: dict) -> None:
+        outdated = self._outdated(step)
+        runner.message_hub.update_info('keep_ckpt_ids', list(getattr(self, 'keep_ckpt_ids', [])))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            point_to(runner.work_dir, self.last_ckpt)
+            _remove(self.file_backend, outdated)
+            (Path(runner.work_dir) / INTERRUPTED).unlink(missing_ok=True)
+
+    def _outdated(self: Any, step: int) -> list[str]:
+        """Returns the checkpoints that ``max_keep_ckpts`` has no place for, and remembers the new one."""
+        if self.max_keep_ckpts <= 0 or (self.keep_ckpt_ids and self.keep_ckpt_ids[-1] == step):
+            return []
+        kept = [number for number in self.keep_ckpt_ids if number != step]
+        gone = kept[: max(len(kept) + 1 - self.max_keep_ckpts, 0)]
+        self.keep_ckpt_ids = deque([*kept[len(gone) :], step], self.max_keep_ckpts)
+        return [self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(number)) for number in gone]
+
+    def _save_best_checkpoint(self: Any, runner: Runner, metrics: dict) -> None:
+        with _removing_later(self) as outdated:
+            super()._save_best_checkpoint(runner, metrics)  # type: ignore[misc]
+        kept = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
+        if is_main_process():
+            _remove(self.file_backend, [path for path in outdated if path not in kept])
+
+
+class _RemovesLater:
+    """A file backend that notes what it should remove."""
+
+    def __init__(self, backend: Any, noted: list[str]) -> None:
+        self._backend, self._noted = backend, noted
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self._noted.append(path)
+
+    rmtree = remove
+
+
+@contextmanager
+def _removing_later(hook: Any) -> Iterator[list[str]]:
+    backend = hook.file_backend
+    noted: list[str] = []
+    hook.file_backend = _RemovesLater(backend, noted)
+    try:
+        yield noted
+    finally:
+        hook.file_backend = backend
+
+
+def _remove(backend: Any, paths: Sequence[str]) -> None:
+    for path in paths:
+        if backend.isfile(path):
+            backend.remove(path)
+        elif backend.isdir(path):
+            backend.rmtree(path)
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(SafeCheckpointMixin, CheckpointHook):
+    """mmengine's ``CheckpointHook``, safe at every moment; ``tools/train.py`` puts it in its place by itself."""
+
+
+@cache
+def _safe_class(hook: Any) -> Any:
+    if hook is CheckpointHook:
+        return SafeCheckpointHook
+    return type(f'Safe{hook.__name__}', (SafeCheckpointMixin, hook), {'__module__': hook.__module__})
+
+
+def make_safe(runner: Runner) -> None:
+    """Makes the runner's checkpoint hooks safe, also those of a user's own class."""
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook) and not isinstance(hook, SafeCheckpointMixin):
+            kind: Any = type(hook)
+            hook.__class__ = _safe_class(kind)
+
+
+def point_to(work_dir: str | os.PathLike, checkpoint: str) -> None:
+    """Names the last checkpoint; the file exists already."""
+    write_text(Path(work_dir) / POINTER, checkpoint)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint that can be resumed from."""
+
+    path: str
+    epoch: int
+    iteration: int
+    seed: int | None = None
+    #: Batches of the epoch that were done.
+    batches: int = 0
+    #: Whether the evaluation that follows was done.
+    evaluated: bool = False
+
+    @classmethod
+    def of(cls, content: dict, path: str = '') -> ResumePoint:
+        """Reads it from the content of a checkpoint."""
+        meta = content['meta']
+        place = meta.get('freekd_mm') or {}
+        return cls(
+            path=path,
+            epoch=int(meta['epoch']),
+            iteration=int(meta['iter']),
+            seed=meta.get('seed'),
+            batches=int(place.get('batches', 0)),
+            evaluated=bool(place.get('evaluated', False)),
+        )
+
+
+def read_resume_point(path: str | os.PathLike) -> ResumePoint:
+    """Reads a checkpoint whole and returns what a resume has to know.
+
+    Raises:
+        RuntimeError: It is damaged.
+        ValueError: It is no training checkpoint.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise RuntimeError(f'{path} is damaged: the checksum of {damaged} is wrong')
+    content = load_checkpoint_file(path)
+    missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(f'{path} should be a checkpoint written in training, but has no {", ".join(missing)}')
+    return ResumePoint.of(content, str(path))
+
+
+def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | None = None) -> ResumePoint | None:
+    """Returns where to go on.
+
+    Args:
+        resume: A checkpoint, or ``'auto'`` for the newest in the work directory that is whole.
+        work_dir: The work directory.
+        hook: Config of the checkpoint hook, for its ``filename_tmpl`` and ``out_dir``.
+
+    Returns:
+        None where ``'auto'`` finds no checkpoint at all.
+
+    Raises:
+        RuntimeError: There are checkpoints, but none is whole.
+    """
+    if resume != 'auto':
+        return read_resume_point(_existing(resume, Path(work_dir)))
+    broken = []
+    for path in _candidates(Path(work_dir), hook or {}):
+        try:
+            point = read_resume_point(path)
+        except UntrustedCheckpointError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            broken.append(str(path))
+            print_log(f'{path} cannot be resumed from, looking for an older one: {error}', 'current', logging.WARNING)
+            continue
+        if broken:
+            print_log(f'going on from {path} instead of {", ".join(broken)}', 'current', logging.WARNING)
+        return point
+    if broken:
+        raise RuntimeError(
+            f'--resume should find a whole checkpoint in {work_dir}, but none of {", ".join(broken)} is. Remove them '
+            'to start anew, or name another: --resume FILE'
+        )
+    return None
+
+
+def _existing(path: str, work_dir: Path) -> str:
+    path = fetch(path)
+    if not Path(path).is_file():
+        files = sorted(file.name for file in Path(path).parent.glob('*.pth')) if Path(path).parent.is_dir() else []
+        listed = f'available there: {", ".join(files)}.' if files else f'there is none beside it; see {work_dir}.'
+        near = did_you_mean(Path(path).name, files)
+        raise FileNotFoundError(f'--resume should be an existing checkpoint, but got {path!r}; {listed}{near}')
+    return path
+
+
+def _candidates(work_dir: Path, hook: dict) -> list[Path]:
+    """Returns the checkpoints of a run: the one that is pointed to, then the others from the last written on.
+
+    Numbers say less than times: the folder may hold files of an earlier run that got further.
+    """
+    names = {*NAMES, INTERRUPTED, hook.get('filename_tmpl') or NAMES[0]}
+    patterns = [re.escape(name).replace(re.escape('{}'), r'\d+') for name in names]
+    folders = {work_dir.absolute()}
+    if hook.get('out_dir'):
+        folders.add((Path(hook['out_dir']) / work_dir.absolute().name).absolute())
+    found = {
+        file
+        for folder in folders
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.is_file() and any(re.fullmatch(pattern, file.name) for pattern in patterns)
+    }
+    ordered = sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    pointer = work_dir / POINTER
+    if pointer.is_file():
+        named = Path(pointer.read_text(encoding='utf-8').strip())
+        # A work directory may have been moved since.
+        for file in (named, work_dir.absolute() / named.name):
+            if file.is_file():
+                return [file, *(other for other in ordered if other != file)]
+    return ordered

@@ -1,0 +1,1 @@
+"""FreeKD's losses."""

@@ -1,0 +1,170 @@
+"""Prompt files: what stage 1 leaves for stage 2. They load as data only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checkpoints.sources import fetch
+from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.files import write_atomically
+from freekd_mm.frequency.wavelet import is_haar
+from freekd_mm.prompts.masks import Grouping, num_groups
+
+FORMAT = 'freekd_mm.frequency_prompt'
+FORMAT_VERSION = 1
+#: What stage 1 calls its file, in its work directory.
+PROMPT_FILE = 'frequency_prompt.pth'
+#: Name of a prompt in the format of FreeKD's released checkpoints: 'mask_modules.<level>.mask_token'.
+RELEASED = 'released'
+
+
+@dataclass
+class PromptFile:
+    """A trained frequency prompt and where it belongs.
+
+    Attributes:
+        tokens: Tokens (groups, T, C) by module of the teacher, then by index of the level in the module's output.
+        levels: Number of wavelet levels.
+        wavelet: The wavelet.
+        grouping: ``'level'`` or ``'band'``.
+        num_tokens: T.
+        teacher: Checkpoint of the teacher, as it was named in stage 1.
+        teacher_sha256: Hash of that file.
+        versions: Versions of the packages in stage 1.
+        schedule: How the prompt was trained.
+    """
+
+    tokens: dict[str, dict[int, Tensor]]
+    levels: int = 3
+    wavelet: str = 'haar'
+    grouping: Grouping = 'level'
+    num_tokens: int = 2
+    teacher: str = ''
+    teacher_sha256: str = ''
+    versions: dict[str, str] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_positive('levels of the prompt', self.levels, integer=True)
+        check_positive('num_tokens of the prompt', self.num_tokens, integer=True)
+        is_haar(self.wavelet)
+        wanted = (num_groups(self.levels, self.grouping), self.num_tokens)
+        if not any(self.tokens.values()):
+            raise ValueError('a prompt should hold the tokens of at least one level, but got none')
+        for module, levels in self.tokens.items():
+            for index, tokens in levels.items():
+                if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tuple(tokens.shape[:2]) != wanted:
+                    got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+                    raise ValueError(
+                        f'tokens of {module}[{index}] should be of shape {(*wanted, "C")} for {self.levels} wavelet '
+                        f'levels, grouping {self.grouping!r} and {self.num_tokens} tokens, but got {got}'
+                    )
+
+    def places(self, module: str | None = None) -> dict[str, Tensor]:
+        """Returns the tokens by place, e.g. ``'neck[0]'``, in the order of the levels.
+
+        Args:
+            module: Only those of this module of the teacher.
+        """
+        if module is not None:
+            check_choice('module', module, self.tokens)
+        return {
+            f'{name}[{index}]': levels[index]
+            for name, levels in self.tokens.items()
+            if module in (None, name)
+            for index in sorted(levels)
+        }
+
+
+def prompt_content(prompt: PromptFile) -> dict[str, Any]:
+    """Returns a prompt as a dict of tensors, strings and numbers."""
+    return {
+        'format': FORMAT,
+        'format_version': FORMAT_VERSION,
+        'tokens': {
+            module: {str(index): tokens.detach().cpu().clone() for index, tokens in levels.items()}
+            for module, levels in prompt.tokens.items()
+        },
+        **{name: getattr(prompt, name) for name in PromptFile.__dataclass_fields__ if name != 'tokens'},
+    }
+
+
+def save_prompt(prompt: PromptFile, path: str | os.PathLike) -> Path:
+    """Writes a prompt file; a reader never sees half of it.
+
+    Args:
+        prompt: The prompt.
+        path: The file to write.
+    """
+    return write_atomically(path, lambda part: torch.save(prompt_content(prompt), part))
+
+
+def load_prompt(source: str | os.PathLike) -> PromptFile:
+    """Loads a prompt from a file or URL without running code from it.
+
+    Reads our files, and FreeKD's released format: ``mask_modules.{i}.mask_token`` of shape (levels + 1, T, C), in
+    a state dict or inside a checkpoint, with or without a prefix before ``mask_modules``.
+
+    Args:
+        source: A file or URL.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds no prompt.
+    """
+    content = load_checkpoint_file(fetch(str(source)))
+    if not isinstance(content, Mapping):
+        raise ValueError(f'{source} should be a prompt file, but holds a {type(content).__name__}')
+    if content.get('format') == FORMAT:
+        return _read_ours(content, source)
+    if 'frequency_prompt' in content and isinstance(content['frequency_prompt'], Mapping):
+        # A training checkpoint of stage 1 holds the same beside the optimizer.
+        return _read_ours(content['frequency_prompt'], source)
+    return _read_released(content, source)
+
+
+def _read_ours(content: Mapping[str, Any], source: Any) -> PromptFile:
+    if content.get('format_version') != FORMAT_VERSION:
+        raise ValueError(
+            f'{source} should be a prompt file of version {FORMAT_VERSION}, but got '
+            f'{content.get("format_version")!r}: it was made by another version of freekd_mm'
+        )
+    names = PromptFile.__dataclass_fields__
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise ValueError(f'{source} should hold {", ".join(names)}, but has no {", ".join(missing)}')
+    values = {name: content[name] for name in names if name != 'tokens'}
+    tokens = {
+        str(module): {int(index): tokens for index, tokens in levels.items()}
+        for module, levels in content['tokens'].items()
+    }
+    return PromptFile(tokens, **values)
+
+
+def _read_released(content: Mapping[str, Any], source: Any) -> PromptFile:
+    state = content.get('state_dict', content)
+    if not isinstance(state, Mapping):
+        raise ValueError(f'{source} should hold a state_dict of tensors, but it is a {type(state).__name__}')
+    tokens = {}
+    for key, value in state.items():
+        parts = str(key).split('.')
+        if parts[-1] == 'mask_token' and len(parts) > 2 and parts[-3] == 'mask_modules' and parts[-2].isdigit():
+            tokens[int(parts[-2])] = value
+    if not tokens:
+        shown = ', '.join(map(str, list(state)[:6])) or 'nothing'
+        raise ValueError(
+            f"{source} should be a prompt file of freekd_mm or hold 'mask_modules.<level>.mask_token' as FreeKD's "
+            f'released checkpoints do, but holds {shown}{", ..." if len(state) > 6 else ""}'
+        )
+    first = tokens[min(tokens)]
+    if not isinstance(first, Tensor) or first.ndim != 3 or first.shape[0] < 2:
+        raise ValueError(f"{source}: 'mask_token' should be a tensor of shape (levels + 1, T, C)")
+    return PromptFile({RELEASED: tokens}, levels=first.shape[0] - 1, num_tokens=first.shape[1])

@@ -1,0 +1,93 @@
+"""Whether teacher, student and prompt belong together, as far as their files and sizes tell."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mmengine.logging import print_log
+from torch import nn
+
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checkpoints.sources import fetch, sha256
+from freekd_mm.prompts.generator import PoIMaskGenerator
+
+
+def warn_if_swapped(student: nn.Module, teacher: nn.Module) -> None:
+    """Warns where the teacher is the smaller model."""
+    sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (student, teacher)]
+    if sizes[1] < sizes[0]:
+        print_log(
+            f'the teacher {type(teacher).__name__} has {sizes[1] / 1e6:.3g} M parameters, fewer than the student with '
+            f'{sizes[0] / 1e6:.3g} M: are teacher and student swapped?',
+            'current',
+            logging.WARNING,
+        )
+
+
+def swap_hint(student: nn.Module, checkpoint: str) -> str:
+    """Returns a hint where the teacher's checkpoint is one of the student's model, else an empty string."""
+    content = load_checkpoint_file(fetch(checkpoint))
+    state = content.get('state_dict', content)
+    own = {key: value.shape for key, value in student.state_dict().items()}
+    fitting = sum(getattr(state.get(key), 'shape', None) == shape for key, shape in own.items())
+    return ' It fits the student: are teacher and student swapped?' if fitting > 0.9 * len(own) else ''
+
+
+def check_prompts(entries: Iterable[Any], checkpoint: str | None, tolerant: bool) -> None:
+    """Raises where a prompt was trained with other weights than the teacher's.
+
+    Args:
+        entries: The entries, wired.
+        checkpoint: The teacher's file or URL.
+        tolerant: Warn instead (``allow_mismatch`` of the teacher).
+    """
+    hashed = ''
+    for entry in entries:
+        for module in entry.modules():
+            file = module.file if isinstance(module, PoIMaskGenerator) else None
+            if file is None or not file.teacher_sha256 or checkpoint is None:
+                continue
+            hashed = hashed or sha256(fetch(checkpoint))
+            if hashed == file.teacher_sha256:
+                continue
+            text = (
+                f"distill '{entry.name}': the prompt should be made for the teacher {checkpoint} (SHA-256 "
+                f'{hashed[:12]}), but was made for {file.teacher} ({file.teacher_sha256[:12]}): train one for this '
+                'teacher, or distil from the one that it was made for'
+            )
+            if not tolerant:
+                raise ValueError(f'{text}. If they hold the same weights, say allow_mismatch=True in teacher.')
+            print_log(text, 'current', logging.WARNING)
+
+
+def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, entries: Iterable[Any]) -> None:
+    """Compares the classes that teacher and student were made for.
+
+    Logits of other classes cannot be compared: an error. Features can: a warning.
+
+    Args:
+        student: Classes of the student's training set.
+        teacher: Classes in the teacher's checkpoint.
+        entries: The entries, wired.
+    """
+    if student is None or teacher is None or list(student) == list(teacher):
+        return
+    pairs = zip((*student, None), (*teacher, None))
+    index, (own, other) = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
+    text = (
+        f'the student has {len(student)} classes and the teacher {len(teacher)}; class {index} is '
+        f'{_name(own)} for the student and {_name(other)} for the teacher'
+    )
+    logits = [entry.name for entry in entries if entry.logits]
+    if logits:
+        raise ValueError(
+            f'distill {", ".join(map(repr, logits))}: logits should be of the same classes in the same order, '
+            f'but {text}'
+        )
+    print_log(f'{text}; only features are compared, so that may be meant', 'current', logging.WARNING)
+
+
+def _name(name: str | None) -> str:
+    return 'missing' if name is None else repr(name)

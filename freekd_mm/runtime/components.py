@@ -1,0 +1,68 @@
+"""Builds losses and connectors, and says what is near when a name or an option is not known."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from difflib import get_close_matches
+from typing import Any
+
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
+from torch import nn
+
+from freekd_mm.checks import check_options
+from freekd_mm.registry import MODELS as OURS
+from freekd_mm.registry import SCOPE
+
+
+def build_component(cfg: dict, what: str) -> nn.Module:
+    """Builds a loss or a connector from its config.
+
+    Args:
+        cfg: ``dict(type='freekd_mm.FreeKDLoss', ...)``, or of mmrazor, mmdet, or the user's own.
+        what: What it is, for messages, e.g. ``"loss of distill 'freekd'"``.
+
+    Raises:
+        ValueError: There is no such type, or it has no such option.
+    """
+    check_component(cfg, what, MODELS, OURS)
+    return MODELS.build(copy.deepcopy(ConfigDict(cfg)))
+
+
+def check_component(cfg: Any, what: str, registry: Any, ours: Any) -> None:
+    """Raises for a type or an option that does not exist, and names the nearest.
+
+    Args:
+        cfg: The config.
+        what: What it is, for messages.
+        registry: mmengine's registry of such things.
+        ours: Our child of it.
+    """
+    if not isinstance(cfg, dict) or not cfg.get('type'):
+        raise TypeError(f"{what} should be a dict with 'type', but got {cfg!r}")
+    kind = cfg['type']
+    found = _find(kind, cfg.get('_scope_'), registry) if isinstance(kind, str) else kind
+    if found is None:
+        ours.import_from_location()
+        # The name alone: it may be right, and the scope wrong or missing.
+        near = get_close_matches(kind.rsplit('.', 1)[-1], ours.module_dict, n=1)
+        hint = f" Did you mean '{SCOPE}.{near[0]}'?" if near else ''
+        raise ValueError(f'type of {what} should be a registered name, but got {kind!r}.{hint}')
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    own = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_POSITIONAL]
+    check_options(f'{what} ({found.__name__})', [key for key in cfg if key not in ('type', '_scope_')], own)
+
+
+def _find(kind: str, scope: str | None, registry: Any) -> Any:
+    """Looks a name up as building it would."""
+    try:
+        with registry.switch_scope_and_registry(scope) as searched:
+            return searched.get(kind)
+    except (KeyError, ImportError):
+        return None

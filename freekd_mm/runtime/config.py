@@ -1,0 +1,95 @@
+"""Finds a model in whatever a user names: an inline dict, a config file, or ``package::config``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+PRETRAINED_PREFIXES = ('Pretrained', 'mmengine.Pretrained')
+
+
+def load_config(path: str) -> Config:
+    """Loads a config file, or a config of an installed package written as ``mmdet::dir/name.py``."""
+    if '::' in path:
+        from mmengine.hub import get_config
+
+        package = path.split('::', 1)[0]
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise ImportError(f'{path!r} needs the package {package}, which does not import: {error}') from error
+        try:
+            cfg = get_config(path)
+        except (FileNotFoundError, ValueError) as error:
+            raise FileNotFoundError(
+                f'{path!r} should name a config of {package}, but there is none: {error}'
+            ) from error
+        # A config without a runtime of its own (an encoder's, say) still names its types in its package.
+        cfg.setdefault('default_scope', package)
+        return cfg
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            "cfg_path should be a config file or like 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', but got "
+            f'{path!r}'
+        )
+    return Config.fromfile(path)
+
+
+def is_distilled(model: dict) -> bool:
+    """Whether a model's config is that of a distilled student; its type is a name, or an object in new configs."""
+    kind = model.get('type', '')
+    return str(getattr(kind, '__name__', kind)).rsplit('.', 1)[-1] == 'DistilledModel'
+
+
+def find_model(source: dict | Config) -> tuple[dict, str | None]:
+    """Returns the model's config and its default scope.
+
+    The student of a distillation config counts as the model, so that a distilled student can be a teacher.
+    """
+    if 'model' not in source:
+        raise KeyError("config should define 'model', but has " + ', '.join(sorted(source)))
+    model = source['model']
+    if is_distilled(model):
+        model = model['architecture']
+    model = ConfigDict(model)
+    if 'data_preprocessor' not in model and source.get('data_preprocessor'):
+        model['data_preprocessor'] = source['data_preprocessor']
+    return model, source.get('default_scope')
+
+
+@contextmanager
+def default_scope(scope: str | None) -> Iterator[None]:
+    """Builds with ``scope`` as mmengine's default scope; None leaves the present one."""
+    with DefaultScope.overwrite_default_scope(scope):
+        yield
+
+
+def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
+    """Builds a model whose type names are looked up in ``scope``."""
+    with default_scope(scope):
+        return MODELS.build(ConfigDict(cfg))
+
+
+def without_pretrained(cfg: Any) -> Any:
+    """Returns the config without pretrained initialisations, which would be downloaded and then overwritten."""
+    if isinstance(cfg, dict):
+        kept: dict[str, Any] = {}
+        for key, value in cfg.items():
+            if key == 'pretrained' or (key == 'init_cfg' and _is_pretrained(value)):
+                kept[key] = False if isinstance(value, bool) else None
+            else:
+                kept[key] = without_pretrained(value)
+        return kept
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(without_pretrained(item) for item in cfg)
+    return cfg
+
+
+def _is_pretrained(init_cfg: Any) -> bool:
+    return isinstance(init_cfg, dict) and init_cfg.get('type') in PRETRAINED_PREFIXES

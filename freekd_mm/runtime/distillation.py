@@ -1,0 +1,196 @@
+"""What distillation adds to a student: the teacher, the taps, and the entries with their losses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from freekd_mm.checks import did_you_mean
+from freekd_mm.runtime.compatibility import check_prompts, swap_hint, warn_if_swapped
+from freekd_mm.runtime.entry import Entry
+from freekd_mm.runtime.inherit import inherited_weights
+from freekd_mm.runtime.preprocess import PreprocessBridge
+from freekd_mm.runtime.probe import probe_model
+from freekd_mm.runtime.rng import isolated_rng, step_seed
+from freekd_mm.runtime.taps import Tap, TapRecorder
+from freekd_mm.runtime.teacher import FrozenTeacher, WeightsMismatchError, build_teacher
+from freekd_mm.text import table
+
+HEADER = ('distill', 'teacher', 'shape', 'student', 'shape', 'the student is')
+
+
+class Distillation(nn.Module):
+    """The part of a distilled student that plain training does not have.
+
+    As a child module of the student it holds the trainable connectors and the losses, so that optimizer,
+    DDP and checkpoints see them as ``distillation.*``; the teacher is deliberately not a child.
+
+    Args:
+        student: The built student.
+        teacher: See :func:`freekd_mm.runtime.teacher.build_teacher`.
+        distill: Entries by name, see :class:`freekd_mm.runtime.entry.Entry`.
+        probe_size: Height and width of the dummy image that finds the shapes.
+        inherit: Modules whose weights the student takes from its teacher to begin with.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: dict,
+        distill: dict,
+        probe_size: tuple[int, int],
+        inherit: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if not isinstance(distill, dict) or not distill:
+            raise ValueError(
+                f"distill should be a dict of named entries, for example dict(freekd=dict(student='neck', loss=...)), "
+                f'but got {distill!r}'
+            )
+        self.entries = nn.ModuleDict({name: Entry.from_config(name, cfg) for name, cfg in distill.items()})
+        #: Set by mmrazor's StopDistillHook.
+        self.stopped = False
+        #: Steps distilled so far, also before a resume: the seed of what a loss or connector draws.
+        self.steps = 0
+
+        self.student_recorder = TapRecorder(student, self._taps('student'), 'student')
+        try:
+            model, weights = build_teacher(teacher)
+        except WeightsMismatchError as error:
+            raise WeightsMismatchError(f'{error}{swap_hint(student, teacher["checkpoint"])}') from error
+        warn_if_swapped(student, model)
+        #: Taken before a teacher in half precision is rounded.
+        self.inherited = inherited_weights(student, model, inherit)
+        bridge = _preprocess_bridge(student, model)
+        self._teacher = FrozenTeacher(model, self._taps('teacher'), teacher.get('dtype', 'fp32'), bridge)
+        self._wire(student, weights, probe_size)
+        check_prompts(self._entries, teacher.get('checkpoint'), bool(teacher.get('allow_mismatch', False)))
+
+    @property
+    def teacher(self) -> FrozenTeacher:
+        """The frozen teacher."""
+        return self._teacher
+
+    def _taps(self, role: str) -> list[Tap]:
+        return [tap for entry in self._entries for tap in getattr(entry, f'{role}_taps')]
+
+    def _wire(self, student: nn.Module, weights: str, size: tuple[int, int]) -> None:
+        probe_model(student, self.student_recorder, size)
+        counts = probe_model(self._teacher.model, self._teacher.recorder, size, self._teacher.run)
+        for entry in self._entries:
+            entry.wire(self.student_recorder.levels(entry.student_taps), self._teacher.levels(entry.teacher_taps), size)
+        self._teacher.set_run_counts(counts)
+        self.clear()
+        rows = [row for entry in self._entries for row in entry.rows]
+        print_log(
+            f'distillation: teacher {type(self._teacher.model).__name__}, {weights}; shapes for a '
+            f'{size[0]}x{size[1]} image\n{table(rows, HEADER)}',
+            'current',
+        )
+
+    def clear(self) -> None:
+        """Drops all recorded tensors."""
+        self.student_recorder.clear()
+        self._teacher.clear()
+
+    @property
+    def _entries(self) -> list[Entry]:
+        return list(self.entries.values())  # type: ignore[arg-type]
+
+    @property
+    def active(self) -> bool:
+        """Whether this step distils: a weight of zero costs nothing, not even the teacher's forward pass."""
+        return not self.stopped and any(entry.active for entry in self._entries)
+
+    def run(self, student_loss: Callable[[], dict], inputs: Tensor, data_samples: Any) -> dict:
+        """Computes the student's own losses and adds the distillation losses.
+
+        Args:
+            student_loss: Runs the student on the batch and returns its losses.
+            inputs: (N, 3, H, W), as the student's data preprocessor made them.
+            data_samples: The batch's data samples.
+        """
+        if not self.active:
+            losses = dict(student_loss())
+            if not losses:
+                raise RuntimeError(
+                    'there should be a loss to train on, but the student has none of its own (task_loss=False or an '
+                    'encoder) and all distillation weights are 0'
+                )
+            return losses | _idle(self._entries, inputs)
+        seed = step_seed(self.steps)
+        with isolated_rng(seed):
+            self._teacher.run(inputs, data_samples)
+        with self.student_recorder:
+            losses = dict(student_loss())
+        image = (inputs.shape[-2], inputs.shape[-1])
+        with isolated_rng(seed):
+            for entry in self._entries:
+                if entry.active:
+                    students = self.student_recorder.levels(entry.student_taps)
+                    self._check_gradient(entry, students)
+                    losses.update(entry(students, self._teacher.levels(entry.teacher_taps), image))
+        losses.update(_idle([entry for entry in self._entries if not entry.active], inputs))
+        self.clear()
+        self.steps += 1
+        return losses
+
+    def _check_gradient(self, entry: Entry, students: Sequence[Tensor]) -> None:
+        if torch.is_grad_enabled() and not any(level.requires_grad for level in students):
+            taps = ', '.join(map(str, entry.student_taps))
+            raise RuntimeError(
+                f"distill '{entry.name}': the student's features at {taps} should carry a gradient, but do not; "
+                'they lie in a frozen stage or inside of an activation checkpoint: tap a module behind it.'
+            )
+
+    def get_extra_state(self) -> Tensor:
+        """Returns the number of steps, for the checkpoint."""
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Goes on behind the steps of a checkpoint."""
+        self.steps = int(state)
+
+    def entry(self, name: str) -> Entry:
+        """Returns the entry called ``name``."""
+        if name not in self.entries:
+            raise KeyError(
+                f'no distill entry {name!r}; available: {", ".join(self.entries)}.{did_you_mean(name, self.entries)}'
+            )
+        return self.entries[name]  # type: ignore[return-value]
+
+
+def _preprocess_bridge(student: nn.Module, teacher: nn.Module) -> PreprocessBridge | None:
+    """Returns what turns the student's normalised images into the teacher's, None where they are the same."""
+    own, other = (getattr(model, 'data_preprocessor', None) for model in (student, teacher))
+    bridge = PreprocessBridge(own, other) if own is not None and other is not None else None
+    if bridge is None or not bridge.needed:
+        return None
+    print_log(
+        'teacher and student normalise images differently: the teacher gets its own normalisation',
+        'current',
+        logging.WARNING,
+    )
+    return bridge
+
+
+def _idle(entries: Iterable[Entry], inputs: Tensor) -> dict[str, Tensor]:
+    """Returns the zeros of entries that do not take part in this step.
+
+    Under DDP every parameter has to: theirs do so times zero.
+    """
+    logs = {key: value for entry in entries for key, value in entry.idle(inputs).items()}
+    if get_world_size() == 1:
+        return logs
+    total = torch.zeros((), device=inputs.device)
+    for entry in entries:
+        for parameter in entry.parameters():
+            if parameter.requires_grad:
+                total = total + 0 * parameter.sum()
+    return {**logs, 'distill.loss_idle': total}

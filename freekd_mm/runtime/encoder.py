@@ -1,0 +1,49 @@
+"""A backbone (and neck) without head or task loss: the student of feature-only distillation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from freekd_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class FeatureEncoder(BaseModel):
+    """Makes a model of a bare backbone, for distilling an encoder from features alone.
+
+    Args:
+        backbone: Config of the backbone.
+        neck: Config of a neck behind it.
+        data_preprocessor: Normalisation and batching, as in any model.
+        init_cfg: Initialisation.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict | None = None,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck) if neck is not None else None
+
+    def extract_feat(self, inputs: Tensor) -> Any:
+        """Returns the features of (N, 3, H, W) images."""
+        features = self.backbone(inputs)
+        return features if self.neck is None else self.neck(features)
+
+    def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict:
+        """Runs the features and returns no loss of its own: all comes from distillation."""
+        self.extract_feat(inputs)
+        return {}
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> Any:
+        """Returns the features, or with ``mode='loss'`` an empty dict."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.extract_feat(inputs)

@@ -1,0 +1,251 @@
+"""One entry of a distillation config: where to look, how to compare, with which loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from freekd_mm.checks import check_options, check_positive
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.runtime.components import build_component
+from freekd_mm.runtime.taps import parse_taps
+from freekd_mm.runtime.wiring import Align, Shape, as_maps, match_levels, resize
+from freekd_mm.tensors import Levels, as_levels, full_precision, shapes
+
+OPTIONS = ('student', 'teacher', 'loss', 'connector', 'weight')
+
+
+class Entry(nn.Module):
+    """Compares what student and teacher give at their taps.
+
+    Args:
+        name: Name of the entry; its loss is logged as ``distill.loss_<name>``.
+        student: Tap or taps of the student, e.g. ``'neck'``.
+        teacher: Tap or taps of the teacher; the student's by default.
+        loss: Config of a loss; mmrazor's losses for one tensor are built once a level.
+        connector: None wires projection and resizing by itself; a config of a connector, which gets the
+            student's levels and gives features with the teacher's channels, or a list with one a level; False
+            compares as it is.
+        weight: Factor on the loss, on top of the loss' own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loss: dict,
+        student: str | Sequence[str] = 'neck',
+        teacher: str | Sequence[str] | None = None,
+        connector: dict | Sequence[dict] | bool | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(name, str) or not name.isidentifier() or 'loss' in name:
+            # mmengine adds up everything that is called a loss: the terms for the log would count twice.
+            raise ValueError(f"name of a distill entry should be an identifier without 'loss' in it, but got {name!r}")
+        check_positive(f"weight of distill '{name}'", weight, zero=True)
+        self.name = name
+        self.student_taps = parse_taps(student)
+        self.teacher_taps = parse_taps(student if teacher is None else teacher)
+        self.loss_cfg, self.connector_cfg = loss, connector
+        self.weight = weight
+        #: Factor of the weight schedule.
+        self.scale = 1.0
+        self.rows: list[list[str]] = []
+        self._logged: tuple[str, ...] = ()
+
+    @classmethod
+    def from_config(cls, name: str, cfg: dict) -> Entry:
+        """Builds an entry and checks the option names."""
+        if not isinstance(cfg, dict) or 'loss' not in cfg:
+            raise TypeError(f"distill '{name}' should be a dict with at least 'loss', but got {cfg!r}")
+        check_options(f"distill '{name}'", cfg, OPTIONS)
+        return cls(name, **cfg)
+
+    def wire(self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]) -> None:
+        """Builds connector and losses for the shapes that a dummy image gave."""
+        losses = nn.ModuleList([build_component(self.loss_cfg, f"loss of distill '{self.name}'")])
+        self.logits = getattr(losses[0], 'target', 'features') == 'logits'
+        students, teachers = self._maps(students, image), self._maps(teachers, image)
+        before = [tuple(level.shape[1:]) for level in students]
+        wanted = [tuple(level.shape[1:]) for level in teachers]
+        self.pairs = match_levels(before, wanted, self.name, self.logits)
+        before = [before[pair.student] for pair in self.pairs]
+        wanted = [wanted[pair.teacher] for pair in self.pairs]
+        self.connector = self._build_connector(before, wanted, getattr(losses[0], 'any_shape', False))
+        if not getattr(losses[0], 'multi_level', False):
+            losses.extend(build_component(self.loss_cfg, f"loss of distill '{self.name}'") for _ in self.pairs[1:])
+        self.losses = losses
+        for module in self.modules():
+            if isinstance(module, BaseModule) and not module.is_init:
+                module.init_weights()
+        if self.connector is not None and not isinstance(self.connector, Align):
+            self._check_connector([students[pair.student] for pair in self.pairs], wanted)
+        self.rows = self._describe(before, wanted, len(students), len(teachers))
+
+    def _maps(self, levels: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Transformer tokens become maps; logits stay as their head gives them."""
+        return tuple(levels) if self.logits else as_maps(levels, image)
+
+    def _build_connector(
+        self, students: Sequence[Shape], teachers: Sequence[Shape], any_shape: bool
+    ) -> nn.Module | None:
+        if isinstance(self.connector_cfg, (list, tuple)):
+            if len(self.connector_cfg) != len(students):
+                raise ValueError(
+                    f"connector of distill '{self.name}' should be a list of {len(students)}, one a level, but got "
+                    f'{len(self.connector_cfg)}'
+                )
+            return PerLevel([build_component(cfg, f"connector of distill '{self.name}'") for cfg in self.connector_cfg])
+        if isinstance(self.connector_cfg, dict):
+            connector = build_component(self.connector_cfg, f"connector of distill '{self.name}'")
+            if getattr(connector, 'multi_level', False) or len(students) == 1:
+                return connector
+            others = [build_component(self.connector_cfg, f"connector of distill '{self.name}'") for _ in students[1:]]
+            return PerLevel([connector, *others])
+        if self.connector_cfg is False or self.logits or any_shape:
+            return None
+        if any(len(shape) != 3 for shape in students):
+            if list(students) != list(teachers):
+                raise ValueError(
+                    f"distill '{self.name}': only maps are projected and resized, but the shapes are "
+                    f"{', '.join(map(_size, students))} and the teacher's {', '.join(map(_size, teachers))}; "
+                    'give a connector, or connector=False for a loss that takes them'
+                )
+            return None
+        return Align(students, teachers)
+
+    def _check_connector(self, students: Sequence[Tensor], wanted: Sequence[Shape]) -> None:
+        assert self.connector is not None
+        given = [tuple(level.shape[1:]) for level in _as_tuple(self._connect(students, students))]
+        if [shape[0] for shape in given] != [shape[0] for shape in wanted]:
+            raise ValueError(
+                f"connector of distill '{self.name}' should give the teacher's channels "
+                f'{[shape[0] for shape in wanted]}, but gives {[shape[0] for shape in given]}'
+            )
+
+    def _describe(self, students: list[Shape], teachers: list[Shape], count_s: int, count_t: int) -> list[list[str]]:
+        if isinstance(self.connector, Align):
+            actions = self.connector.actions
+        else:
+            actions = _connector_names(self.connector, len(students))
+        rows = [
+            [
+                self.name,
+                ', '.join(map(str, self.teacher_taps)),
+                _size(teacher),
+                ', '.join(map(str, self.student_taps)),
+                _size(student),
+                action,
+            ]
+            for teacher, student, action in zip_equal(teachers, students, actions)
+        ]
+        for count, who in ((count_t, 'teacher'), (count_s, 'student')):
+            if count != len(self.pairs):
+                rows.append([self.name, f'{count - len(self.pairs)} level(s) of the {who} not used', '', '', '', ''])
+        return rows
+
+    @property
+    def active(self) -> bool:
+        """Whether the entry contributes in this step."""
+        return self.weight * self.scale > 0 and any(getattr(loss, 'loss_weight', 1.0) != 0 for loss in self.losses)
+
+    def _connect(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Any:
+        if self.connector is None:
+            return tuple(students)
+        if isinstance(self.connector, Align):
+            return self.connector(students, teachers)
+        if getattr(self.connector, 'multi_level', False):
+            return self.connector(tuple(students))
+        return self.connector(students[0])
+
+    def compared(
+        self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Returns what the loss compares: the student's levels behind the connector, and the teacher's paired ones.
+
+        Args:
+            students: The student's recorded levels.
+            teachers: The teacher's recorded levels.
+            image: Height and width of the batch.
+        """
+        students, teachers = self._maps(students, image), self._maps(teachers, image)
+        teachers = tuple(teachers[pair.teacher] for pair in self.pairs)
+        features = _as_tuple(self._connect(tuple(students[pair.student] for pair in self.pairs), teachers))
+        if self.connector is not None and not isinstance(self.connector, Align):
+            # A connector changes channels; other strides are still resized here, as without a connector.
+            features = tuple(resize(s, t.shape[-2:]) for s, t in zip_equal(features, teachers))
+        return features, teachers
+
+    def forward(
+        self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Returns ``{'distill.loss_<name>': ..., 'distill.<name>.<term>': ...}``, of :meth:`compared` features."""
+        features, teachers = self.compared(students, teachers, image)
+        logs: dict[str, Tensor] = {}
+        if len(self.losses) == 1 and getattr(self.losses[0], 'multi_level', False):
+            total = self._compare(self.losses[0], features, teachers)
+            terms = getattr(self.losses[0], 'terms', {})
+        else:
+            terms, total = {}, features[0].new_zeros(())
+            for index, (loss, s, t) in enumerate(zip_equal(self.losses, features, teachers)):
+                value = self._compare(loss, s, t)
+                terms[f'level{index}'] = value.detach()
+                total = total + value
+        self._logged = (f'distill.loss_{self.name}', *(f'distill.{self.name}.{key}' for key in terms))
+        factor = self.weight * self.scale
+        logs[f'distill.loss_{self.name}'] = total * factor if factor != 1 else total
+        for key, term in terms.items():
+            logs[f'distill.{self.name}.{key}'] = term
+        return logs
+
+    def idle(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Returns zeros for what the log showed last: it would go on to show the values of the last active step."""
+        return {key: inputs.new_zeros(()) for key in self._logged}
+
+    def _compare(self, loss: nn.Module, students: Levels, teachers: Levels) -> Tensor:
+        """Returns the loss, computed in float32 also under autocast; mmrazor's sums overflow in half precision."""
+        students, teachers = (tuple(map(full_precision, as_levels(levels))) for levels in (students, teachers))
+        try:
+            with torch.autocast(students[0].device.type, enabled=False):
+                if getattr(loss, 'multi_level', False):
+                    return loss(students, teachers)
+                # Some of mmrazor's losses use view, which maps made of tokens do not allow.
+                return loss(students[0].contiguous(), teachers[0].contiguous())
+        except (AssertionError, ValueError) as error:
+            raise ValueError(
+                f"distill '{self.name}': {type(loss).__name__} cannot compare the student's {shapes(students)} with "
+                f"the teacher's {shapes(teachers)}: {error}"
+            ) from error
+
+
+class PerLevel(nn.Module):
+    """Runs one connector a level, for connectors that take one tensor."""
+
+    multi_level = True
+
+    def __init__(self, connectors: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.connectors = nn.ModuleList(connectors)
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Maps each level with its own connector."""
+        return tuple(connector(level) for connector, level in zip_equal(self.connectors, levels))
+
+
+def _connector_names(connector: nn.Module | None, count: int) -> list[str]:
+    """Returns what the table says about each level."""
+    if isinstance(connector, PerLevel):
+        return [type(module).__name__ for module in connector.connectors]
+    return [type(connector).__name__ if connector is not None else 'as it is'] * count
+
+
+def _as_tuple(features: Any) -> tuple[Tensor, ...]:
+    return (features,) if isinstance(features, Tensor) else tuple(features)
+
+
+def _size(shape: Shape) -> str:
+    return 'x'.join(map(str, shape))

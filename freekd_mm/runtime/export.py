@@ -1,0 +1,146 @@
+"""Takes the plain student out of a training checkpoint, and proves that it is the same model."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS
+from torch import Tensor, nn
+
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.files import write_atomically
+from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
+from freekd_mm.runtime.model import student_state_dict
+from freekd_mm.version import __version__
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export wrote, and what its proof found."""
+
+    path: Path
+    weights: int
+    dropped: int
+    megabytes: float
+    images: int
+    difference: float
+
+    def __str__(self) -> str:
+        return (
+            f'{self.path}: {self.weights} weights, {self.megabytes:.1f} MB, '
+            f'{self.dropped} of the distillation left out; '
+            f'predictions on {self.images} images differ by at most {self.difference:.2g}'
+        )
+
+
+def export_student(
+    cfg: Config, checkpoint: str | os.PathLike, out: str | os.PathLike, half: bool = False, images: int = 2
+) -> Export:
+    """Writes the plain student's weights and compares its predictions with the training checkpoint's.
+
+    Args:
+        cfg: The distillation config (or the student's own).
+        checkpoint: A checkpoint written in training.
+        out: The file to write; it holds ``state_dict`` and a short ``meta``.
+        half: Store floating point weights in half precision.
+        images: How many images of the test set to compare on; noise where there is no test set.
+
+    Raises:
+        RuntimeError: The checkpoint does not hold the whole student, or the predictions differ.
+    """
+    model_cfg, scope = find_model(cfg)
+    file = load_checkpoint_file(checkpoint)
+    if not isinstance(file, dict) or 'state_dict' not in file:
+        raise ValueError(f"{checkpoint} should be a training checkpoint with a 'state_dict', but is not")
+    state = student_state_dict(file['state_dict'])
+    before = _build(model_cfg, scope, state, str(checkpoint))
+
+    weights = {key: _contiguous(value, half) for key, value in state.items()}
+    meta = {
+        'dataset_meta': file.get('meta', {}).get('dataset_meta', {}),
+        'exported_by': f'freekd_mm {__version__}',
+        'dtype': 'float16' if half else 'float32',
+    }
+    path = write_atomically(out, lambda part: torch.save({'meta': meta, 'state_dict': weights}, part))
+
+    after = _build(model_cfg, scope, load_checkpoint_file(path)['state_dict'], str(path))
+    batches = _images(cfg, scope, images)
+    with default_scope(scope):
+        difference = max(_difference(before, after, batch) for batch in batches)
+    # Half precision rounds weights to about 1e-3 of their size; scores and boxes move with them.
+    if not half and difference > 0:
+        raise RuntimeError(f'{path} should predict what {checkpoint} predicts, but they differ by {difference:.3g}')
+    return Export(
+        path, len(weights), len(file['state_dict']) - len(state), path.stat().st_size / 1e6, len(batches), difference
+    )
+
+
+def _contiguous(value: Tensor, half: bool) -> Tensor:
+    value = value.detach().cpu().clone()
+    return value.half() if half and value.is_floating_point() else value
+
+
+def _build(cfg: dict, scope: str | None, state: dict, source: str) -> nn.Module:
+    """Builds the plain student and loads the weights, all of them and no others."""
+    model = build_model(without_pretrained(cfg), scope)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise RuntimeError(
+            f'{source} should hold exactly the weights of {type(model).__name__}, but misses '
+            f'{list(missing)[:5]} and has {list(unexpected)[:5]} besides. Is it the checkpoint of this config?'
+        )
+    return model.eval()
+
+
+def _images(cfg: Config, scope: str | None, count: int) -> list[Any]:
+    """Returns batches of one image of the test set, or of noise."""
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
+    if not loader:
+        noise = torch.Generator().manual_seed(0)
+        return [
+            {'inputs': [(torch.rand(3, 128, 128, generator=noise) * 255).to(torch.uint8)], 'data_samples': None}
+            for _ in range(count)
+        ]
+    with default_scope(scope):
+        dataset = DATASETS.build(copy.deepcopy(loader['dataset']))
+        return [pseudo_collate([dataset[index]]) for index in range(min(count, len(dataset)))]
+
+
+def _difference(first: Any, second: Any, batch: Any) -> float:
+    """Returns the largest difference between the predictions of two models, inf when they are of other sizes."""
+    results = []
+    for model in (first, second):
+        with torch.no_grad():
+            predictions = model.test_step(copy.deepcopy(batch))
+            # A half trained detector may find nothing: its raw output is compared as well.
+            data = model.data_preprocessor(copy.deepcopy(batch), False)
+            raw = model(data['inputs'], data['data_samples'], mode='tensor')
+            results.append(_tensors(predictions) + _tensors(raw))
+    worst = 0.0
+    for ours, theirs in zip_equal(*results):
+        if ours.shape != theirs.shape:
+            return float('inf')
+        if ours.numel():
+            worst = max(worst, (ours.double() - theirs.double()).abs().max().item())
+    return worst
+
+
+def _tensors(item: Any) -> list[Tensor]:
+    """Returns all tensors in predictions: data samples, dicts, lists, in a fixed order."""
+    if isinstance(item, Tensor):
+        return [item]
+    if hasattr(item, 'tensor') and isinstance(item.tensor, Tensor):
+        return [item.tensor]
+    if hasattr(item, 'items'):
+        return [tensor for _, value in sorted(item.items()) for tensor in _tensors(value)]
+    if isinstance(item, (list, tuple)):
+        return [tensor for value in item for tensor in _tensors(value)]
+    return []

@@ -1,0 +1,117 @@
+"""The inheriting strategy: a student that starts with its teacher's weights where both have the same module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from freekd_mm.checks import did_you_mean
+
+# What no student inherits by default: a smaller one has another backbone, and mmengine's preprocessor no weights.
+OWN = ('backbone', 'data_preprocessor')
+CLASSIFIER = 'decode_head.conv_seg'
+
+
+def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns the teacher's weights inside of a module that have the student's names and shapes.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        module: Name of a module of both, e.g. ``'neck'`` or ``'bbox_head.cls_convs'``.
+
+    Returns:
+        The weights by the student's names, and all that the student has there.
+    """
+    # Counters (of batch normalisation) have one shape everywhere, and say nothing.
+    own = {k: v for k, v in student.state_dict().items() if k.startswith(f'{module}.') and v.is_floating_point()}
+    theirs = teacher.state_dict()
+    return {k: theirs[k] for k, v in own.items() if k in theirs and theirs[k].shape == v.shape}, own
+
+
+def inheritable_modules(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """Returns the modules, but for the backbone, of whose numbers the student can take more than half.
+
+    These are children of the student, and of a segmenter whose head does not fit the classifier alone.
+    """
+
+    def fits(module: str) -> bool:
+        weights, own = fitting_weights(student, teacher, module)
+        return _numbers(weights) > _numbers(own) / 2
+
+    modules = [name for name, _ in student.named_children() if name not in OWN and fits(name)]
+    if 'decode_head' not in modules and fits(CLASSIFIER):
+        modules.append(CLASSIFIER)
+    return modules
+
+
+def _numbers(weights: dict[str, Tensor]) -> int:
+    return sum(value.numel() for value in weights.values())
+
+
+def choose_modules(student: nn.Module, teacher: nn.Module, modules: Sequence[str]) -> list[str]:
+    """Checks the modules to inherit; without any names all that fit, which may be none.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        modules: Names of modules, or none.
+    """
+    for module in modules:
+        _checked_weights(student, teacher, module)
+    return list(modules) or inheritable_modules(student, teacher)
+
+
+def _checked_weights(
+    student: nn.Module, teacher: nn.Module, module: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns the weights that fit; raises where there are none."""
+    weights, own = fitting_weights(student, teacher, module)
+    if not own:
+        names = [name for name, _ in student.named_modules() if name]
+        raise ValueError(
+            f'inherit should name modules of the student that have weights, for example '
+            f'{", ".join(name for name, _ in student.named_children())}, but got {module!r}.'
+            f'{did_you_mean(module, names)}'
+        )
+    if not weights:
+        raise ValueError(
+            f'inherit: {module!r} should have weights of one name and shape in student and teacher, but has none; '
+            'leave it out, or make the student as wide as its teacher there'
+        )
+    return weights, own
+
+
+def inherited_weights(student: nn.Module, teacher: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
+    """Returns copies of the weights that a student starts with.
+
+    Args:
+        student: The student.
+        teacher: The teacher, weights loaded.
+        modules: Names of modules of both. What differs inside of them (the lateral convolutions of an FPN on a
+            narrower backbone) stays the student's own.
+    """
+    if isinstance(modules, str):
+        raise TypeError(f'inherit should be a list of module names, but got {modules!r}; write [{modules!r}]')
+    found: dict[str, Tensor] = {}
+    for module in modules:
+        weights, own = _checked_weights(student, teacher, module)
+        print_log(f'{module}: the student starts with {len(weights)} of {len(own)} weights of its teacher', 'current')
+        found.update({name: value.detach().clone() for name, value in weights.items()})
+    return found
+
+
+@torch.no_grad()
+def take_over(student: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copies inherited weights into a student.
+
+    Args:
+        student: The student.
+        weights: See :func:`inherited_weights`.
+    """
+    own = student.state_dict()
+    for name, value in weights.items():
+        own[name].copy_(value)

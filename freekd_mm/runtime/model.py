@@ -1,0 +1,139 @@
+"""``DistilledModel``: a student that learns from a teacher, and is otherwise the student.
+
+The student is not wrapped. It keeps its class (a subclass of it, to be exact), its module names and its
+methods, so everything in the user's config that speaks of the student goes on to work: parameter-wise
+learning rates, layer decay, activation checkpointing by module name, hooks that reach into the model, test
+time augmentation. Its checkpoint has the keys of the plain student; only ``distillation.*`` comes on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModel
+from torch import nn
+
+from freekd_mm.compat.versions import cache
+from freekd_mm.registry import MODELS
+from freekd_mm.runtime.config import build_model
+from freekd_mm.runtime.distillation import Distillation
+from freekd_mm.runtime.inherit import take_over
+from freekd_mm.runtime.rng import isolated_rng
+
+PREFIX = 'distillation.'
+
+
+class DistilledMixin:
+    """Adds the distillation losses to a student's own. ``distillation`` is set by :func:`DistilledModel`."""
+
+    distillation: Distillation
+    task_loss: bool = True
+
+    def loss(self, inputs: Any, data_samples: Any = None, **kwargs: Any) -> dict:
+        """Returns the student's losses and ``distill.loss_<name>`` of every entry."""
+
+        def student_loss() -> dict:
+            if self.task_loss:
+                return super(DistilledMixin, self).loss(inputs, data_samples, **kwargs)  # type: ignore[misc]
+            self.forward(inputs, data_samples, mode='tensor')  # type: ignore[attr-defined]
+            return {}
+
+        return self.distillation.run(student_loss, inputs, data_samples)
+
+    def init_weights(self) -> None:
+        """Initialises the student alone, as without distillation: a rule of its ``init_cfg`` sees no connector.
+
+        What it inherits replaces its own.
+        """
+        distillation = self._modules.pop('distillation')  # type: ignore[attr-defined]
+        try:
+            super().init_weights()  # type: ignore[misc]
+        finally:
+            self._modules['distillation'] = distillation  # type: ignore[attr-defined]
+        take_over(self, self.distillation.inherited)  # type: ignore[arg-type]
+        self.distillation.inherited = {}
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The teacher's model."""
+        return self.distillation.teacher.model
+
+    @property
+    def student(self) -> nn.Module:
+        """The student: this model. The name is mmrazor's."""
+        return self  # type: ignore[return-value]
+
+    @property
+    def distillation_stopped(self) -> bool:
+        """Whether distillation is over; the name is that of mmrazor's StopDistillHook."""
+        return self.distillation.stopped
+
+    @distillation_stopped.setter
+    def distillation_stopped(self, stopped: bool) -> None:
+        self.distillation.stopped = stopped
+
+
+@cache
+def distilled_class(student: type) -> type:
+    """Returns the subclass of a student's class that distils."""
+    return type(f'Distilled{student.__name__}', (DistilledMixin, student), {'__module__': student.__module__})
+
+
+@MODELS.register_module()
+def DistilledModel(  # noqa: N802 - built by config like a class
+    architecture: dict,
+    teacher: dict,
+    distill: dict,
+    task_loss: bool = True,
+    inherit: Sequence[str] = (),
+    probe_size: tuple[int, int] = (128, 128),
+    data_preprocessor: dict | None = None,
+    init_cfg: dict | list | None = None,
+) -> BaseModel:
+    """Builds a student and lets it learn from a teacher.
+
+    With all weights zero the training is bit for bit that of the plain student: the student is built first,
+    and nothing here draws from the random numbers that it sees.
+
+    Args:
+        architecture: The student's model config.
+        teacher: ``cfg_path`` or ``model``, and ``checkpoint``.
+        distill: Entries by name: ``dict(freekd=dict(student='neck', teacher='neck', loss=dict(...)))``.
+        task_loss: Compute the student's own losses. False distils features alone.
+        inherit: Modules that start with the teacher's weights, where name and shape agree: ``('neck', 'bbox_head')``.
+            A checkpoint that is loaded or resumed comes after it.
+        probe_size: Size of the dummy image that finds the shapes at the taps.
+        data_preprocessor: The student's where its own config has none; mmengine passes it on from the top level.
+        init_cfg: Replaces the student's.
+
+    Returns:
+        An instance of the student's class, with ``distillation`` attached.
+    """
+    architecture = ConfigDict(architecture)
+    if data_preprocessor is not None:
+        architecture.setdefault('data_preprocessor', data_preprocessor)
+    if init_cfg is not None:
+        architecture['init_cfg'] = init_cfg
+    student = build_model(architecture)
+    if not isinstance(student, BaseModel) or not hasattr(student, 'loss'):
+        raise TypeError(
+            f"architecture should be a detector, segmenter or classifier with a 'loss' method, but got "
+            f'{type(student).__name__}; for a bare backbone use freekd_mm.FeatureEncoder'
+        )
+    with isolated_rng():
+        distillation = Distillation(student, teacher, distill, probe_size, inherit)
+    student.__class__ = distilled_class(type(student))  # type: ignore[arg-type]
+    student.distillation = distillation
+    student.task_loss = task_loss
+    return student
+
+
+def student_state_dict(state: dict) -> dict:
+    """Returns the plain student's part of a state dict.
+
+    Args:
+        state: State dict of a distilled student.
+    """
+    return {key: value for key, value in state.items() if not key.startswith(PREFIX)}

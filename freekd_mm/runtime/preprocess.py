@@ -1,0 +1,70 @@
+"""Gives the teacher the images as it was trained on them, when its normalisation differs from the student's."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class PreprocessBridge(nn.Module):
+    """Turns the student's normalised images into the teacher's.
+
+    With x_s = (image - mean_s) / std_s, the teacher's x_t = x_s * (std_s / std_t) + (mean_s - mean_t) / std_t,
+    after a swap of the colour channels where one of them reads RGB and the other BGR.
+
+    Args:
+        student: The student's data preprocessor.
+        teacher: The teacher's data preprocessor.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        mean_s, std_s = _statistics(student)
+        mean_t, std_t = _statistics(teacher)
+        self.swap = _swaps(student) != _swaps(teacher)
+        if self.swap:
+            mean_s, std_s = mean_s.flip(0), std_s.flip(0)
+        self.register_buffer('scale', std_s / std_t, persistent=False)
+        self.register_buffer('shift', (mean_s - mean_t) / std_t, persistent=False)
+        self.needed = bool(self.swap or (self.scale - 1).abs().max() > 1e-6 or self.shift.abs().max() > 1e-6)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps (N, 3, H, W) images; the padding of the batch is mapped like any pixel."""
+        if not self.needed:
+            return inputs
+        inputs = inputs.flip(1) if self.swap else inputs
+        return inputs * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
+
+    def extra_repr(self) -> str:
+        """Says what the bridge does."""
+        return f'needed={self.needed}, swap={self.swap}'
+
+
+def as_rgb(inputs: Tensor, preprocessor: nn.Module) -> np.ndarray:
+    """Returns a preprocessed image (3, H, W) as a picture (H, W, 3), RGB."""
+    mean, std = (value.to(inputs.device).view(-1, 1, 1) for value in _statistics(preprocessor))
+    image = (inputs.detach().float() * std + mean).clamp(0, 255).round().to(torch.uint8)
+    # Pipelines load BGR.
+    image = image if _swaps(preprocessor) else image.flip(0)
+    return image.permute(1, 2, 0).cpu().contiguous().numpy()
+
+
+def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
+    """Returns mean and std of a data preprocessor, (3,) each; without normalisation 0 and 1."""
+    mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
+    if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
+        return torch.zeros(3), torch.ones(3)
+    as_channels = [value.detach().float().cpu().flatten().expand(3).clone() for value in (mean, std)]
+    return as_channels[0], as_channels[1]
+
+
+def _swaps(preprocessor: nn.Module) -> bool:
+    """Whether the preprocessor swaps the colour channels of what the pipeline loaded."""
+    # mmdet, mmseg and mmpretrain each have their own name for it.
+    return any(
+        bool(getattr(preprocessor, name, False)) for name in ('_channel_conversion', 'channel_conversion', 'to_rgb')
+    )

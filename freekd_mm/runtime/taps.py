@@ -1,0 +1,200 @@
+"""Taps: named places in a model whose outputs are distilled, recorded with mmrazor's recorders.
+
+A tap is written as a module path with an optional index into what the module returns::
+
+    'neck'              all levels that the neck returns
+    'neck[1:4]'         three of them
+    'bbox_head[0]'      the first item: the class scores of all levels
+    'backbone.layer3'   one feature map
+    'decode_head'       the logits of a segmentation head
+
+A module that runs several times in one forward gives one level a run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from freekd_mm.checks import did_you_mean
+
+TAP = re.compile(r'^(?P<path>[\w.]*)(?:\[(?P<index>-?\d+|-?\d*:-?\d*)\])?$')
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One named place: a module path and what to take from the module's output."""
+
+    path: str
+    index: int | slice | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Tap:
+        """Reads ``'path'``, ``'path[i]'`` or ``'path[i:j]'``."""
+        match = TAP.match(text) if isinstance(text, str) else None
+        if match is None or not match['path']:
+            raise ValueError(f"tap should be like 'neck', 'neck[1:4]' or 'bbox_head[0]', but got {text!r}")
+        index: int | slice | None = None
+        if match['index'] is not None:
+            parts = [int(part) if part else None for part in match['index'].split(':')]
+            index = slice(*parts) if ':' in match['index'] else parts[0]
+        return cls(match['path'], index)
+
+    def __str__(self) -> str:
+        if self.index is None:
+            return self.path
+        if isinstance(self.index, slice):
+            start, stop = ('' if end is None else end for end in (self.index.start, self.index.stop))
+            return f'{self.path}[{start}:{stop}]'
+        return f'{self.path}[{self.index}]'
+
+    def select(self, output: Any) -> Any:
+        """Takes the indexed part of one output."""
+        if self.index is None:
+            return output
+        try:
+            return output[self.index]
+        except (IndexError, TypeError) as error:
+            size = f'{len(output)} items' if isinstance(output, (tuple, list)) else f'a {type(output).__name__}'
+            raise ValueError(f"tap '{self}' does not fit: the module returned {size}") from error
+
+
+def parse_taps(source: str | Sequence[str]) -> tuple[Tap, ...]:
+    """Reads one tap or a sequence of taps."""
+    texts = [source] if isinstance(source, str) else list(source)
+    if not texts:
+        raise ValueError('taps should name at least one module, but got an empty list')
+    return tuple(Tap.parse(text) for text in texts)
+
+
+def check_module(model: nn.Module, path: str, role: str) -> nn.Module:
+    """Returns the module at ``path`` or raises with the names that exist near it."""
+    module = model
+    for depth, name in enumerate(path.split('.')):
+        children = dict(module.named_children())
+        if name not in children:
+            parent = '.'.join(path.split('.')[:depth])
+            where = f"'{parent}'" if parent else type(model).__name__
+            raise ValueError(
+                f"tap '{path}' should be a module of the {role}, but {where} has no '{name}'; "
+                f'available: {", ".join(children) or "nothing"}.{did_you_mean(name, children)}'
+            )
+        module = children[name]
+    return module
+
+
+def flatten(output: Any, tap: Tap) -> list[Tensor]:
+    """Returns the tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        return [tensor for item in output for tensor in flatten(item, tap)]
+    raise TypeError(
+        f"tap '{tap}' should give tensors, but the module returned a {type(output).__name__}; "
+        'name an index or a submodule'
+    )
+
+
+@contextmanager
+def hooks_on_forward(module: nn.Module) -> Iterator[None]:
+    """While entered, a direct ``module.forward(x)`` runs the module's hooks as ``module(x)`` does.
+
+    mmdet and mmseg call their heads in this way: outside of training, and mmseg inside of it too.
+    """
+    forward, own = module.forward, module.__dict__.get('forward')
+    called = False
+
+    def before(*_: Any) -> None:
+        nonlocal called
+        called = True
+
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        nonlocal called
+        if not called:
+            return module(*args, **kwargs)
+        called = False
+        return forward(*args, **kwargs)
+
+    handle = module.register_forward_pre_hook(before)
+    module.forward = hooked
+    try:
+        yield
+    finally:
+        handle.remove()
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+class TapRecorder:
+    """Records the outputs of all tapped modules of one model while it is entered.
+
+    Args:
+        model: The tapped model.
+        taps: Places to record; repeated module paths are recorded once.
+        role: ``'student'`` or ``'teacher'``, for messages.
+    """
+
+    def __init__(self, model: nn.Module, taps: Sequence[Tap], role: str) -> None:
+        from mmrazor.models.task_modules import ModuleOutputsRecorder
+
+        self.role = role
+        self.recorders: dict[str, Any] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self._stack = ExitStack()
+        for tap in taps:
+            if tap.path not in self.recorders:
+                self.modules[tap.path] = check_module(model, tap.path, role)
+                recorder = ModuleOutputsRecorder(tap.path)
+                recorder.initialize(model)
+                self.recorders[tap.path] = recorder
+
+    def on_record(self, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` after each recorded output."""
+
+        def hook(*_: Any) -> None:
+            if any(recorder.recording for recorder in self.recorders.values()):
+                callback()
+
+        for module in self.modules.values():
+            module.register_forward_hook(hook)
+
+    def counts(self) -> dict[str, int]:
+        """Returns how often each module has run since the recorder was entered."""
+        return {path: len(recorder.data_buffer) for path, recorder in self.recorders.items()}
+
+    def levels(self, taps: Sequence[Tap]) -> tuple[Tensor, ...]:
+        """Returns what the taps recorded, as one tuple of levels."""
+        levels: list[Tensor] = []
+        for tap in taps:
+            outputs = self.recorders[tap.path].data_buffer
+            if not outputs:
+                raise RuntimeError(f"tap '{tap}' of the {self.role} was not reached in the forward pass.")
+            for output in outputs:
+                levels += flatten(tap.select(output), tap)
+        return tuple(levels)
+
+    def clear(self) -> None:
+        """Drops the recorded tensors, so that they do not outlive their step."""
+        for recorder in self.recorders.values():
+            recorder.reset_data_buffer()
+
+    def __enter__(self) -> TapRecorder:
+        with ExitStack() as stack:
+            for path, recorder in self.recorders.items():
+                recorder.__enter__()
+                stack.push(recorder.__exit__)
+                stack.enter_context(hooks_on_forward(self.modules[path]))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._stack.__exit__(*exc_info)

@@ -1,0 +1,235 @@
+"""The teacher: a frozen feature extractor that lives outside of the student's parameters."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checkpoints.sources import fetch
+from freekd_mm.checks import check_choice, check_options
+from freekd_mm.compat.versions import remove_prefix
+from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
+from freekd_mm.runtime.preprocess import PreprocessBridge
+from freekd_mm.runtime.taps import Tap, TapRecorder
+
+OPTIONS = ('cfg_path', 'model', 'checkpoint', 'allow_random', 'allow_mismatch', 'dtype')
+DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+# With ``allow_mismatch`` at least this share of the teacher's weights must come from the checkpoint.
+MOST = 0.9
+
+
+class WeightsMismatchError(RuntimeError):
+    """A checkpoint does not fit the model."""
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: it ends the forward pass behind the last tap
+    """All taps of the teacher have been recorded."""
+
+
+def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tells whether a device computes in a half precision itself.
+
+    A CPU that has no instructions for it imitates them, and takes some twenty times as long as in float32.
+    """
+    if device.type != 'cpu':
+        return True
+    name = {torch.bfloat16: 'bf16', torch.float16: 'fp16'}[dtype]
+    supported = getattr(torch.ops.mkldnn, f'_is_mkldnn_{name}_supported', None)
+    return supported is not None and bool(supported())
+
+
+class FrozenTeacher:
+    """Runs a teacher in eval mode, without gradient, only as far as its last tapped module.
+
+    It is not an ``nn.Module``: so it is no part of the student's parameters, of the optimizer, of DDP's
+    buckets, of the checkpoint, and ``train()`` of the student does not wake it. A deep copy of the student
+    (EMA) shares it.
+
+    Args:
+        model: The built teacher, weights loaded.
+        taps: Places to record.
+        dtype: ``'fp32'``, or ``'bf16'``/``'fp16'`` to hold and run the teacher in half precision. On a CPU that
+            would only imitate it, the rounded weights are held and run in float32.
+        bridge: Turns the student's normalised images into the teacher's.
+    """
+
+    def __init__(
+        self, model: nn.Module, taps: Sequence[Tap], dtype: str = 'fp32', bridge: PreprocessBridge | None = None
+    ) -> None:
+        check_choice('teacher dtype', dtype, DTYPES)
+        self.model = model.eval().requires_grad_(False)
+        self.wanted = self.dtype = DTYPES[dtype]
+        if self.dtype is not None:
+            self.model.to(self.dtype)
+        self.bridge = bridge
+        self.recorder = TapRecorder(self.model, taps, 'teacher')
+        self.recorder.on_record(self._stop_when_complete)
+        self._runs: dict[str, int] | None = None
+        self._said_slow = False
+
+    def __deepcopy__(self, memo: dict) -> FrozenTeacher:
+        return self
+
+    def _follow(self, device: torch.device) -> None:
+        """Moves the teacher to where the images are, whatever wrapped or moved the student."""
+        parameter = next(self.model.parameters(), None)
+        if parameter is not None and parameter.device != device:
+            self.model.to(device)
+        if self.wanted is not None:
+            self._choose_precision(self.wanted, device)
+        if self.bridge is not None:
+            self.bridge.to(device)
+
+    def _choose_precision(self, wanted: torch.dtype, device: torch.device) -> None:
+        dtype = wanted if computes_in(wanted, device) else None
+        if dtype != self.dtype:
+            self.dtype = dtype
+            self.model.to(dtype or torch.float32)
+        # Not while probing, which happens on the CPU before a training on a GPU.
+        if dtype is None and self._runs is not None and not self._said_slow:
+            self._said_slow = True
+            print_log(f'the teacher runs in float32: this CPU would only imitate {wanted}, slowly', 'current')
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes that the teacher was trained for, where its checkpoint names them."""
+        classes = getattr(self.model, 'dataset_meta', {}).get('classes')
+        return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None
+
+    def set_run_counts(self, counts: dict[str, int]) -> None:
+        """Says how often each tapped module runs in a whole forward pass (measured by the probe)."""
+        self._runs = {path: max(count, 1) for path, count in counts.items()}
+
+    def _stop_when_complete(self) -> None:
+        counts = self.recorder.counts()
+        if self._runs is not None and all(counts[path] >= runs for path, runs in self._runs.items()):
+            raise _Reached
+
+    @torch.no_grad()
+    def run(self, inputs: Tensor, data_samples: Any = None) -> None:
+        """Fills the recorder from a batch of the student's inputs (N, 3, H, W)."""
+        self._follow(inputs.device)
+        inputs = inputs.float()
+        if self.bridge is not None:
+            inputs = self.bridge(inputs)
+        # Autocast also for a half precision teacher: what a model makes in float32 (position encodings) still fits.
+        half = self.dtype is not None or torch.is_autocast_enabled(inputs.device.type)
+        autocast = torch.autocast(inputs.device.type, dtype=self.dtype, enabled=half)
+        with self.recorder, autocast, contextlib.suppress(_Reached):
+            forward_features(self.model, inputs.to(self.dtype or inputs.dtype), data_samples)
+
+    def levels(self, taps: Sequence[Tap]) -> tuple[Tensor, ...]:
+        """Returns the recorded levels."""
+        return self.recorder.levels(taps)
+
+    def clear(self) -> None:
+        """Drops the recorded tensors."""
+        self.recorder.clear()
+
+
+def forward_features(model: nn.Module, inputs: Tensor, data_samples: Any = None) -> None:
+    """Runs a model forward without losses: a detector, a segmenter, a classifier or a bare backbone."""
+    from mmengine.model import BaseModel
+
+    if isinstance(model, BaseModel):
+        model(inputs, data_samples, mode='tensor')
+    else:
+        model(inputs)
+
+
+def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
+    """Builds the teacher's model and loads its weights.
+
+    Args:
+        teacher: ``cfg_path`` (a config file, or ``'mmdet::...'``) or ``model`` (inline config);
+            ``checkpoint`` (file or URL) or ``allow_random=True``; ``allow_mismatch``; ``dtype``.
+
+    Returns:
+        The model and a line that says where its weights are from.
+    """
+    if not isinstance(teacher, dict):
+        raise TypeError(f'teacher should be a dict with {", ".join(OPTIONS)}, but got {teacher!r}')
+    check_options('teacher', teacher, OPTIONS)
+    if ('cfg_path' in teacher) == ('model' in teacher):
+        raise ValueError(
+            "teacher should have either 'cfg_path' or 'model', but got " + (', '.join(teacher) or 'nothing')
+        )
+    cfg, scope = find_model(load_config(teacher['cfg_path'])) if 'cfg_path' in teacher else (teacher['model'], None)
+    checkpoint = teacher.get('checkpoint')
+    if not checkpoint and not teacher.get('allow_random', False):
+        raise ValueError(
+            "teacher should have a 'checkpoint' (a file or a URL), but got none. "
+            'To distil from an untrained teacher on purpose, say allow_random=True.'
+        )
+    model = build_model(without_pretrained(cfg), scope)
+    if checkpoint:
+        return model, load_weights(model, checkpoint, bool(teacher.get('allow_mismatch', False)))
+    return model, 'RANDOM weights (allow_random=True)'
+
+
+def load_weights(model: nn.Module, checkpoint: str, allow_mismatch: bool = False) -> str:
+    """Loads a checkpoint into a model, as data only, and insists that it fits.
+
+    Args:
+        model: The built model.
+        checkpoint: File or URL; official names carry their hash, which is verified after download.
+        allow_mismatch: Accept missing keys and other shapes while most of the model is covered.
+
+    Returns:
+        A line that says what was loaded.
+    """
+    file = load_checkpoint_file(fetch(checkpoint))
+    state = file.get('state_dict', file.get('model', file)) if isinstance(file, dict) else file
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f'{checkpoint} should hold a state_dict, but holds {", ".join(map(str, list(file)[:8]))}')
+    weights = OrderedDict((remove_prefix(key, 'module.'), value) for key, value in state.items())
+    # Old files say their version here; the models rename their keys by it while they load.
+    weights._metadata = getattr(state, '_metadata', {})  # type: ignore[attr-defined]
+    own = {
+        key: tuple(value.shape) for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')
+    }
+    reshaped = [
+        f'{key} {own[key]} but {tuple(weights.pop(key).shape)} in the file'
+        for key in own
+        if key in weights and tuple(weights[key].shape) != own[key]
+    ]
+    absent = {key for key in model.load_state_dict(weights, strict=False).missing_keys if key in own}
+    missing = sorted(absent - {line.split(' ', 1)[0] for line in reshaped})
+    fitting = 1 - (len(missing) + len(reshaped)) / max(len(own), 1)
+    if missing or reshaped:
+        report = (
+            f'{checkpoint} should fit {type(model).__name__}, but only {fitting:.0%} of its {len(own)} weights do; '
+            f'missing: {_some(missing)}; other shape: {_some(reshaped)}'
+        )
+        if not allow_mismatch:
+            raise WeightsMismatchError(
+                f'{report}. Check that config and checkpoint belong together; to go on, say allow_mismatch=True.'
+            )
+        if fitting < MOST:
+            raise WeightsMismatchError(f'{report}. allow_mismatch accepts no less than {MOST:.0%}.')
+        print_log(report, 'current', logging.WARNING)
+    # As mmdet's and mmseg's init functions leave it.
+    model.dataset_meta = _dataset_meta(file)  # type: ignore[assignment]
+    return f'{checkpoint} ({fitting:.0%} of {len(own)} weights)'
+
+
+def _dataset_meta(file: Any) -> dict[str, Any]:
+    """Returns what a checkpoint says about its data set: mmengine's files, and those of mmcv 1.x."""
+    meta = file.get('meta') if isinstance(file, dict) else None
+    meta = meta if isinstance(meta, dict) else {}
+    found = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
+    return {str(key).lower(): value for key, value in found.items()} if isinstance(found, dict) else {}
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    """Returns the first names and how many there are more."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return (', '.join(names[:most]) or 'none') + more

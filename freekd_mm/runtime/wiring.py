@@ -1,0 +1,127 @@
+"""Wires the student's levels to the teacher's: which belong together, and what makes them comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Tuple
+
+import torch.nn.functional as F
+from mmengine.model import kaiming_init
+from torch import Tensor, nn
+
+from freekd_mm.compat.versions import zip_equal
+
+Shape = Tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One teacher level and the student level that learns from it."""
+
+    student: int
+    teacher: int
+
+
+def match_levels(students: Sequence[Shape], teachers: Sequence[Shape], name: str, logits: bool) -> tuple[Pair, ...]:
+    """Pairs levels: in order when there are as many, else those of the same resolution.
+
+    Args:
+        students: Shapes (C, H, W) of the student's levels for one image size.
+        teachers: Shapes of the teacher's levels for the same image.
+        name: Name of the distillation entry, for messages.
+        logits: Logits are never projected, so their channels have to match.
+    """
+    if logits and [shape[0] for shape in students] != [shape[0] for shape in teachers]:
+        raise ValueError(
+            f"distill '{name}': logits of student and teacher should have the same levels, classes and anchors, "
+            f'but got {_list(students)} and {_list(teachers)}'
+        )
+    if len(students) == len(teachers):
+        for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
+            if len(student) != len(teacher):
+                raise ValueError(
+                    f"distill '{name}': at level {level} the student's {_list([student])} and the teacher's "
+                    f'{_list([teacher])} should both be maps or both be vectors'
+                )
+        return tuple(Pair(index, index) for index in range(len(students)))
+    pairs = [
+        Pair(s, t)
+        for t, teacher in enumerate(teachers)
+        for s, student in enumerate(students)
+        if len(student) == len(teacher) == 3 and student[1:] == teacher[1:]
+    ]
+    once = len({pair.student for pair in pairs}) == len(pairs) == len({pair.teacher for pair in pairs})
+    if not pairs or not once:
+        raise ValueError(
+            f"distill '{name}': the student has {len(students)} levels ({_list(students)}) and the teacher "
+            f'{len(teachers)} ({_list(teachers)}), and they cannot be paired by resolution. Choose levels that belong '
+            "together, for example student='neck[0:3]', teacher='neck[1:4]'."
+        )
+    return tuple(pairs)
+
+
+def tokens_to_map(tokens: Tensor, like: tuple[int, int]) -> Tensor:
+    """Reshapes (N, L, C) or (N, 1 + L, C) transformer tokens to (N, C, h, w), h : w as the image's height : width."""
+    count = tokens.shape[1]
+    for length in (count, count - 1):
+        height = round((length * like[0] / like[1]) ** 0.5)
+        for h in (height, height - 1, height + 1):
+            if h > 0 and length % h == 0 and abs(h * like[1] - length // h * like[0]) <= max(like):
+                return tokens[:, count - length :].transpose(1, 2).reshape(tokens.shape[0], -1, h, length // h)
+    raise ValueError(f'{count} tokens should fill a grid of the shape of the {like[0]}x{like[1]} image, but do not')
+
+
+def as_maps(levels: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Returns all levels as maps; (N, L, C) tokens are reshaped, (N, C, H, W) and (N, K) stay."""
+    return tuple(tokens_to_map(level, image) if level.dim() == 3 else level for level in levels)
+
+
+class Align(nn.Module):
+    """Projects and resizes the student's levels to the teacher's.
+
+    Per pair: phi, a 1x1 convolution where the channels differ, then a resize to the size at hand where the
+    resolutions differ: bilinear when the student's map is smaller, area averaging when it is larger.
+
+    Args:
+        students: Shapes (C, H, W) of the student's paired levels.
+        teachers: Shapes of the teacher's.
+    """
+
+    def __init__(self, students: Sequence[Shape], teachers: Sequence[Shape]) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList()
+        self.actions: list[str] = []
+        for student, teacher in zip_equal(students, teachers):
+            actions = []
+            if student[0] != teacher[0]:
+                projection: nn.Module = nn.Conv2d(student[0], teacher[0], 1)
+                kaiming_init(projection, mode='fan_in', nonlinearity='linear')
+                actions.append(f'project {student[0]} -> {teacher[0]}')
+            else:
+                projection = nn.Identity()
+            if student[1:] != teacher[1:]:
+                actions.append('upsample' if student[1] < teacher[1] else 'average down')
+            self.projections.append(projection)
+            self.actions.append(', '.join(actions) or 'as it is')
+
+    def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns the student's levels in the teacher's shapes."""
+        aligned = []
+        for projection, student, teacher in zip_equal(self.projections, students, teachers):
+            aligned.append(resize(projection(student), teacher.shape[-2:]))
+        return tuple(aligned)
+
+
+def resize(feature: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes (N, C, H, W) to ``size``; the same tensor when it fits."""
+    height, width = size
+    if feature.shape[-2:] == (height, width):
+        return feature
+    if feature.shape[-2] < height or feature.shape[-1] < width:
+        return F.interpolate(feature, size=(height, width), mode='bilinear', align_corners=False)
+    return F.adaptive_avg_pool2d(feature, (height, width))
+
+
+def _list(shapes: Sequence[Shape]) -> str:
+    return ', '.join('x'.join(map(str, shape)) for shape in shapes)

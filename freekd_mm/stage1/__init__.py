@@ -1,0 +1,7 @@
+"""The frequency prompt's own training: the first stage of FreeKD."""
+
+from __future__ import annotations
+
+from freekd_mm.stage1.hook import FrequencyPromptHook
+
+__all__ = ['FrequencyPromptHook']

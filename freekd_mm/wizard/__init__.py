@@ -1,0 +1,1 @@
+"""What ``tools/make_config.py`` knows, finds and writes."""

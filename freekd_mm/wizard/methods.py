@@ -1,0 +1,224 @@
+"""The methods by name: what ``tools/make_config.py --method`` knows, one entry each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Dict, Tuple
+
+from freekd_mm.checks import did_you_mean
+from freekd_mm.compat.versions import zip_equal
+
+Shape = Tuple[int, int, int]
+Entries = Dict[str, dict]
+#: Options that a loss and the generator of its masks have to agree on.
+PROMPT_OPTIONS = ('num_tokens', 'levels', 'wavelet', 'grouping')
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What probing a student and a teacher found out.
+
+    Attributes:
+        features_s: Tap of the student's features.
+        features_t: Tap of the teacher's features.
+        shapes_s: (C, H, W) of the student's paired levels for one dummy image.
+        shapes_t: (C, H, W) of the teacher's.
+        indices_t: Which of the teacher's levels they are; None for all of them.
+        head: The same for what the decode heads classify, where that is to be compared too.
+        logits: Tap of the classification logits of both, None where they cannot be compared.
+        num_classes: Classes that the logits score.
+        use_sigmoid: Whether they go through a sigmoid rather than a softmax.
+        why_no_logits: What is in the way where ``logits`` is None.
+    """
+
+    features_s: str
+    features_t: str
+    shapes_s: tuple[Shape, ...]
+    shapes_t: tuple[Shape, ...]
+    logits: str | None
+    num_classes: int
+    use_sigmoid: bool
+    why_no_logits: str = ''
+    indices_t: tuple[int, ...] | None = None
+    head: Wiring | None = None
+
+    @property
+    def channels_s(self) -> int | list[int]:
+        """The student's channels, one number where all levels agree."""
+        return _one_or_all([shape[0] for shape in self.shapes_s])
+
+    @property
+    def channels_t(self) -> int | list[int]:
+        """The teacher's channels, one number where all levels agree."""
+        return _one_or_all([shape[0] for shape in self.shapes_t])
+
+    def feature_entry(self, loss: dict, connector: dict | list[dict] | None = None) -> dict:
+        """Returns an entry on the features."""
+        entry: dict = {'student': self.features_s, 'teacher': self.features_t}
+        if connector is not None:
+            entry['connector'] = connector
+        return {**entry, 'loss': loss}
+
+    def prompt_option(self, file: str, loss: dict) -> str | dict:
+        """Returns the prompt file, or where the student has fewer levels, which of the teacher's prompts to take.
+
+        Args:
+            file: The prompt file.
+            loss: The loss that gets it as ``prompt``.
+        """
+        if self.indices_t is None:
+            return file
+        return {
+            'type': 'freekd_mm.PoIMaskGenerator',
+            'channels': self.channels_t,
+            **{name: loss[name] for name in PROMPT_OPTIONS if name in loss},
+            'prompt': file,
+            'indices': self.indices_t,
+        }
+
+    def logit_entry(self, loss: dict) -> dict:
+        """Returns an entry on the classification logits."""
+        if self.logits is None:
+            raise ValueError(
+                f'a logit loss needs classification logits of student and teacher, but {self.why_no_logits}'
+            )
+        return {'student': self.logits, 'teacher': self.logits, 'loss': loss}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method: a line on when it helps, and the entries it adds to a config."""
+
+    summary: str
+    entries: Callable[[Wiring], Entries]
+    uses_prompt: bool = False
+    on_logits: bool = False
+
+
+def _freekd(loss: str, **options: object) -> Callable[[Wiring], Entries]:
+    def entries(wiring: Wiring) -> Entries:
+        return {'freekd': wiring.feature_entry({'type': f'freekd_mm.{loss}', 'channels': wiring.channels_t, **options})}
+
+    return entries
+
+
+def _fam(connector: str) -> Callable[[Wiring], Entries]:
+    def entries(wiring: Wiring) -> Entries:
+        adapter = {
+            'type': f'freekd_mm.{connector}',
+            'in_channels': wiring.channels_s,
+            'out_channels': wiring.channels_t,
+            'num_levels': len(wiring.shapes_s),
+        }
+        return {'famkd': wiring.feature_entry({'type': 'freekd_mm.FeatureMSELoss'}, adapter)}
+
+    return entries
+
+
+def _figkd(wiring: Wiring) -> Entries:
+    loss: dict = {'type': 'freekd_mm.FiGKDLoss', 'num_classes': wiring.num_classes}
+    if wiring.use_sigmoid:  # a dense detection head: nearly all positions are background
+        loss.update({'use_sigmoid': True, 'foreground': True})
+    return {'figkd': wiring.logit_entry(loss)}
+
+
+def _dct(wiring: Wiring) -> Entries:
+    return {'dctkd': wiring.feature_entry({'type': 'freekd_mm.DCTAttentionLoss', 'loss_weight': 0.01})}
+
+
+def _mmrazor(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
+    def entries(wiring: Wiring) -> Entries:
+        return {name: wiring.feature_entry({'type': f'mmrazor.{loss}', **options})}
+
+    return entries
+
+
+def _mgd(wiring: Wiring) -> Entries:
+    connectors = [
+        {'type': 'mmrazor.MGDConnector', 'student_channels': student[0], 'teacher_channels': teacher[0]}
+        for student, teacher in zip_equal(wiring.shapes_s, wiring.shapes_t)
+    ]
+    same = all(connector == connectors[0] for connector in connectors)
+    loss = {'type': 'mmrazor.MGDLoss', 'alpha_mgd': 2e-5}
+    return {'mgd': wiring.feature_entry(loss, connectors[0] if same else connectors)}
+
+
+METHODS: dict[str, Method] = {
+    'freekd': Method('high wavelet bands of the features, in one stage: the first choice', _freekd('FreeKDLoss')),
+    'freekd-prompt': Method(
+        'the same where the prompt of the teacher looks: both stages of FreeKD', _freekd('FreeKDLoss'), True
+    ),
+    'freekd-paper': Method(
+        "FreeKD with the paper's formula: both bands, absolute differences, relation",
+        _freekd('FreeKDLoss', mode='paper'),
+        True,
+    ),
+    'freekd-code': Method(
+        'FreeKD as in its released code, to compare with it', _freekd('FreeKDLoss', mode='code'), True
+    ),
+    'freekd-plus': Method(
+        'FreeKD+, our interpretation: high bands relaxed, low band strong', _freekd('FreeKDPlusLoss'), True
+    ),
+    'famkd': Method(
+        'a learnable Fourier adapter on the student: when student and teacher differ in architecture',
+        _fam('FAMConnector'),
+    ),
+    'famkd-review': Method(
+        'FAM with knowledge review across levels: for pyramids, at some cost', _fam('FAMReviewConnector')
+    ),
+    'figkd': Method(
+        'wavelet detail of the logits: same classes, features out of reach, or on top of a feature loss',
+        _figkd,
+        on_logits=True,
+    ),
+    'dctkd': Method('DCT of spatial attention: cheap, any channels, but choose its weight with care', _dct),
+    'mse': Method(
+        'plain L2 on the features, a baseline', lambda w: {'mse': w.feature_entry({'type': 'freekd_mm.FeatureMSELoss'})}
+    ),
+    'pkd': Method(
+        "mmrazor's PKD (standardised features), a strong baseline", _mmrazor('pkd', 'PKDLoss', loss_weight=1.0)
+    ),
+    'cwd': Method(
+        "mmrazor's channel-wise divergence, a baseline for segmentation",
+        _mmrazor('cwd', 'ChannelWiseDivergence', loss_weight=1.0),
+    ),
+    'mgd': Method("mmrazor's masked generative distillation, a baseline", _mgd),
+}
+
+
+def parse_methods(text: str) -> list[str]:
+    """Reads ``'freekd'`` or a stack of methods, ``'freekd+figkd'``."""
+    names = text.split('+')
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(
+                f'method should be one of {", ".join(METHODS)}, or several joined by +, but got {name!r}.'
+                f'{did_you_mean(name, METHODS)}'
+            )
+    return names
+
+
+def method_entries(text: str, wiring: Wiring) -> Entries:
+    """Returns the entries of one or several methods; those on what the decode heads classify end in ``_head``."""
+    entries: Entries = {}
+    for name in parse_methods(text):
+        method = METHODS[name]
+        found = method.entries(wiring)
+        if wiring.head is not None and not method.on_logits:
+            found.update({f'{key}_head': entry for key, entry in method.entries(wiring.head).items()})
+        for key, entry in found.items():
+            if key in entries:
+                raise ValueError(f'methods {text!r} should not repeat one another, but both have an entry {key!r}')
+            entries[key] = entry
+    return entries
+
+
+def list_methods() -> str:
+    """Returns the methods with one line each."""
+    width = max(map(len, METHODS))
+    return '\n'.join(f'{name.ljust(width)}  {method.summary}' for name, method in METHODS.items())
+
+
+def _one_or_all(values: list[int]) -> int | list[int]:
+    return values[0] if len(set(values)) == 1 else values

@@ -1,0 +1,1 @@
+"""Measures speed and memory; ``python -m speed --help`` says what."""

@@ -1,0 +1,182 @@
+"""Checkpoints are loaded as data: what official files and mmengine's own hold, and nothing that runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import mmengine.runner.checkpoint as mmengine_checkpoint
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+import freekd_mm.registry  # noqa: F401 - puts the loader in place
+from freekd_mm.checkpoints import loading, sources
+from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpoint_file
+from freekd_mm.checkpoints.sources import fetch, sha256, verify_hash_suffix
+
+
+class Attack:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def save(content, path: Path, **options) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+@pytest.fixture
+def weights():
+    return nn.Conv2d(3, 4, 1).state_dict()
+
+
+def test_meta_of_a_training_checkpoint(tmp_path, weights):
+    """What mmengine keeps for the logs; PyTorch alone refuses it."""
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    hub = {'log_scalars': OrderedDict(loss=history), 'runtime_info': {'lr': np.float64(0.1), 'step': np.int64(3)}}
+    meta = {'seed': 0, 'dataset_meta': {'classes': ('a', 'b'), 'palette': np.zeros((2, 3), np.uint8)}}
+    path = save({'state_dict': weights, 'message_hub': hub, 'meta': meta}, tmp_path / 'epoch_1.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    file = load_checkpoint_file(path)
+    assert torch.equal(file['state_dict']['weight'], weights['weight'])
+    assert file['message_hub']['log_scalars']['loss'].mean() == 1.5
+    assert file['message_hub']['log_scalars']['loss'].statistics('mean') == 1.5
+    assert np.array_equal(file['meta']['dataset_meta']['palette'], np.zeros((2, 3)))
+    assert file['message_hub']['runtime_info']['lr'] == 0.1
+
+
+@pytest.mark.parametrize('dtype', ['bool', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64', '<U5'])
+def test_arrays_of_all_usual_types(tmp_path, dtype):
+    array = np.array([[1, 0], [1, 1]]).astype(dtype)
+    path = save({'meta': {'array': array, 'scalar': array[0, 0]}}, tmp_path / 'x.pth')
+    meta = load_checkpoint_file(path)['meta']
+    assert meta['array'].dtype == array.dtype
+    assert np.array_equal(meta['array'], array)
+    assert meta['scalar'] == array[0, 0]
+
+
+def test_old_file_format(tmp_path, weights):
+    """Official files from before PyTorch 1.6."""
+    path = save({'state_dict': weights, 'meta': {}}, tmp_path / 'x.pth', _use_new_zipfile_serialization=False)
+    assert torch.equal(load_checkpoint_file(path)['state_dict']['weight'], weights['weight'])
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_code_is_not_run(tmp_path, weights, zipped):
+    trace = tmp_path / 'trace'
+    content = {'state_dict': weights, 'meta': Attack(trace)}
+    path = save(content, tmp_path / 'x.pth', _use_new_zipfile_serialization=zipped)
+    message = r"should hold tensors and plain data only, but it names '\w+.mkdir'. Nothing of it was run"
+    with pytest.raises(UntrustedCheckpointError, match=message):
+        load_checkpoint_file(path)
+    assert not trace.exists()
+    load_checkpoint_file(path, trusted=True)
+    assert trace.is_dir()
+
+
+def test_getattr_reaches_nothing_but_statistics(tmp_path):
+    """History buffers name their statistics by getattr; any other use of it is refused."""
+
+    class Reach:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, '__init__')
+
+    with pytest.raises(UntrustedCheckpointError, match='getattr'):
+        load_checkpoint_file(save({'meta': Reach()}, tmp_path / 'x.pth'))
+
+
+def test_trust_names_single_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, '_trusted', set())
+    first, second = (save({'meta': Attack(tmp_path / name)}, tmp_path / f'{name}.pth') for name in ('a', 'b'))
+    monkeypatch.chdir(tmp_path)
+    sources.trust('a.pth')
+    load_checkpoint_file(first)
+    assert (tmp_path / 'a').is_dir()
+    with pytest.raises(UntrustedCheckpointError, match='--trust-checkpoint'):
+        load_checkpoint_file(second)
+    assert not (tmp_path / 'b').exists()
+
+
+def test_missing_and_broken_files(tmp_path, weights):
+    with pytest.raises(FileNotFoundError, match=r'checkpoint should be an existing file, but got .*nothing.pth'):
+        load_checkpoint_file(tmp_path / 'nothing.pth')
+    path = save({'state_dict': weights}, tmp_path / 'x.pth')
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(RuntimeError, match=r'should be a PyTorch checkpoint, but cannot be read \(cut short\?\)'):
+        load_checkpoint_file(path)
+
+
+def test_home_folder(tmp_path, weights, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    save({'state_dict': weights}, tmp_path / 'x.pth')
+    assert 'state_dict' in load_checkpoint_file('~/x.pth')
+
+
+class TestMMEngine:
+    """Everything that mmengine loads goes through the loader."""
+
+    def test_local_files(self, tmp_path, weights):
+        model = nn.Conv2d(3, 4, 1)
+        path = save({'state_dict': weights, 'meta': {'mean': np.float64(1)}}, tmp_path / 'x.pth')
+        mmengine_checkpoint.load_checkpoint(model, str(path))
+        assert torch.equal(model.weight, weights['weight'])
+
+    def test_code_is_not_run(self, tmp_path):
+        path = save({'state_dict': {}, 'meta': Attack(tmp_path / 'trace')}, tmp_path / 'x.pth')
+        with pytest.raises(UntrustedCheckpointError):
+            mmengine_checkpoint.load_checkpoint(nn.Conv2d(3, 4, 1), str(path))
+        assert not (tmp_path / 'trace').exists()
+
+    @pytest.mark.parametrize('prefix', ['https://', 'open-mmlab://', 'torchvision://'])
+    def test_downloads(self, tmp_path, weights, monkeypatch, prefix):
+        """Also by the names that stand for an address."""
+        path = save({'state_dict': weights, 'meta': Attack(tmp_path / 'trace')}, tmp_path / 'x.pth')
+        fetched = []
+        monkeypatch.setattr(loading, 'fetch', lambda source: fetched.append(source) or str(path))
+        name = {'open-mmlab://': 'vgg16_caffe', 'torchvision://': 'resnet18'}.get(prefix, 'somewhere/x.pth')
+        try:
+            with pytest.raises(UntrustedCheckpointError):
+                mmengine_checkpoint.CheckpointLoader.load_checkpoint(prefix + name, map_location='cpu')
+        except ImportError:
+            pytest.skip('torchvision is not installed')
+        assert fetched[0].startswith('https://')
+        assert not (tmp_path / 'trace').exists()
+
+
+class TestHash:
+    """OpenMMLab's files end with the first digits of their SHA-256."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        (tmp_path / 'x').write_bytes(b'abc')
+        return tmp_path / 'x'
+
+    def test_sha256(self, path):
+        assert sha256(path) == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+
+    @pytest.mark.parametrize(
+        'name',
+        ['model_20200130-ba7816bf.pth', 'model-ba7816bf8f01cfea.pt', 'model.pth', 'model-20200130.pth', 'a-b.pth'],
+    )
+    def test_right_or_none(self, path, name):
+        verify_hash_suffix(path, name)
+
+    @pytest.mark.parametrize('name', ['model-ba7816be.pth', 'model_20200130-00000000.pth', 'model-8f01cfea.pt'])
+    def test_wrong(self, path, name):
+        with pytest.raises(RuntimeError, match=f'{name} should have a SHA-256 that starts with'):
+            verify_hash_suffix(path, name)
+
+
+def test_local_paths_are_not_verified(tmp_path):
+    assert fetch(str(tmp_path / 'mine-00000000.pth')) == str(tmp_path / 'mine-00000000.pth')

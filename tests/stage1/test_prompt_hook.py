@@ -1,0 +1,305 @@
+"""Stage 1 on a tiny detector and a tiny segmenter: what is frozen, trained, logged, written and resumed."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+import freekd_mm.registry  # noqa: F401 - checkpoints load as data only
+from freekd_mm.checkpoints.sources import sha256
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.losses import FreeKDLoss
+from freekd_mm.prompts import load_prompt
+from freekd_mm.registry import HOOKS, MODELS
+from freekd_mm.stage1 import FrequencyPromptHook
+
+HOOK = dict(type='freekd_mm.FrequencyPromptHook', max_iters=4, probe_size=(64, 64))
+
+
+@pytest.fixture
+def stage1(det_config, tmp_path):
+    """A detector's plain training config with the hook, the teacher's weights beside it."""
+
+    def make(name='stage1', config=det_config, load_from='teacher.pth', **options):
+        cfg = Config.fromfile(config(name))
+        if load_from == 'teacher.pth':
+            load_from = write_teacher(cfg, tmp_path / f'{name}_teacher.pth')
+        cfg.load_from = load_from
+        cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+        cfg.custom_hooks = [{**HOOK, **options}]
+        cfg.merge_from_dict({'default_hooks': {'logger': {'type': 'LoggerHook', 'interval': 1}}})
+        return cfg
+
+    return make
+
+
+def write_teacher(cfg, path):
+    scope = cfg.default_scope
+    torch.manual_seed(3)
+    model = MODELS.build({**cfg.model, '_scope_': scope})
+    model.init_weights()
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, path)
+    return str(path)
+
+
+def hook_of(runner):
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, FrequencyPromptHook)]
+    return hook
+
+
+def weights(model):
+    return {k: v.clone() for k, v in model.state_dict().items() if not k.startswith('frequency_prompt.')}
+
+
+class Spy:
+    """Looks at a runner in each iteration."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, runner):
+        self.runner, self.modes, self.losses = runner, [], []
+        runner.register_hook(self.hook())
+
+    def hook(self):
+        from mmengine.hooks import Hook
+
+        spy = self
+
+        class Look(Hook):
+            priority = 'VERY_LOW'
+
+            def before_train_iter(self, runner, batch_idx, data_batch=None):
+                spy.modes.append(
+                    {
+                        type(module).__name__: module.training
+                        for module in runner.model.modules()
+                        if type(module).__name__ in ('BatchNorm2d', 'RetinaHead', 'Dropout2d')
+                    }
+                )
+
+            def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+                spy.losses.append({name: float(value) for name, value in outputs.items()})
+
+        return Look()
+
+
+def test_the_prompt_alone_trains_and_the_file_says_where_it_belongs(stage1, tmp_path):
+    cfg = stage1(max_iters=6)
+    runner = Runner.from_cfg(cfg)
+    spy = Spy(runner)
+    runner.train()
+    hook = hook_of(runner)
+    teacher = torch.load(cfg.load_from)['state_dict']
+    after = weights(runner.model)
+    assert all(torch.equal(after[name], value) for name, value in teacher.items()), 'batch norms included'
+    trained = [name for name, parameter in runner.model.named_parameters() if parameter.requires_grad]
+    assert trained == [f'frequency_prompt.prompts.neck__{i}.mask_token' for i in range(3)]
+    in_optimizer = [p for group in runner.optim_wrapper.param_groups for p in group['params']]
+    assert [id(p) for p in in_optimizer] == [id(p) for p in hook.bank.parameters()]
+
+    # The loop sets the model to training before each iteration; the norms do not follow.
+    assert all(modes == {'BatchNorm2d': False, 'RetinaHead': True} for modes in spy.modes)
+    first, last = spy.losses[0], spy.losses[-1]
+    assert len(spy.losses) == 6
+    assert last['prompt/overlap'] < first['prompt/overlap']
+    assert first['prompt/mask_mean'] == pytest.approx(0.5, abs=1e-4)
+    assert last['prompt/mask_std'] > first['prompt/mask_std']
+    for row in spy.losses:
+        assert row['loss_prompt_dissimilarity'] == pytest.approx(row['prompt/overlap'])
+        assert row['loss'] == pytest.approx(row['prompt/task'] + row['loss_prompt_dissimilarity'], rel=1e-4)
+        assert row['prompt/task'] == pytest.approx(row['loss_cls'] + row['loss_bbox'], rel=1e-4)
+
+    work = Path(cfg.work_dir)
+    file = load_prompt(work / 'frequency_prompt.pth')
+    assert list(file.places()) == ['neck[0]', 'neck[1]', 'neck[2]']
+    assert torch.equal(file.tokens['neck'][1], hook.bank.prompt_of('neck', 1).mask_token.detach())
+    assert (file.teacher, file.teacher_sha256) == (cfg.load_from, sha256(cfg.load_from))
+    assert file.versions['mmengine']
+    assert file.schedule['optimizer'] == {'type': 'Adam', 'lr': 0.01, 'weight_decay': 0.001}
+    assert os.path.getsize(work / 'frequency_prompt.pth') < 20_000
+    for index in range(3):
+        picture = cv2.imread(str(work / 'frequency_prompt' / f'neck_{index}.png'))
+        assert picture.shape == (4 * 64, 3 * 64, 3)
+    logged = [json.loads(line) for line in next(work.glob('*/vis_data/scalars.json')).read_text().splitlines()]
+    assert logged[-1]['prompt/overlap'] == pytest.approx(last['prompt/overlap'], rel=1e-3)
+
+    # Stage 2 takes the file as it is.
+    levels = [torch.randn(1, 16, 8 >> i, 8 >> i) for i in range(3)]
+    loss = FreeKDLoss(16, prompt=str(work / 'frequency_prompt.pth'))
+    assert torch.isfinite(loss(levels, [torch.randn_like(level) for level in levels]))
+
+
+def test_a_checkpoint_holds_the_prompt_alone_and_training_resumes_from_it(stage1):
+    whole = stage1('whole', max_iters=4, checkpoint_interval=2)
+    runner = Runner.from_cfg(copy.deepcopy(whole))
+    runner.train()
+    tokens = load_prompt(Path(whole.work_dir) / 'frequency_prompt.pth').places()
+    checkpoint = torch.load(Path(whole.work_dir) / 'iter_2.pth', weights_only=False)
+    assert set(checkpoint['state_dict']) == {f'frequency_prompt.prompts.neck__{i}.mask_token' for i in range(3)}
+    assert load_prompt(Path(whole.work_dir) / 'iter_2.pth').teacher == whole.load_from
+
+    # As if the run had died after two iterations; load_from still names the teacher.
+    for name in ('iter_4.pth', 'frequency_prompt.pth'):
+        (Path(whole.work_dir) / name).unlink()
+    (Path(whole.work_dir) / 'last_checkpoint').write_text(str(Path(whole.work_dir) / 'iter_2.pth'))
+    again = copy.deepcopy(whole)
+    again.resume, again.experiment_name = True, 'again'
+    runner = Runner.from_cfg(again)
+    spy = Spy(runner)
+    runner.train()
+    assert len(spy.losses) == 2
+    teacher = torch.load(whole.load_from)['state_dict']
+    assert all(torch.equal(weights(runner.model)[name], value) for name, value in teacher.items())
+    resumed = load_prompt(Path(whole.work_dir) / 'frequency_prompt.pth').places()
+    for place, wanted in tokens.items():
+        torch.testing.assert_close(resumed[place], wanted, rtol=0, atol=0)
+
+
+def test_resuming_with_nothing_there_starts_from_the_teacher(stage1):
+    cfg = stage1(max_iters=1)
+    cfg.resume = True
+    runner = Runner.from_cfg(cfg)
+    spy = Spy(runner)
+    runner.train()
+    assert len(spy.losses) == 1
+    teacher = torch.load(cfg.load_from)['state_dict']
+    assert torch.equal(runner.model.state_dict()['backbone.conv1.weight'], teacher['backbone.conv1.weight'])
+
+
+def test_the_prompted_teacher_starts_as_the_teacher_and_gets_no_worse(stage1):
+    """On one batch the task loss of the prompted teacher ends no higher than it started."""
+    cfg = stage1(max_iters=20, weight=0.02, optimizer=dict(type='Adam', lr=0.05))
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=False)
+    cfg.train_dataloader.dataset.indices = 4
+    runner = Runner.from_cfg(cfg)
+    spy = Spy(runner)
+    runner.train()
+    assert spy.losses[-1]['prompt/task'] <= spy.losses[0]['prompt/task'] * 1.001
+    model = runner.model
+    batch = model.data_preprocessor(next(iter(runner.train_dataloader)), True)
+    model.load_state_dict(torch.load(cfg.load_from)['state_dict'], strict=False)
+    fresh = MODELS.build({**cfg.model, '_scope_': 'mmdet'})
+    fresh.load_state_dict(torch.load(cfg.load_from)['state_dict'])
+    for prompt in model.frequency_prompt.prompts.values():
+        nn.init.zeros_(prompt.mask_token)
+    with torch.no_grad():
+        prompted = model.eval().extract_feat(batch['inputs'])
+        plain = fresh.eval().extract_feat(batch['inputs'])
+    for own, other in zip_equal(prompted, plain):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_segmenter_takes_prompts_behind_one_output_of_its_backbone(stage1, seg_config):
+    cfg = stage1('seg', config=seg_config, modules='backbone[3]', grouping='band', dissimilarity='dice', num_tokens=3)
+    runner = Runner.from_cfg(cfg)
+    spy = Spy(runner)
+    runner.train()
+    assert all(not modes['BatchNorm2d'] and not modes['Dropout2d'] for modes in spy.modes)
+    file = load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth')
+    assert {place: tuple(tokens.shape) for place, tokens in file.places().items()} == {'backbone[3]': (10, 3, 64)}
+    assert spy.losses[-1]['loss'] < spy.losses[0]['loss']
+    masks = hook_of(runner).bank.prompt_of('backbone', 3).masks(torch.randn(1, 64, 8, 8)).low
+    for first, second in itertools.combinations(range(3), 2):
+        assert (masks[:, first] - masks[:, second]).abs().mean() > 1e-3
+
+
+def test_epochs_averages_and_mixed_precision_of_the_config_are_taken_care_of(stage1, monkeypatch):
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)  # mmengine's check, for a CPU
+    cfg = stage1(max_iters=2, val_interval=2)
+    cfg.custom_hooks.append(dict(type='EMAHook'))
+    cfg.optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=dict(type='SGD', lr=0.1))
+    cfg.param_scheduler = [dict(type='MultiStepLR', milestones=[1], by_epoch=True)]
+    runner = Runner.from_cfg(cfg)
+    spy = Spy(runner)
+    runner.train()
+    assert type(runner.optim_wrapper).__name__ == 'AmpOptimWrapper'
+    assert not any(type(hook).__name__ == 'EMAHook' for hook in runner.hooks)
+    assert len(spy.losses) == 2
+    assert runner.message_hub.get_scalar('val/coco/bbox_mAP').data[0].size == 1
+
+
+def test_a_teacher_that_names_its_own_checkpoint_is_enough(stage1, tmp_path):
+    cfg = stage1(max_iters=1)
+    cfg.model.init_cfg = dict(type='Pretrained', checkpoint=cfg.load_from)
+    teacher, cfg.load_from = cfg.load_from, None
+    Runner.from_cfg(cfg).train()
+    assert load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth').teacher_sha256 == sha256(teacher)
+
+
+@pytest.mark.parametrize(
+    ('options', 'error', 'message'),
+    [
+        (dict(load_from=None), ValueError, 'RetinaNet should be trained, but the config names no checkpoint: set load'),
+        (dict(modules='nek'), ValueError, "'nek' should be a module of the teacher.*Did you mean 'neck'"),
+        (dict(modules='bbox_head'), RuntimeError, "'bbox_head' should run in the forward pass of RetinaNet, but"),
+        (dict(modules='neck[7]'), ValueError, r"tap 'neck\[7\]' does not fit: .* 3 items"),
+        (dict(modules='bbox_head.retina_cls'), ValueError, 'should run once in a forward pass.* but runs 3 times'),
+        (dict(num_tokens=0), ValueError, 'num_tokens should be greater than 0'),
+        (dict(max_iters=0), ValueError, 'max_iters should be greater than 0'),
+        (dict(dissimilarity='dise'), ValueError, "Did you mean 'dice'"),
+        (dict(load_from='none.pth'), FileNotFoundError, 'none.pth'),
+    ],
+)
+def test_wrong_use_is_named(stage1, options, error, message):
+    cfg = stage1(**options)
+    with pytest.raises(error, match=message):
+        Runner.from_cfg(cfg).train()
+
+
+def test_a_checkpoint_of_another_model_is_refused(stage1, det_config, tmp_path):
+    cfg = stage1()
+    cfg.load_from = write_teacher(Config.fromfile(det_config('wide', width=16)), tmp_path / 'wide.pth')
+    with pytest.raises(RuntimeError, match='should fit RetinaNet, but only'):
+        Runner.from_cfg(cfg).train()
+
+
+def test_a_random_teacher_is_only_for_those_who_ask(stage1):
+    cfg = stage1(load_from=None, allow_random_teacher=True, max_iters=1)
+    Runner.from_cfg(cfg).train()
+    assert load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth').teacher == ''
+
+
+def test_the_hook_is_found_by_name_alone():
+    assert HOOKS.get('FrequencyPromptHook') is FrequencyPromptHook
+    assert ROOT_HOOKS.get('freekd_mm.FrequencyPromptHook') is FrequencyPromptHook
+
+
+def test_two_processes_train_one_prompt(stage1, tmp_path):
+    """Under torchrun: DDP's buckets hold the tokens alone, both ranks end with the same ones, one file is written."""
+    cfg = stage1('ddp', max_iters=3)
+    cfg.dump(tmp_path / 'ddp_run.py')
+    worker = Path(__file__).parent / 'prompt_ddp_worker.py'
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(worker)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [*command, str(tmp_path / 'ddp_run.py'), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f'rank{rank}.pt') for rank in range(2)]
+    for name, tokens in ranks[0]['tokens'].items():
+        assert torch.equal(tokens, ranks[1]['tokens'][name])
+    assert sorted(ranks[0]['tokens']) == [f'frequency_prompt.prompts.neck__{i}.mask_token' for i in range(3)]
+    assert ranks[0]['bytes_in_buckets'] == sum(4 * tokens.numel() for tokens in ranks[0]['tokens'].values())
+    assert ranks[0]['images'] != ranks[1]['images'], 'each rank sees images of its own'
+    assert all(not torch.equal(tokens, ranks[0]['start'][name]) for name, tokens in ranks[0]['tokens'].items())
+    assert all(torch.equal(tokens, ranks[1]['start'][name]) for name, tokens in ranks[0]['start'].items())
+    file = load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth')
+    assert torch.equal(file.tokens['neck'][2], ranks[0]['tokens']['frequency_prompt.prompts.neck__2.mask_token'])

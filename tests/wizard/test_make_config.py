@@ -1,0 +1,158 @@
+"""make_config: what it writes for any pair of configs, and that what it writes trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from freekd_mm.engine.training import run
+from freekd_mm.runtime.config import build_model, find_model
+from freekd_mm.wizard.make_config import make_config
+from freekd_mm.wizard.methods import METHODS, list_methods, parse_methods
+
+ConfigWriter = Callable[..., Path]
+
+
+def save_teacher(config: Path, path: Path) -> Path:
+    """Saves a checkpoint of an untrained teacher: the loading is real, the weights are random."""
+    cfg, scope = find_model(Config.fromfile(config))
+    torch.save({'state_dict': build_model(cfg, scope).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def det_pair(det_config: ConfigWriter, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Student, teacher (other channels, one level more) and the teacher's checkpoint."""
+    teacher = det_config(name='teacher', head='gfl', width=16, channels=24)
+    student = det_config(name='student', head='gfl', width=8, channels=16)
+    return student, teacher, save_teacher(teacher, tmp_path / 'teacher.pth')
+
+
+def losses_of(cfg: Config) -> dict[str, float]:
+    """Trains a config as it is and returns the last losses."""
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.train_cfg.pop('val_interval', None)
+    run(cfg)
+    from mmengine.logging import MessageHub
+
+    scalars = MessageHub.get_current_instance().log_scalars
+    return {key: buffer.current() for key, buffer in scalars.items() if 'distill.loss' in key}
+
+
+@pytest.mark.parametrize('method', [*METHODS, 'freekd+figkd', 'famkd+dctkd'])
+def test_what_it_writes_for_a_detector_trains(
+    method: str, det_pair: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    student, teacher, checkpoint = det_pair
+    files = make_config(str(student), str(teacher), str(checkpoint), method, tmp_path / 'kd' / 'my_kd.py')
+    uses_prompt = any(METHODS[name].uses_prompt for name in parse_methods(method))
+    assert [file.name for file in files] == (['my_kd_prompt.py'] if uses_prompt else []) + ['my_kd.py']
+    cfg = Config.fromfile(files[-1])
+    assert cfg.model.architecture == Config.fromfile(student).model
+    if uses_prompt:
+        prompt = Config.fromfile(files[0])
+        assert prompt.load_from == cfg.model.teacher.checkpoint
+        assert cfg.frequency_prompt.cfg_path == str(files[0])
+        cfg.model.distill.freekd.loss.prompt = None  # stage 1 has its own tests
+    losses = losses_of(cfg)
+    assert set(losses) == {f'train/distill.loss_{name}' for name in cfg.model.distill}
+    assert all(0 < value < float('inf') for value in losses.values())
+
+
+@pytest.mark.parametrize('method', ['freekd', 'figkd', 'famkd-review', 'cwd'])
+def test_what_it_writes_for_a_segmenter_trains(
+    method: str, seg_config: ConfigWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher = seg_config(name='teacher', width=16)
+    checkpoint = save_teacher(teacher, tmp_path / 'teacher.pth')
+    student = seg_config(name='student', width=8)
+    cfg = Config.fromfile(make_config(str(student), str(teacher), str(checkpoint), method, tmp_path / 'kd.py')[-1])
+    # All stages of the backbone but the last have the same stride or less to say: the last alone is compared.
+    taps = {name: entry.student for name, entry in cfg.model.distill.items()}
+    name = 'famkd' if method == 'famkd-review' else method
+    features = {name: 'backbone[-1:]', f'{name}_head': 'decode_head.bottleneck'}
+    assert taps == ({'figkd': 'decode_head'} if method == 'figkd' else features)
+    assert all(0 < value < float('inf') for value in losses_of(cfg).values())
+
+
+def test_what_the_head_classifies_can_be_left_out(seg_config: ConfigWriter, tmp_path: Path) -> None:
+    teacher = seg_config(name='teacher', width=16)
+    checkpoint = save_teacher(teacher, tmp_path / 'teacher.pth')
+    pair = str(seg_config(name='student', width=8)), str(teacher), str(checkpoint)
+    (file,) = make_config(*pair, 'freekd', tmp_path / 'kd.py')
+    assert 'teacher decode_head.bottleneck' in file.read_text()
+    assert set(Config.fromfile(file).model.distill) == {'freekd', 'freekd_head'}
+    (file,) = make_config(*pair, 'freekd', tmp_path / 'kd.py', head=False)
+    assert set(Config.fromfile(file).model.distill) == {'freekd'}
+    # The masks of a prompt are those of the features that it was trained on.
+    (file,) = make_config(*pair, 'freekd', tmp_path / 'kd.py', prompt='p.pth')
+    distill = Config.fromfile(file).model.distill
+    assert distill.freekd.loss.prompt == 'p.pth'
+    assert 'prompt' not in distill.freekd_head.loss
+
+
+def test_the_wiring_is_spelled_out(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    student, teacher, checkpoint = det_pair
+    (file,) = make_config(str(student), str(teacher), str(checkpoint), 'pkd', tmp_path / 'kd.py')
+    text = file.read_text()
+    assert 'projected 16 -> 24' in text
+    assert '24x16x16' in text
+
+
+def test_stage_prompt_writes_stage_1_alone(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    student, teacher, checkpoint = det_pair
+    (file,) = make_config(str(student), str(teacher), str(checkpoint), 'pkd', tmp_path / 'p.py', stage='prompt')
+    cfg = Config.fromfile(file)
+    assert cfg.custom_hooks[-1].type == 'freekd_mm.FrequencyPromptHook'
+    assert cfg.load_from == str(checkpoint)
+    assert cfg.model == Config.fromfile(teacher).model
+
+
+def test_a_ready_prompt_is_used_as_it_is(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    student, teacher, checkpoint = det_pair
+    (file,) = make_config(str(student), str(teacher), str(checkpoint), 'freekd', tmp_path / 'kd.py', prompt='p.pth')
+    cfg = Config.fromfile(file)
+    assert cfg.model.distill.freekd.loss.prompt == 'p.pth'
+    assert 'frequency_prompt' not in cfg
+    with pytest.raises(ValueError, match=r"with a method of FreeKD \(freekd, .*but got the method 'pkd'"):
+        make_config(str(student), str(teacher), str(checkpoint), 'pkd', tmp_path / 'kd.py', prompt='p.pth')
+
+
+def test_fewer_levels_take_the_prompts_that_belong_to_them(
+    det_config: ConfigWriter, det_pair: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    student, _, _ = det_pair
+    teacher = det_config(name='tall', head='gfl', width=16, channels=24, levels=4)
+    checkpoint = save_teacher(teacher, tmp_path / 'tall.pth')
+    files = make_config(str(student), str(teacher), str(checkpoint), 'freekd-prompt', tmp_path / 'kd.py')
+    assert [file.name for file in files] == ['kd_prompt.py', 'kd.py']
+    cfg = Config.fromfile(files[-1])
+    assert cfg.model.distill.freekd.loss.prompt.indices == (0, 1, 2)
+
+
+def test_every_method_has_a_line_in_the_list() -> None:
+    lines = list_methods().splitlines()
+    assert [line.split()[0] for line in lines] == list(METHODS)
+    assert all(len(line.split()) > 4 for line in lines)
+
+
+def test_an_unknown_method_names_the_nearest(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    student, teacher, checkpoint = det_pair
+    with pytest.raises(ValueError, match=r"method should be one of freekd, .* but got 'frekd'.*Did you mean 'freekd'"):
+        make_config(str(student), str(teacher), str(checkpoint), 'frekd', tmp_path / 'kd.py')
+
+
+def test_logits_of_other_classes_cannot_be_compared(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    student, teacher, checkpoint = det_pair
+    text = student.read_text().replace("'num_classes': 6", "'num_classes': 4")
+    assert text != student.read_text()
+    other = tmp_path / 'other.py'
+    other.write_text(text)
+    with pytest.raises(ValueError, match='the student has 4 classes and the teacher 6'):
+        make_config(str(other), str(teacher), str(checkpoint), 'figkd', tmp_path / 'kd.py')
