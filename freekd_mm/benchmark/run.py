@@ -12,7 +12,7 @@ from freekd_mm.benchmark.jobs import Job, make_jobs
 from freekd_mm.benchmark.plan import Plan, load_plan
 from freekd_mm.benchmark.plots import write_plots
 from freekd_mm.benchmark.pool import Pool, only_one
-from freekd_mm.benchmark.table import markdown, plain
+from freekd_mm.benchmark.table import instructions, markdown, plain
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.files import write_text
 
@@ -81,8 +81,10 @@ def report(plan: Plan, file: Path, plots: bool) -> None:
 
 
 def newest(found: Sequence[records.Record]) -> list[records.Record]:
-    """Returns the last record of each method and seed: after a change of a config the older ones do not count."""
-    return list({(record['method'], record['seed']): record for record in found}.values())
+    """Returns the last record of each method, seed and kind of CPU; those of an older config do not count."""
+    configs = {(record['method'], record['seed']): record['hash'] for record in found}
+    current = [record for record in found if record['hash'] == configs[record['method'], record['seed']]]
+    return list({(record['method'], record['seed'], instructions(record)): record for record in current}.values())
 
 
 def _state(job: Job, done: dict[tuple[str, int, str], records.Record]) -> str:

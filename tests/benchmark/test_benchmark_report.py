@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from freekd_mm.benchmark import records
 from freekd_mm.benchmark.plan import Method, Plan
 from freekd_mm.benchmark.plots import write_plots
-from freekd_mm.benchmark.table import markdown, summarize
+from freekd_mm.benchmark.run import newest
+from freekd_mm.benchmark.table import markdown, plain, summarize
 
 PLAN = Plan(
     name='toy',
@@ -45,7 +47,7 @@ def test_differences_are_paired_by_seed():
     found = summarize(RECORDS, PLAN, 'val')
     pkd = found['pkd']
     assert pkd.mean == pytest.approx(53)
-    assert pkd.gains == pytest.approx({0: 6, 1: 10})
+    assert pkd.gains == pytest.approx({(0, ''): 6, (1, ''): 10})
     assert pkd.gain == pytest.approx(8)
     # Sample deviation of 6 and 10 is 2.83; over the root of 2 that is 2.
     assert pkd.gain_error == pytest.approx(2)
@@ -72,6 +74,36 @@ def test_the_table_shows_failures_and_says_how_many_seeds():
 
 def test_a_method_that_only_failed_is_still_there():
     assert '| PKD | 0 (1 failed) |' in markdown([record('pkd', 0, None)], PLAN)
+
+
+def test_a_bar_in_a_title_is_no_border_of_a_cell():
+    plan = replace(PLAN, methods={'pkd': Method('pkd', 'pkd', title='|F|² | raw')})
+    lines = markdown(RECORDS, plan).splitlines()
+    assert r'| \|F\|² \| raw | 2 |' in lines[-1]
+    assert plain(RECORDS, plan).splitlines()[-1].startswith('|F|² | raw     2  ')
+
+
+def test_a_seed_on_other_instructions_is_another_run_and_the_table_says_so():
+    first, second = ({'machine': {'instructions': name}} for name in ('AVX2', 'AVX512'))
+    mixed = [
+        *(record('teacher', 0, 0.8, **first), record('student', 0, 0.5, **first), record('pkd', 0, 0.6, **first)),
+        *(record('teacher', 0, 0.7, **second), record('student', 0, 0.4, **second), record('pkd', 0, 0.44, **second)),
+        record('freekd', 0, 0.7, **first),
+    ]
+    found = summarize(newest(mixed), PLAN, 'val')
+    assert found['pkd'].gains == pytest.approx({(0, 'AVX2'): 10, (0, 'AVX512'): 4})
+    assert found['freekd'].gains == pytest.approx({(0, 'AVX2'): 20})
+    # Of the teacher on its own machine: 80 - 50.
+    assert found['freekd'].closed == pytest.approx(20 / 30)
+    assert 'CPUs with other instructions: AVX2 (4 runs), AVX512 (3 runs)' in markdown(mixed, PLAN)
+    assert 'AVX2 (4 runs)' in plain(mixed, PLAN)
+    # A line that does not name them is not of another kind.
+    assert 'instructions' not in markdown([*mixed[:3], record('pkd', 1, 0.5)], PLAN)
+
+
+def test_runs_of_an_older_config_do_not_count():
+    old, other = record('pkd', 0, 0.9, machine={'instructions': 'AVX2'}), record('pkd', 0, 0.5, hash='new')
+    assert newest([old, other]) == [other]
 
 
 def test_plots_are_written(tmp_path):
