@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import distributions
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.doctor.checkup.rules import (
+from freekd_mm.doctor.pins import DEFAULT_STACK, MM_DISTRIBUTIONS, MM_MODULES, STACKS, normalize, read_pins
+from freekd_mm.doctor.rules import (
     MMCV_LIKE,
     PROBES,
     Problem,
@@ -25,7 +26,6 @@ from freekd_mm.doctor.checkup.rules import (
     find_missing,
     find_other_versions,
 )
-from freekd_mm.doctor.pins import DEFAULT_STACK, MM_DISTRIBUTIONS, MM_MODULES, STACKS, normalize, read_pins
 from freekd_mm.version import __version__
 
 # The child keeps the real standard output for itself: packages print while they are imported.

@@ -30,7 +30,7 @@ def normalize(name: str) -> str:
 
 def requirements_dir() -> Path:
     """Returns the folder of the pinned files: of the clone, or of the installed wheel."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed = package / '.mim' / 'requirements'
     return installed if installed.is_dir() else package.parent / 'requirements'
 

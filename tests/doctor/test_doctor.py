@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from freekd_mm.doctor.checkup.rules import PROBES
 
 from freekd_mm.doctor.checkup import examine, find_stack, installed_distributions, probe
 from freekd_mm.doctor.pins import STACKS, read_pins
+from freekd_mm.doctor.rules import PROBES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PINS = {stack: read_pins(stack) for stack in STACKS}
 FINE = dict.fromkeys(PROBES, '')
 
