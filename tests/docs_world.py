@@ -24,7 +24,7 @@ from freekd_mm.prompts.prompt_file import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
 from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
 
-LINKS = ('tools', 'configs', 'benchmarks', 'tests', 'docs', 'requirements', 'freekd_mm', 'Makefile')
+LINKS = ('tools', 'configs', 'speed', 'tests', 'docs', 'requirements', 'freekd_mm', 'Makefile')
 #: The shape of COCO's detectors, so that 256 channels and five levels in the pages are right.
 DETECTOR: dict[str, Any] = {'channels': 256, 'levels': 5}
 COCO_CLASSES = 80

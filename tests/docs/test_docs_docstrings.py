@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from docs_pages import ROOT
 
-PACKAGES = ('losses', 'prompts', 'connectors', 'frequency', 'distill', 'engine', 'visualize')
+PACKAGES = ('losses', 'prompts', 'connectors', 'frequency', 'runtime', 'engine', 'stage1', 'visualize')
 SECTION = r'^(?:Args|Attributes):\n((?:^    .*\n?|^\n)+)'
 
 

@@ -14,7 +14,7 @@ from freekd_mm import registry
 ALL_PAGES = builder.pages()
 LANGUAGES = ('python', 'bash', 'yaml', 'text', 'bibtex')
 #: Inline code that begins like this names a file of the repository.
-FOLDERS = ('docs/', 'configs/', 'tools/', 'tests/', 'freekd_mm/', 'requirements/', 'benchmarks/', '.ci/')
+FOLDERS = ('docs/', 'configs/', 'tools/', 'tests/', 'freekd_mm/', 'requirements/', 'speed/', '.ci/')
 
 
 def name(page: Path) -> str:

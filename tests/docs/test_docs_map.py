@@ -13,7 +13,7 @@ ROWS = dict(re.findall(r'^\| `([\w./]+)` \| (.+) \|$', MAP, re.MULTILINE))
 
 def test_no_package_or_folder_is_missing() -> None:
     packages = [f'freekd_mm/{path.parent.name}/' for path in (ROOT / 'freekd_mm').glob('*/__init__.py')]
-    folders = ['tools/', 'configs/', 'benchmarks/', 'docs/', 'tests/', 'requirements/']
+    folders = ['tools/', 'configs/', 'speed/', 'docs/', 'tests/', 'requirements/']
     missing = sorted({*packages, *folders} - ROWS.keys())
     assert not missing, f'the map in CONTRIBUTING.md should have a line on {missing}'
 
