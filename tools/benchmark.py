@@ -18,6 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('plan', help='YAML plan, see configs/benchmark')
     parser.add_argument('--data-root', help="takes the place of the configs' data_root")
     parser.add_argument('--work-dir', default='work_dirs/benchmark', help='results, runs, cache (default: %(default)s)')
+    parser.add_argument('--lines', type=Path, help='results, table and plots beside (default: in the work directory)')
     parser.add_argument('--methods', nargs='+', help='only these methods of the plan; * and ? match')
     parser.add_argument('--seeds', nargs='+', type=int, help="instead of the plan's")
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes (default: the cores, %(default)s)')
@@ -48,12 +49,13 @@ def main() -> int:
             options=args.cfg_options,
             action='report' if args.report else 'list' if args.dry_run else 'run',
             plots=not args.no_plots,
+            lines=args.lines,
         )
     except (FileNotFoundError, ValueError, KeyError, RuntimeError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('stopped; the same command goes on from here', file=sys.stderr)
+        print('stopped; the same command continues from here', file=sys.stderr)
         return 130
 
 

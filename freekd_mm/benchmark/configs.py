@@ -92,9 +92,10 @@ class ConfigMaker:
         """What probing student and teacher found out."""
         return probe(self.student_cfg, self.teacher_cfg)
 
-    def student(self, seed: int) -> Config:
-        """Returns the config of the student alone."""
+    def student(self, seed: int, options: dict[str, Any] | None = None) -> Config:
+        """Returns the config of the student alone, with the options of a row."""
         cfg = copy.deepcopy(self.student_cfg)
+        cfg.merge_from_dict(options or {})
         cfg.randomness = dict(seed=seed)
         return cfg
 
@@ -113,16 +114,20 @@ class ConfigMaker:
         return cfg
 
     def distilled(self, method: Method, seed: int, checkpoint: Path, prompt: Path | None) -> Config:
-        """Returns the config of a distilled student."""
-        cfg = self.student(seed)
-        cfg.model = ConfigDict(
-            type='freekd_mm.DistilledModel',
-            architecture=cfg.model,
-            teacher=dict(model=self.teacher_cfg.model, checkpoint=str(checkpoint), dtype=self.plan.teacher_dtype),
-            distill=self.entries(method, prompt),
-        )
-        if method.inherit:
-            cfg.model['inherit'] = list(method.inherit)
+        """Returns the config of a row: a distilled student, or one alone."""
+        cfg = self.student(seed, method.options)
+        if not method.alone:
+            teacher = dict(model=self.teacher_cfg.model, checkpoint=str(checkpoint), dtype=self.plan.teacher_dtype)
+            if self.plan.share_teacher:
+                teacher['outputs'] = str(checkpoint.parent / 'outputs')
+            cfg.model = ConfigDict(
+                type='freekd_mm.DistilledModel',
+                architecture=cfg.model,
+                teacher=teacher,
+                distill=self.entries(method, prompt),
+            )
+            if method.inherit:
+                cfg.model['inherit'] = list(method.inherit)
         if method.hooks:
             cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *method.hooks]
         return cfg
@@ -130,7 +135,9 @@ class ConfigMaker:
     def entries(self, method: Method, prompt: Path | None) -> dict[str, Any]:
         """Returns the entries of a method, options set and the prompt in its place."""
         given = method.entries
-        entries = method_entries(given, self.wiring) if isinstance(given, str) else copy.deepcopy(given)
+        entries: dict[str, Any] = copy.deepcopy(given) if isinstance(given, dict) else {}
+        if isinstance(given, str):
+            entries = method_entries(given, self.wiring)
         for key, value in method.set.items():
             _set(entries, key, value, method.name)
         if prompt is not None:

@@ -10,10 +10,12 @@ from mmengine.config import Config
 
 from freekd_mm.benchmark.configs import ConfigMaker, config_hash
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
+from freekd_mm.benchmark.records import Key
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 
 PROMPT_PREFIX = 'prompt:'
 TEACHER_FILE = 'teacher.pth'
+RUNS = 'runs'
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Job:
     """One training run.
 
     Attributes:
+        kind: Kind of machine that it runs on.
         method: Name of the row, or ``'prompt:<name>'``.
         seed: Its seed.
         folder: Where it works.
@@ -30,6 +33,7 @@ class Job:
         needs: Files of other jobs.
     """
 
+    kind: str
     method: str
     seed: int
     folder: Path
@@ -43,22 +47,29 @@ class Job:
         """Short name for the log."""
         return f'{self.method} seed {self.seed}'
 
+    @property
+    def key(self) -> Key:
+        """What its record is known by."""
+        return self.kind, self.method, self.seed, self.hash
 
-def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path) -> list[Job]:
+
+def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path, kind: str = '') -> list[Job]:
     """Returns all jobs, in the order in which they should start.
 
     Args:
         plan: The plan.
         maker: Makes its configs.
-        work_dir: Work directory; ``cache/`` in it holds teachers and prompts for all plans.
+        work_dir: Work directory.
+        kind: Kind of machine. It has a folder of its own there: ``cache/`` in it holds teachers and prompts for all
+            plans, ``runs/`` the rest.
     """
-    work_dir = work_dir.resolve()
+    work_dir = kind_folder(work_dir, kind)
 
     def job(method: str, seed: int, make: Callable[[], Config], parent: Path, **files: object) -> Job:
         digest = config_hash(make(), work_dir)
-        folder = parent / f'{_safe(method)}-seed{seed}-{digest}'
+        folder = parent / folder_name(method, seed, digest)
         product = files.pop('product', None)
-        return Job(method, seed, folder, digest, make, product and folder / str(product), **files)  # type: ignore[arg-type]
+        return Job(kind, method, seed, folder, digest, make, product and folder / str(product), **files)  # type: ignore[arg-type]
 
     cache = work_dir / 'cache' / plan.task
     teacher = job(TEACHER, plan.teacher_seed, maker.teacher, cache, product=TEACHER_FILE)
@@ -74,7 +85,7 @@ def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path) -> list[Job]:
             product=PROMPT_FILE,
             needs=(checkpoint,),
         )
-    runs = work_dir / 'runs' / plan.task
+    runs = work_dir / RUNS / plan.task
     jobs = [teacher]
     for seed in plan.seeds:
         jobs.append(job(STUDENT, seed, lambda seed=seed: maker.student(seed), runs))  # type: ignore[misc]
@@ -94,10 +105,20 @@ def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path) -> list[Job]:
                         method, seed, checkpoint, prompt
                     ),
                     runs,
-                    needs=(checkpoint,) if prompt is None else (checkpoint, prompt),
+                    needs=() if method.alone else (checkpoint,) if prompt is None else (checkpoint, prompt),
                 )
             )
     return jobs
+
+
+def kind_folder(work_dir: Path, kind: str) -> Path:
+    """Returns the folder of one kind of machine."""
+    return work_dir.resolve() / _safe(kind)
+
+
+def folder_name(method: str, seed: int, digest: str) -> str:
+    """Returns the name of a run's folder."""
+    return f'{_safe(method)}-seed{seed}-{digest}'
 
 
 def _safe(name: str) -> str:

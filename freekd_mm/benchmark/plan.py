@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from freekd_mm.checks import check_options, check_positive, did_you_mean
+from freekd_mm.checks import check_choice, check_options, check_positive, did_you_mean
 
 STUDENT, TEACHER = 'student', 'teacher'
 PLAN_OPTIONS = (
     'base', 'name', 'task', 'title', 'student', 'teacher', 'teacher_seed', 'teacher_dtype', 'seeds', 'metric', 'unit',
-    'factor', 'prompts', 'methods', 'options', 'inherit',
+    'factor', 'prompts', 'methods', 'options', 'inherit', 'compare', 'share_teacher',
 )  # fmt: skip
-METHOD_OPTIONS = ('entries', 'prompt', 'set', 'hooks', 'inherit', 'title')
+METHOD_OPTIONS = ('entries', 'prompt', 'set', 'hooks', 'inherit', 'options', 'group', 'title')
 REQUIRED = ('name', 'student', 'teacher', 'metric', 'seeds', 'methods')
 
 
@@ -28,22 +28,31 @@ class Method:
 
     Attributes:
         name: Name of the row.
-        entries: Names of the catalogue of ``tools/make_config.py``, joined by ``+``, e.g. ``'freekd+figkd'``; or a
-            dict of entries as in a config.
+        entries: Names of the catalogue of ``tools/make_config.py``, joined by ``+``, e.g. ``'wavelet+figkd'``; or a
+            dict of entries as in a config; or None: the student alone, for example with a longer schedule.
         prompt: Name of one of the plan's prompts, or None for none.
         set: Options put into the entries: ``{'freekd.loss.low_weight': 0}``.
         hooks: Further hooks, e.g. a ``DistillScheduleHook``.
         inherit: Modules that start with the teacher's weights; those of the plan where a method does not say.
+        options: Overrides of the student's config: ``{'train_cfg.max_epochs': 20}``.
+        group: Rows that are compared as one, by their best, see ``Plan.compare``.
         title: What the table calls it.
     """
 
     name: str
-    entries: str | dict[str, Any]
+    entries: str | dict[str, Any] | None
     prompt: str | None = None
     set: dict[str, Any] = field(default_factory=dict)
     hooks: list[dict[str, Any]] = field(default_factory=list)
     inherit: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    group: str = ''
     title: str = ''
+
+    @property
+    def alone(self) -> bool:
+        """Whether the row has no teacher."""
+        return self.entries is None
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,9 @@ class Plan:
         factor: What the metric is multiplied by in the table.
         options: Overrides of both configs.
         title: Heading.
+        compare: Pairs of groups or rows; of a group the row that is best on val, both reported on test.
+        share_teacher: Keep the teacher's outputs on disk, for all runs. For data whose augmentation makes few
+            different pictures; equal up to rounding.
     """
 
     name: str
@@ -82,6 +94,8 @@ class Plan:
     options: dict[str, Any] = field(default_factory=dict)
     title: str = ''
     task: str = ''
+    compare: tuple[tuple[str, str], ...] = ()
+    share_teacher: bool = False
 
     def select(self, patterns: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Plan:
         """Returns the plan with only the methods that match one of the patterns (``*`` and ``?``) and these seeds."""
@@ -121,9 +135,12 @@ def load_plan(path: str | os.PathLike) -> Plan:
             raise ValueError(f'{path}: {name!r} is a row of every plan and should not be among the methods')
     for seed in content['seeds']:
         check_positive('seeds', seed, integer=True, zero=True)
-    known = {
-        key: content[key] for key in ('teacher_seed', 'teacher_dtype', 'unit', 'factor', 'title') if key in content
-    }
+    names = {STUDENT, *methods, *(method.group for method in methods.values())}
+    compare = tuple((str(one), str(other)) for one, other in content.get('compare') or ())
+    for name in (name for pair in compare for name in pair):
+        check_choice(f'{path}: compare', name, sorted(names - {''}))
+    optional = ('teacher_seed', 'teacher_dtype', 'unit', 'factor', 'title', 'share_teacher')
+    known = {key: content[key] for key in optional if key in content}
     return Plan(
         name=content['name'],
         task=content.get('task', content['name']),
@@ -134,6 +151,7 @@ def load_plan(path: str | os.PathLike) -> Plan:
         methods=methods,
         prompts=prompts,
         options=content.get('options') or {},
+        compare=compare,
         **known,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -46,7 +47,7 @@ class Pool:
     def run(self, jobs: list[Job]) -> int:
         """Runs what is not done yet; returns the number of jobs that failed."""
         done = records.latest(records.read(self.file))
-        waiting = [job for job in jobs if not self._is_done(job, done)]
+        waiting = _to_do(jobs, done)
         self._say(f'{self.plan.name}: {len(jobs)} jobs, {len(jobs) - len(waiting)} done already')
         running: dict[Job, subprocess.Popen] = {}
         failed, finished, total = 0, 0, len(waiting)
@@ -69,12 +70,6 @@ class Pool:
         finally:
             _stop(running.values())
         return failed
-
-    def _is_done(self, job: Job, done: dict[tuple[str, int, str], records.Record]) -> bool:
-        record = done.get((job.method, job.seed, job.hash))
-        if job.product is not None and not job.product.is_file():
-            return False
-        return record is not None and 'error' not in record
 
     def _skip_hopeless(self, waiting: list[Job], running: dict[Job, subprocess.Popen]) -> int:
         """Leaves out jobs that need what nobody is going to make."""
@@ -114,6 +109,7 @@ class Pool:
             'hash': job.hash,
             'metric': self.plan.metric,
             **result,
+            **({'teacher': _digest(job.needs[0])} if job.needs else {}),
             'commit': records.commit(),
             'machine': records.machine(),
         }
@@ -146,6 +142,23 @@ class Pool:
 
     def _say(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
+
+
+def _to_do(jobs: list[Job], done: dict[records.Key, records.Record]) -> list[Job]:
+    """Returns the jobs that are not done; a teacher or prompt whose file is gone only where a job needs it."""
+    waiting: list[Job] = []
+    needed: set[Path | None] = set()
+    for job in reversed(jobs):
+        missing = job.product in needed and job.product is not None and not job.product.is_file()
+        if missing or 'error' in done.get(job.key, {'error': 'never run'}):
+            waiting.append(job)
+            needed.update(job.needs)
+    return waiting[::-1]
+
+
+def _digest(file: Path) -> str:
+    """Returns the first 12 digits of a file's SHA-256: lines say which teacher taught."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else ''
 
 
 def _stop(processes: Collection[subprocess.Popen]) -> None:

@@ -7,13 +7,14 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 from freekd_mm.files import write_text
 
 Record = Dict[str, Any]
+Key = Tuple[str, str, int, str]
 
 
 def machine() -> dict[str, Any]:
@@ -75,11 +76,27 @@ def read(file: Path) -> list[Record]:
     return records
 
 
-def key(record: Record) -> tuple[str, int, str]:
-    """Returns what a run is known by: method, seed and hash of the config."""
-    return record['method'], record['seed'], record['hash']
+def kind(record: Record) -> str:
+    """Returns the kind of machine of a line: where it differs, a seed is another training.
+
+    The GPU, or which instructions the CPU has; empty in a line that does not say.
+    """
+    where = record.get('machine') or {}
+    return where.get('gpu') or where.get('instructions') or ''
 
 
-def latest(records: Iterable[Record]) -> dict[tuple[str, int, str], Record]:
+def key(record: Record) -> Key:
+    """Returns what a run is known by: kind of machine, method, seed and hash of the config."""
+    return kind(record), record['method'], record['seed'], record['hash']
+
+
+def latest(records: Iterable[Record]) -> dict[Key, Record]:
     """Returns the last record of every run: a retry takes the place of a failure."""
     return {key(record): record for record in records}
+
+
+def newest(records: Sequence[Record]) -> list[Record]:
+    """Returns the last record of each method, seed and kind of machine; those of an older config do not count."""
+    configs = {(record['method'], record['seed']): record['hash'] for record in records}
+    current = [record for record in records if record['hash'] == configs[record['method'], record['seed']]]
+    return list({(record['method'], record['seed'], kind(record)): record for record in current}.values())

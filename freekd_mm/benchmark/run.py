@@ -12,7 +12,7 @@ from freekd_mm.benchmark.jobs import Job, make_jobs
 from freekd_mm.benchmark.plan import Plan, load_plan
 from freekd_mm.benchmark.plots import write_plots
 from freekd_mm.benchmark.pool import Pool, only_one
-from freekd_mm.benchmark.table import instructions, markdown, plain
+from freekd_mm.benchmark.table import markdown, plain
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.files import write_text
 
@@ -28,12 +28,13 @@ def benchmark(
     options: Sequence[str] | None = None,
     action: str = 'run',
     plots: bool = True,
+    lines: Path | None = None,
 ) -> int:
     """Runs the jobs of a plan that are not done, then writes table and plots.
 
     Args:
         plan_file: YAML plan.
-        work_dir: Gets ``<task>.jsonl``, ``<plan>.md``, the plots, ``runs/`` and ``cache/``.
+        work_dir: Gets a folder for this kind of machine with the teacher, the prompts and the runs.
         data_root: Folder of the data.
         methods: Patterns of the methods to run; all by default.
         seeds: Seeds to run; the plan's by default.
@@ -42,6 +43,8 @@ def benchmark(
         options: Overrides of both configs, ``['train_cfg.max_epochs=1']``.
         action: ``'run'``, ``'list'`` or ``'report'``.
         plots: Write PNG files.
+        lines: JSON lines of the results, table and plots beside them; ``<work_dir>/<task>.jsonl`` by default. A file
+            under version control outlives the work directory: what it holds is not run again.
 
     Returns:
         The exit status: 1 if a job failed.
@@ -51,11 +54,11 @@ def benchmark(
     whole = load_plan(plan_file)
     whole = replace(whole, options={**whole.options, **_parse(options or ())})
     plan = whole.select(methods, seeds)
-    file = work_dir / f'{plan.task}.jsonl'
+    file = lines or work_dir / f'{plan.task}.jsonl'
     if action == 'report':
-        report(whole, file, plots)
+        report(whole, file, work_dir, plots)
         return 0
-    jobs = make_jobs(plan, ConfigMaker(plan, data_root), work_dir)
+    jobs = make_jobs(plan, ConfigMaker(plan, data_root), work_dir, records.kind({'machine': records.machine()}))
     if action == 'list':
         done = records.latest(records.read(file))
         for job in jobs:
@@ -63,32 +66,25 @@ def benchmark(
         return 0
     with only_one(work_dir):
         failed = Pool(plan, file, processes, status_seconds).run(jobs)
-        report(whole, file, plots)
+        report(whole, file, work_dir, plots)
     return 1 if failed else 0
 
 
-def report(plan: Plan, file: Path, plots: bool) -> None:
+def report(plan: Plan, file: Path, work_dir: Path, plots: bool) -> None:
     """Writes table and plots beside the JSON lines and prints the table."""
-    found = newest(records.read(file))
+    found = records.newest(records.read(file))
     if not found:
         print(f'no results in {file}')
         return
     page = file.with_name(f'{plan.name}.md')
-    write_text(page, markdown(found, plan))
-    print(plain(found, plan))
+    write_text(page, markdown(found, plan, work_dir))
+    print(plain(found, plan, work_dir))
     written = write_plots(found, plan, file.parent) if plots else []
     print(f'written: {", ".join(str(path) for path in (file, page, *written))}')
 
 
-def newest(found: Sequence[records.Record]) -> list[records.Record]:
-    """Returns the last record of each method, seed and kind of CPU; those of an older config do not count."""
-    configs = {(record['method'], record['seed']): record['hash'] for record in found}
-    current = [record for record in found if record['hash'] == configs[record['method'], record['seed']]]
-    return list({(record['method'], record['seed'], instructions(record)): record for record in current}.values())
-
-
-def _state(job: Job, done: dict[tuple[str, int, str], records.Record]) -> str:
-    record = done.get((job.method, job.seed, job.hash))
+def _state(job: Job, done: dict[records.Key, records.Record]) -> str:
+    record = done.get(job.key)
     return 'to do' if record is None else 'failed' if 'error' in record else 'done'
 
 

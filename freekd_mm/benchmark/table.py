@@ -1,21 +1,25 @@
-"""The table: mean and spread over the seeds, the paired difference to the student alone, the gap closed."""
+"""The table: mean and spread over the runs, the paired difference to the student alone, the gap closed."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Dict, Tuple
 
+from freekd_mm.benchmark.images import pair_interval
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
-from freekd_mm.benchmark.records import Record
-from freekd_mm.text import table
+from freekd_mm.benchmark.records import Record, kind
+from freekd_mm.benchmark.statistics import interval, p_value
+from freekd_mm.text import table as text_table
 
-#: A seed, and the kind of machine where a table has several: it is another training on each.
+#: Seed and kind of machine: only what agrees in both is paired.
 Run = Tuple[int, str]
 Values = Dict[Run, float]
+HEADER = ('method', 'seeds', 'val {}', 'gain', 'gap closed', 'test {}', 'gain', 'gap closed', 'min/run')
+COMPARED = ('test {}', 'pairs', 'difference', '95 % interval', 'with images', 'p')
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,8 @@ class Summary:
     """One method on one split.
 
     Attributes:
-        values: The metric by run.
-        gains: Difference to the student alone with the same seed on the same kind of machine.
+        values: The metric by seed and kind.
+        gains: Difference to the student alone of the same seed and kind.
         closed: Mean gain as a share of the gap between student and teacher, NaN where unknown.
     """
 
@@ -34,74 +38,63 @@ class Summary:
 
     @property
     def mean(self) -> float:
-        """Mean over the seeds."""
+        """Mean over the runs."""
         return mean(self.values.values())
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds, NaN for one seed."""
+        """Standard deviation over the runs, NaN for one run."""
         return stdev(self.values.values()) if len(self.values) > 1 else math.nan
 
     @property
     def gain(self) -> float:
-        """Mean paired difference, NaN where no run is shared."""
+        """Mean paired difference, NaN where no run is paired."""
         return mean(self.gains.values()) if self.gains else math.nan
 
-    @property
-    def gain_error(self) -> float:
-        """Standard error of :attr:`gain`, NaN for one seed."""
-        count = len(self.gains)
-        return stdev(self.gains.values()) / math.sqrt(count) if count > 1 else math.nan
 
-
-def kinds_of(records: Iterable[Record]) -> list[str]:
-    """Returns the instruction sets that the records name."""
-    return sorted({instructions(record) for record in records} - {''})
-
-
-def instructions(record: Record) -> str:
-    """Returns the instruction set of the CPU, '' where a record does not say."""
-    return (record.get('machine') or {}).get('instructions') or ''
-
-
-def values_of(records: Sequence[Record], plan: Plan, split: str) -> dict[str, Values]:
+def values_of(records: Iterable[Record], plan: Plan, split: str) -> dict[str, Values]:
     """Returns the metric, in the unit of the table, by method and run; failed runs have none."""
-    mixed = len(kinds_of(records)) > 1
     values: dict[str, Values] = {}
     for record in records:
         metric = (record.get(split) or {}).get(plan.metric)
         if metric is not None and math.isfinite(metric):
-            run = (record['seed'], instructions(record) if mixed else '')
-            values.setdefault(record['method'], {})[run] = metric * plan.factor
+            values.setdefault(record['method'], {})[record['seed'], kind(record)] = metric * plan.factor
     return values
 
 
-def summarize(records: Sequence[Record], plan: Plan, split: str) -> dict[str, Summary]:
+def differences(one: Values, other: Values) -> Values:
+    """Returns ``one - other`` for the runs that both have."""
+    return {run: one[run] - other[run] for run in sorted(set(one) & set(other))}
+
+
+def summarize(records: Iterable[Record], plan: Plan, split: str) -> dict[str, Summary]:
     """Returns a summary of every method that has a value."""
     values = values_of(records, plan, split)
     alone = values.get(STUDENT, {})
-    teacher = values.get(TEACHER, {})
+    teachers = {where: value for (_, where), value in values.get(TEACHER, {}).items()}
     summaries = {}
     for method, own in values.items():
-        shared = sorted(set(own) & set(alone)) if method not in (STUDENT, TEACHER) else []
-        gains = {run: own[run] - alone[run] for run in shared}
+        gains = differences(own, alone) if method not in (STUDENT, TEACHER) else {}
         closed = math.nan
-        if gains and teacher:
-            kinds = {kind for _, kind in shared}
-            teachers = [value for (_, kind), value in teacher.items() if kind in kinds] or list(teacher.values())
-            gap = mean(teachers) - mean(alone[run] for run in shared)
-            closed = mean(gains.values()) / gap if gap > 0 else math.nan
+        # A student and the teacher of its own kind of machine.
+        known = [run for run in gains if run[1] in teachers]
+        gap = sum(teachers[run[1]] - alone[run] for run in known)
+        if gap > 0:
+            closed = sum(gains[run] for run in known) / gap
         summaries[method] = Summary(own, gains, closed)
     return summaries
 
 
-def rows(records: Sequence[Record], plan: Plan) -> tuple[list[list[str]], list[str]]:
-    """Returns the cells of a plan's table, methods in its order, failures included, and its header."""
+def titles(plan: Plan) -> dict[str, str]:
+    """Returns the names of the rows in their order."""
+    return {TEACHER: 'teacher', STUDENT: 'student alone', **{n: m.title for n, m in plan.methods.items()}}
+
+
+def rows(records: Sequence[Record], plan: Plan) -> list[list[str]]:
+    """Returns the cells of the plan's rows, failures included."""
     val, test = (summarize(records, plan, split) for split in ('val', 'test'))
-    titles = {TEACHER: 'teacher', STUDENT: 'student alone', **{n: m.title for n, m in plan.methods.items()}}
-    unit = plan.unit or plan.metric
     found = []
-    for name, title in titles.items():
+    for name, title in titles(plan).items():
         own = [record for record in records if record['method'] == name]
         if not own:
             continue
@@ -111,42 +104,99 @@ def rows(records: Sequence[Record], plan: Plan) -> tuple[list[list[str]], list[s
         minutes = f'{mean(record["train_seconds"] for record in good) / 60:.1f}' if good else ''
         cells = [cell for summary in (val.get(name), test.get(name)) for cell in _cells(summary)]
         found.append([title, seeds, *cells, minutes])
-    gain = ('gain', 'gap closed')
-    return found, ['method', 'seeds', f'val {unit}', *gain, f'test {unit}', *gain, 'min/run']
+    return found
+
+
+def comparisons(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> list[list[str]]:
+    """Returns the cells of the plan's comparisons, by runs of all kinds of machines; pairs are within one kind.
+
+    Args:
+        records: The newest lines.
+        plan: Names what is compared; of a group the row with the best mean on val, of those with the most runs.
+        work_dir: Where the runs lie; with what they left about each image the interval holds the images, too.
+    """
+    val, test = (values_of(records, plan, split) for split in ('val', 'test'))
+    found = []
+    for sides in plan.compare:
+        one, other = (_best(plan, side, val) for side in sides)
+        paired = differences(test.get(one, {}), test.get(other, {}))
+        if not paired:
+            continue
+        gains = list(paired.values())
+        images = pair_interval(records, plan, (one, other), list(paired), work_dir) if work_dir else None
+        found.append(
+            [
+                ' less '.join(
+                    titles(plan)[name] + (f' (best of {side})' if side != name else '')
+                    for name, side in zip((one, other), sides)
+                ),
+                str(len(gains)),
+                f'{mean(gains):+.1f}',
+                _range(interval(gains)) if len(gains) > 1 else '',
+                _range(images) if images else '',
+                f'{p_value(gains):.2f}' if len(gains) > 1 else '',
+            ]
+        )
+    return found
+
+
+def _best(plan: Plan, side: str, val: dict[str, Values]) -> str:
+    group = [name for name, method in plan.methods.items() if method.group == side and name in val]
+    return max(group, key=lambda name: (len(val[name]), mean(val[name].values()))) if group else side
+
+
+def markdown(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> str:
+    """Returns the Markdown page of a plan: a table for each kind of machine, and what is compared."""
+    unit = plan.unit or plan.metric
+    parts = [f'# {plan.title or plan.name}']
+    for where, own in _by_kind(records).items():
+        parts += [f'## {where or "Machine not recorded"}', _markdown(HEADER, rows(own, plan), unit)]
+    found = comparisons(records, plan, work_dir)
+    if found:
+        parts += ['## Compared', _markdown(COMPARED, found, unit), _legend(records, plan)]
+    return '\n\n'.join(parts) + '\n'
+
+
+def plain(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> str:
+    """Returns the same for a terminal."""
+    unit = plan.unit or plan.metric
+    parts = []
+    for where, own in _by_kind(records).items():
+        parts += [where or 'machine not recorded', text_table(rows(own, plan), [name.format(unit) for name in HEADER])]
+    found = comparisons(records, plan, work_dir)
+    if found:
+        parts += [text_table(found, [name.format(unit) for name in COMPARED]), _legend(records, plan)]
+    return '\n'.join(parts)
+
+
+def _legend(records: Sequence[Record], plan: Plan) -> str:
+    compared = len({record['method'] for record in records} & set(plan.methods))
+    return f'Pairs share machine kind and seed. Rows chosen on val among {compared}, reported on test; p: sign flips.'
+
+
+def _by_kind(records: Iterable[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(kind(record), []).append(record)
+    return found
+
+
+def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]], unit: str) -> str:
+    lines = [[name.format(unit) for name in header], ['---'] * len(header), *cells]
+    # A bar in a title would begin a new cell.
+    return '\n'.join(f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in line)} |' for line in lines)
 
 
 def _cells(summary: Summary | None) -> list[str]:
     if summary is None:
         return ['', '', '']
-    gain = '' if math.isnan(summary.gain) else f'{summary.gain:+.1f}{_error(summary.gain_error)}'
+    gain = '' if math.isnan(summary.gain) else f'{summary.gain:+.1f}'
+    if len(summary.gains) > 1:
+        gain += f' ({_range(interval(list(summary.gains.values())))})'
     closed = '' if math.isnan(summary.closed) else f'{100 * summary.closed:.0f} %'
-    return [f'{summary.mean:.1f}{_error(summary.spread)}', gain, closed]
+    spread = '' if math.isnan(summary.spread) else f' ± {summary.spread:.1f}'
+    return [f'{summary.mean:.1f}{spread}', gain, closed]
 
 
-def _error(value: float) -> str:
-    return '' if math.isnan(value) else f' ± {value:.1f}'
-
-
-def remark(records: Sequence[Record]) -> str:
-    """Returns what a reader must know about the machines; '' where they are of one kind."""
-    if len(kinds_of(records)) < 2:
-        return ''
-    counts = Counter(instructions(record) or 'not named' for record in records)
-    listed = ', '.join(f'{kind} ({count} runs)' for kind, count in sorted(counts.items()))
-    return (
-        f'The runs are from CPUs with other instructions: {listed}. A seed is another training on each, so gains are '
-        'taken within one kind alone.'
-    )
-
-
-def markdown(records: Sequence[Record], plan: Plan) -> str:
-    """Returns the table of a plan as Markdown."""
-    cells, header = rows(records, plan)
-    head, *body = ('| ' + ' | '.join(cell.replace('|', '\\|') for cell in line) + ' |' for line in (header, *cells))
-    lines = [head, '|---' * len(header) + '|', *body, *(['', remark(records)] if remark(records) else [])]
-    return '\n'.join(lines) + '\n'
-
-
-def plain(records: Sequence[Record], plan: Plan) -> str:
-    """Returns the same table for a terminal."""
-    return '\n'.join(filter(None, (table(*rows(records, plan)), remark(records))))
+def _range(bounds: tuple[float, float]) -> str:
+    return f'{bounds[0]:+.1f} to {bounds[1]:+.1f}'

@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from freekd_mm.benchmark.images import IMAGES_FILE
 from freekd_mm.benchmark.jobs import PROMPT_PREFIX, TEACHER_FILE
 from freekd_mm.benchmark.plan import TEACHER
 from freekd_mm.files import write_atomically, write_text
@@ -131,6 +132,8 @@ def _evaluate(cfg: Config, checkpoint: str, split: str) -> dict[str, float]:
     cfg = cfg.copy()
     cfg.test_dataloader, cfg.test_evaluator = cfg[f'{split}_dataloader'], cfg[f'{split}_evaluator']
     cfg.custom_hooks = []
+    if split == 'test':
+        cfg.custom_hooks = [dict(type='freekd_mm.BenchmarkImagesHook', file=str(Path(cfg.work_dir) / IMAGES_FILE))]
     cfg.experiment_name = f'{split}-{uuid.uuid4().hex}'
     return {key: float(value) for key, value in evaluate(cfg, checkpoint).items()}
 

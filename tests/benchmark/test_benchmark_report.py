@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from freekd_mm.benchmark import records
 from freekd_mm.benchmark.plan import Method, Plan
 from freekd_mm.benchmark.plots import write_plots
-from freekd_mm.benchmark.run import newest
-from freekd_mm.benchmark.table import markdown, plain, summarize
+from freekd_mm.benchmark.statistics import image_interval, interval, p_value
+from freekd_mm.benchmark.table import comparisons, markdown, plain, summarize
 
 PLAN = Plan(
     name='toy',
@@ -49,13 +50,10 @@ def test_differences_are_paired_by_seed():
     assert pkd.mean == pytest.approx(53)
     assert pkd.gains == pytest.approx({(0, ''): 6, (1, ''): 10})
     assert pkd.gain == pytest.approx(8)
-    # Sample deviation of 6 and 10 is 2.83; over the root of 2 that is 2.
-    assert pkd.gain_error == pytest.approx(2)
     assert pkd.closed == pytest.approx(8 / (80 - 45))
     # Only seed 1 finished: compared with the student of seed 1 alone, 40, not with the mean.
     assert found['freekd'].gain == pytest.approx(15)
     assert found['freekd'].closed == pytest.approx(15 / (80 - 40))
-    assert math.isnan(found['freekd'].gain_error)
     assert math.isnan(found['teacher'].gain)
 
 
@@ -65,9 +63,11 @@ def test_no_gap_is_closed_where_the_teacher_is_no_better():
 
 
 def test_the_table_shows_failures_and_says_how_many_seeds():
-    lines = markdown(RECORDS, PLAN).splitlines()
+    lines = [line for line in markdown(RECORDS, PLAN).splitlines() if line.startswith('|')]
     assert [line.split('|')[1].strip() for line in lines[2:]] == ['teacher', 'student alone', 'PKD', 'FreeKD']
-    assert '| PKD | 2 | 53.0 ± 4.2 | +8.0 ± 2.0 | 23 % | 63.0 ± 4.2 | +8.0 ± 2.0 | 23 % | 1.0 |' in lines
+    # Of two differences, 6 and 10, a bootstrap sees no others.
+    gain = '+8.0 (+6.0 to +10.0) | 23 %'
+    assert f'| PKD | 2 | 53.0 ± 4.2 | {gain} | 63.0 ± 4.2 | {gain} | 1.0 |' in lines
     assert lines[-1].startswith('| FreeKD | 1 (1 failed) | 55.0 | +15.0 | 38 % |')
     assert len({line.count('|') for line in lines}) == 1
 
@@ -90,20 +90,69 @@ def test_a_seed_on_other_instructions_is_another_run_and_the_table_says_so():
         *(record('teacher', 0, 0.7, **second), record('student', 0, 0.4, **second), record('pkd', 0, 0.44, **second)),
         record('freekd', 0, 0.7, **first),
     ]
-    found = summarize(newest(mixed), PLAN, 'val')
+    found = summarize(records.newest(mixed), PLAN, 'val')
     assert found['pkd'].gains == pytest.approx({(0, 'AVX2'): 10, (0, 'AVX512'): 4})
     assert found['freekd'].gains == pytest.approx({(0, 'AVX2'): 20})
     # Of the teacher on its own machine: 80 - 50.
     assert found['freekd'].closed == pytest.approx(20 / 30)
-    assert 'CPUs with other instructions: AVX2 (4 runs), AVX512 (3 runs)' in markdown(mixed, PLAN)
-    assert 'AVX2 (4 runs)' in plain(mixed, PLAN)
-    # A line that does not name them is not of another kind.
-    assert 'instructions' not in markdown([*mixed[:3], record('pkd', 1, 0.5)], PLAN)
+    page = markdown(mixed, PLAN)
+    assert [line for line in page.splitlines() if line.startswith('## ')] == ['## AVX2', '## AVX512']
+    assert '| PKD | 1 | 60.0 | +10.0 | 33 % |' in page
+    assert '| PKD | 1 | 44.0 | +4.0 | 13 % |' in page
+    assert [line for line in plain(mixed, PLAN).splitlines() if line.startswith('AVX')] == ['AVX2', 'AVX512']
 
 
 def test_runs_of_an_older_config_do_not_count():
     old, other = record('pkd', 0, 0.9, machine={'instructions': 'AVX2'}), record('pkd', 0, 0.5, hash='new')
-    assert newest([old, other]) == [other]
+    assert records.newest([old, other]) == [other]
+
+
+def test_an_interval_is_that_of_the_differences():
+    few = [1.0, 2.0, 4.0]
+    low, high = interval(few)
+    # The ends of three runs: 1 / 27 is more than 2.5 %, so all three the least is among what is seen.
+    assert (low, high) == (1.0, 4.0)
+    many = np.random.default_rng(3).normal(2.0, 1.0, 400)
+    low, high = interval(many.tolist())
+    # The normal approximation, an independent reference where there are many.
+    error = many.std(ddof=1) / 20
+    assert low == pytest.approx(many.mean() - 1.96 * error, abs=0.02)
+    assert high == pytest.approx(many.mean() + 1.96 * error, abs=0.02)
+
+
+def test_images_widen_an_interval_that_the_runs_agree_on():
+    gains = np.random.default_rng(0).normal(1.0, 2.0, 50)
+    low, high = image_interval([lambda weights: float(weights @ gains / 50)] * 3, 50)
+    # Three runs that say the same: what is left is the images' standard error.
+    assert (high - low) / 2 == pytest.approx(1.96 * gains.std() / 50**0.5, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ('values', 'expected'),
+    # All of a sign: 2 of the 2 ** n signs. A sum of zero: every sign is as far.
+    [([1.0, 2.0, 3.0], 0.25), ([1, 2, 3, 4, 5, 6], 2 / 64), ([1.0, -1.0], 1.0), ([3.0, -1.0], 1.0)],
+)
+def test_the_p_value_counts_signs(values, expected):
+    assert p_value(values) == pytest.approx(expected)
+
+
+def test_groups_are_compared_by_the_best_on_val_of_those_with_the_most_runs():
+    methods = {
+        name: Method(name, name, group=group, title=name)
+        for name, group in (('a', 'ours'), ('b', 'ours'), ('lucky', 'ours'), ('pkd', 'spatial'))
+    }
+    plan = replace(PLAN, methods=methods, compare=(('ours', 'spatial'), ('pkd', 'student'), ('ours', 'none')))
+    found = [
+        *(record('student', seed, 0.4) for seed in (0, 1, 2)),
+        *(record('a', seed, value) for seed, value in enumerate((0.5, 0.52, 0.54))),
+        *(record('b', seed, 0.45) for seed in (0, 1, 2)),
+        record('lucky', 0, 0.9),
+        *(record('pkd', seed, value) for seed, value in enumerate((0.49, 0.5, 0.5))),
+    ]
+    first, second = comparisons(found, plan)
+    assert first == ['a (best of ours) less pkd (best of spatial)', '3', '+2.3', '+1.0 to +4.0', '', '0.25']
+    assert second[:3] == ['pkd less student alone', '3', '+9.7']
+    assert 'chosen on val among 4, reported on test' in markdown(found, plan)
 
 
 def test_plots_are_written(tmp_path):
@@ -123,7 +172,7 @@ def test_lines_survive_a_crash(tmp_path):
     found = records.read(file)
     assert len(found) == 2
     # A retry takes the place of the failure.
-    assert 'error' not in records.latest(found)['pkd', 0, 'h']
+    assert 'error' not in records.latest(found)['', 'pkd', 0, 'h']
     with open(file, 'a') as stream:
         stream.write('\n{}\n')
     with pytest.raises(ValueError, match=r'runs.jsonl:3 should be a line of JSON'):

@@ -11,6 +11,7 @@ import yaml
 
 from freekd_mm.benchmark import records
 from freekd_mm.benchmark.configs import ConfigMaker
+from freekd_mm.benchmark.images import IMAGES_FILE
 from freekd_mm.benchmark.jobs import make_jobs
 from freekd_mm.benchmark.plan import Method, load_plan
 from freekd_mm.benchmark.pool import only_one
@@ -64,12 +65,41 @@ def test_a_benchmark_runs_reports_failures_and_goes_on(plan_file, tmp_path, caps
     assert len(records.read(work / 'tiny.jsonl')) == 5
 
     # A job that was interrupted after its last checkpoint goes on from there.
-    folder = next((work / 'runs' / 'tiny').glob('mse-*'))
+    folder = next((work / torch.backends.cpu.get_cpu_capability() / 'runs' / 'tiny').glob('mse-*'))
     status = json.loads((folder / STATUS).read_text())
     result = run_job(folder)
     assert result['resumed']
     assert result['train_seconds'] >= round(status['seconds'], 1)
     assert result['val'] == found['mse']['val']
+
+
+def test_lines_elsewhere_outlive_the_work_directory(plan_file, tmp_path, capsys):
+    lines = tmp_path / 'kept' / 'lines.jsonl'
+    run = {'methods': ['mse'], 'plots': False, 'lines': lines}
+    assert benchmark(str(plan_file), tmp_path / 'first', **run) == 0
+    found = {record['method']: record for record in records.read(lines)}
+    assert len(found['mse']['teacher']) == 12
+    assert (tmp_path / 'kept' / 'tiny.md').is_file()
+    assert len(list((tmp_path / 'first').rglob(f'runs/*/*/{IMAGES_FILE}'))) == 2
+    capsys.readouterr()
+    # Another work directory: nothing is missing, so its teacher is not either.
+    assert benchmark(str(plan_file), tmp_path / 'second', **run) == 0
+    assert '3 jobs, 3 done already' in capsys.readouterr().out
+    # A new seed needs the teacher, which is trained anew.
+    assert benchmark(str(plan_file), tmp_path / 'second', seeds=[1], **run) == 0
+    started = [line.split(':')[0] for line in capsys.readouterr().out.splitlines() if line.startswith('started')]
+    assert started == ['started teacher seed 0', 'started student seed 1', 'started mse seed 1']
+
+
+def test_a_row_may_be_the_student_alone_with_another_schedule(plan_file, tmp_path):
+    plan = load_plan(plan_file)
+    twice = Method('student-2x', None, options={'train_cfg.max_epochs': 7})
+    plan = dataclasses.replace(plan, methods={'student-2x': twice})
+    row = make_jobs(plan, ConfigMaker(plan), tmp_path)[-1]
+    alone, longer = ConfigMaker(plan).student(0).to_dict(), row.config().to_dict()
+    assert (row.method, row.needs, longer['train_cfg'].pop('max_epochs')) == ('student-2x', (), 7)
+    alone['train_cfg'].pop('max_epochs')
+    assert longer == alone
 
 
 def test_all_methods_see_the_students_own_config(plan_file, tmp_path):

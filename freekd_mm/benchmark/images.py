@@ -1,0 +1,155 @@
+"""What each test image adds to the metric of a run, so that the images can be drawn anew (bootstrap)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Dict
+
+import numpy as np
+from mmengine.hooks import Hook
+
+from freekd_mm.benchmark.jobs import RUNS, folder_name, kind_folder
+from freekd_mm.benchmark.plan import Plan
+from freekd_mm.benchmark.records import Record, kind
+from freekd_mm.benchmark.statistics import Interval, image_interval
+from freekd_mm.registry import HOOKS
+
+IMAGES_FILE = 'images.npz'
+RECALLS = np.linspace(0, 1, 101)
+Arrays = Dict[str, np.ndarray]
+
+
+@HOOKS.register_module()
+class BenchmarkImagesHook(Hook):
+    """Keeps what each image adds to COCO's box AP or to the mIoU; other metrics leave no file.
+
+    Args:
+        file: The file, ``.npz``.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def before_test(self, runner: Any) -> None:
+        """Lets the metrics tell their results before they forget them."""
+        for metric in runner.test_loop.evaluator.metrics:
+            collect = {'CocoMetric': _detections, 'IoUMetric': _areas}.get(type(metric).__name__)
+            if collect is not None:
+                metric.compute_metrics = functools.partial(self._compute, metric, collect, metric.compute_metrics)
+
+    def _compute(self, metric: Any, collect: Callable, compute: Callable, results: list) -> dict:
+        values = compute(results)
+        np.savez_compressed(self.file, **collect(metric, results))
+        return values
+
+
+def _areas(metric: Any, results: list) -> Arrays:
+    """Returns the areas of intersection and union, (images, classes)."""
+    intersect, union = ([np.asarray(result[index]) for result in results] for index in (0, 1))
+    return {'intersect': np.stack(intersect), 'union': np.stack(union)}
+
+
+def _detections(metric: Any, results: list) -> Arrays:
+    """Returns COCO's matches: for each box whether it is right or wrong, per IoU threshold."""
+    from pycocotools.cocoeval import COCOeval
+
+    truth = metric._coco_api
+    boxes = [
+        {'image_id': found['img_id'], 'category_id': metric.cat_ids[label], 'score': float(score),
+         'bbox': [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])]}
+        for _, found in results
+        for box, score, label in zip(found['bboxes'], found['scores'], found['labels'])
+    ]  # fmt: skip
+    evaluation = COCOeval(truth, truth.loadRes(boxes), 'bbox')
+    evaluation.params.catIds, evaluation.params.imgIds = metric.cat_ids, metric.img_ids
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ['all']
+    evaluation.evaluate()
+    images = {name: index for index, name in enumerate(metric.img_ids)}
+    categories = {name: index for index, name in enumerate(metric.cat_ids)}
+    positives = np.zeros((len(images), len(categories)), dtype=np.int64)
+    parts: dict[str, list] = {'image': [], 'category': [], 'score': [], 'right': [], 'wrong': []}
+    for found in filter(None, evaluation.evalImgs):
+        image, category = images[found['image_id']], categories[found['category_id']]
+        positives[image, category] = np.count_nonzero(np.asarray(found['gtIgnore']) == 0)
+        matched, ignored = found['dtMatches'] > 0, found['dtIgnore'].astype(bool)
+        count = matched.shape[1]
+        parts['image'].append(np.full(count, image, dtype=np.int32))
+        parts['category'].append(np.full(count, category, dtype=np.int16))
+        parts['score'].append(np.asarray(found['dtScores'], dtype=np.float64))
+        parts['right'].append((matched & ~ignored).T)
+        parts['wrong'].append((~matched & ~ignored).T)
+    return {'positives': positives, **{name: np.concatenate(part) for name, part in parts.items()}}
+
+
+def metric_of(arrays: Arrays) -> Callable[[np.ndarray], float]:
+    """Returns the metric as a function of how often each image counts, (images,)."""
+    if 'union' in arrays:
+        return functools.partial(_miou, arrays['intersect'], arrays['union'])
+    order = np.argsort(-arrays['score'], kind='mergesort')
+    by_category = []
+    for category in range(arrays['positives'].shape[1]):
+        own = order[arrays['category'][order] == category]
+        by_category.append((arrays['positives'][:, category], arrays['image'][own],
+                            arrays['right'][own].T, arrays['wrong'][own].T))  # fmt: skip
+    return functools.partial(_average_precision, by_category)
+
+
+def _miou(intersect: np.ndarray, union: np.ndarray, weights: np.ndarray) -> float:
+    total = weights @ union
+    seen = total > 0
+    return float(100 * np.mean((weights @ intersect)[seen] / total[seen]))
+
+
+def _average_precision(by_category: list, weights: np.ndarray) -> float:
+    """Returns COCO's AP: the mean over categories, IoU thresholds and 101 recalls."""
+    values = []
+    for positives, image, right, wrong in by_category:
+        total = weights @ positives
+        if total == 0:
+            continue
+        weight = weights[image]
+        true, false = np.cumsum(right * weight, axis=1), np.cumsum(wrong * weight, axis=1)
+        precision = true / np.maximum(true + false, 1)
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        for recalls, best in zip(true / total, precision):
+            values.append(np.append(best, 0.0)[np.searchsorted(recalls, RECALLS)].mean())
+    return float(np.mean(values)) if values else 0.0
+
+
+def pair_interval(
+    records: Sequence[Record], plan: Plan, names: tuple[str, str], runs: Sequence[tuple[int, str]], work_dir: Path
+) -> Interval | None:
+    """Returns the interval of the difference of two rows over runs and test images.
+
+    Args:
+        records: The newest lines.
+        plan: Their plan.
+        names: The two rows.
+        runs: Seed and kind of the pairs.
+        work_dir: Where the runs lie.
+
+    Returns:
+        None where a run left no file.
+    """
+    pairs = []
+    images = 0
+    for run in runs:
+        both = []
+        for name in names:
+            file = _file(
+                next(r for r in records if r['method'] == name and (r['seed'], kind(r)) == run), plan, work_dir
+            )
+            if not file.is_file():
+                return None
+            arrays = dict(np.load(file))
+            images = len(arrays['positives' if 'positives' in arrays else 'union'])
+            both.append(metric_of(arrays))
+        pairs.append(lambda weights, both=both: plan.factor * (both[0](weights) - both[1](weights)))
+    return image_interval(pairs, images)
+
+
+def _file(record: Record, plan: Plan, work_dir: Path) -> Path:
+    folder = kind_folder(work_dir, kind(record)) / RUNS / plan.task
+    return folder / folder_name(record['method'], record['seed'], record['hash']) / IMAGES_FILE

@@ -1,0 +1,68 @@
+"""What paired runs can show: a bootstrap interval of their difference, and the p-value of a sign-flip test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Tuple
+
+import numpy as np
+
+Interval = Tuple[float, float]
+#: Up to here all signs are tried: 2 ** 14 of them; beyond, as many are drawn.
+EXACT = 14
+IMAGE_DRAWS = 400
+
+
+def interval(differences: Sequence[float], level: float = 0.95, draws: int = 10_000) -> Interval:
+    """Returns the percentile bootstrap interval of the mean over the runs.
+
+    Args:
+        differences: One paired difference a run. With few of them the interval hardly leaves their range, and is too
+            narrow.
+        level: Its probability.
+        draws: How often the runs are drawn anew, always in the same way.
+    """
+    values = np.asarray(differences, dtype=float)
+    picked = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    return _percentiles(values[picked].mean(1), level)
+
+
+def image_interval(
+    pairs: Sequence[Callable[[np.ndarray], float]], images: int, level: float = 0.95, draws: int = IMAGE_DRAWS
+) -> Interval:
+    """Returns the interval where runs and test images are both drawn anew.
+
+    Args:
+        pairs: For each pair of runs the difference of the metric, given how often each image counts, (images,).
+        images: How many test images there are. All pairs see the same ones in one draw.
+        level: Its probability.
+        draws: How often.
+    """
+    generator = np.random.default_rng(0)
+    means = []
+    for _ in range(draws):
+        weights = np.bincount(generator.integers(images, size=images), minlength=images)
+        picked = generator.integers(len(pairs), size=len(pairs))
+        values = {index: pairs[index](weights) for index in set(picked.tolist())}
+        means.append(np.mean([values[index] for index in picked.tolist()]))
+    return _percentiles(np.array(means), level)
+
+
+def p_value(differences: Sequence[float]) -> float:
+    """Returns the two-sided p-value of a sign-flip test: how often signs by chance give a mean as far from zero.
+
+    With n runs it is never below 2 / 2 ** n: 0.25 for three, 0.03 for six.
+    """
+    values = np.asarray(differences, dtype=float)
+    if len(values) <= EXACT:
+        signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
+    else:
+        signs = np.random.default_rng(0).choice((1, -1), size=(2**EXACT, len(values)))
+    # Sums that differ by rounding alone are equal.
+    return float(np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-9))
+
+
+def _percentiles(means: np.ndarray, level: float) -> Interval:
+    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
