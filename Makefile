@@ -6,7 +6,7 @@ STACK ?=
 TORCH ?=
 TORCH_INDEX ?=
 TASK ?= det
-METHOD ?= freekd-prompt
+METHOD ?= wavelet-prompt
 TESTS ?=
 
 # The environment's own Python runs a later set-up, so that PYTHON need not be repeated.
@@ -18,7 +18,7 @@ RUN_SETUP = $$(test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo $(P
 
 help:
 	@echo 'make setup   [VENV=.venv] [PYTHON=python3] [STACK=openmmlab|onedl] [TORCH=2.13.0|installed] [TORCH_INDEX=url]'
-	@echo 'make demo    [TASK=det|seg] [METHOD=freekd-prompt]'
+	@echo 'make demo    [TASK=det|seg] [METHOD=wavelet-prompt]'
 	@echo 'make test    [TESTS=tests/frequency]'
 	@echo 'make lint    formatting, lint and types'
 	@echo 'make docs    the site: pages and API reference, in site/'

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.losses import FreeKDLoss, FreeKDPlusLoss
+from freekd_mm.losses import FreeKDLoss, FreeKDPlusLoss, WaveletLoss
 from freekd_mm.prompts import PromptFile, save_prompt
 from speed.tables import Report
 from speed.timing import Job, Options, Spread, Turns, peak_bytes, profile_table, take_turns
@@ -86,7 +86,7 @@ def losses(num_tokens: int, channels: int, levels: int, device: torch.device) ->
         return {
             'naive formula': naive(tokens),
             'code': FreeKDLoss(mode='code', **options).to(device),
-            'tuned (default)': FreeKDLoss(**options).to(device),
+            'WaveletLoss': WaveletLoss(**options).to(device),
             'paper': FreeKDLoss(mode='paper', **options).to(device),
             'paper, relation free': FreeKDLoss(mode='paper', relation='free', **options).to(device),
             'paper, no relation': paper(),

@@ -40,7 +40,7 @@ _base_ = [{student!r}]
 model = dict(
     _delete_=True, type='freekd_mm.DistilledModel', architecture={{{{_base_.model}}}},
     teacher=dict(model={{{{_base_.model}}}}, allow_random=True), probe_size=(64, 64),
-    distill=dict(freekd=dict(student='neck', loss=dict(type='freekd_mm.FreeKDLoss', channels=256))))
+    distill=dict(wavelet=dict(student='neck', loss=dict(type='freekd_mm.WaveletLoss', channels=256))))
 work_dir = {work!r}
 """
 

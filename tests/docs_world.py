@@ -67,7 +67,7 @@ model = dict(
     type='freekd_mm.DistilledModel',
     architecture={{_base_.model}},
     teacher=dict(cfg_path='teacher.py', checkpoint='teacher.pth'),
-    distill=dict(freekd=dict(loss=dict(type='freekd_mm.FreeKDLoss', channels=256))),
+    distill=dict(wavelet=dict(loss=dict(type='freekd_mm.WaveletLoss', channels=256))),
 )
 """
 

@@ -184,7 +184,7 @@ LOSSES = {
     'dct': dict(type='freekd_mm.DCTAttentionLoss'),
     'dct fft': dict(type='freekd_mm.DCTAttentionLoss', transform='fft_real'),
     'freekd code': freekd('code'),
-    'freekd tuned batch': freekd('tuned'),
+    'wavelet': dict(type='freekd_mm.WaveletLoss', channels=4, levels=2),
     'freekd plus': dict(type='freekd_mm.FreeKDPlusLoss', channels=4, levels=2),
     **{
         f'freekd {normalize} {distance} {relation}': freekd(normalize=normalize, distance=distance, relation=relation)
@@ -203,7 +203,7 @@ LOSSES = {
     'figkd foreground': dict(type='freekd_mm.FiGKDLoss', foreground=True, use_sigmoid=True),
 }
 #: Divided by a deviation of the batch, an image's part depends on the others.
-OF_THE_BATCH = ('batch', 'feature')
+OF_THE_BATCH = ('batch', 'feature', 'wavelet')
 
 
 def loss_of(name):

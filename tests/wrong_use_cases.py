@@ -205,7 +205,7 @@ CASES = {
     'choice of a loss': (
         lambda p: loss(p, mode='papr'),
         ValueError,
-        "mode should be one of 'tuned', 'paper', 'code', but got 'papr'. Did you mean 'paper'?",
+        "mode should be one of 'paper', 'code', but got 'papr'. Did you mean 'paper'?",
     ),
     'wavelet': (lambda p: loss(p, wavelet='harr'), ValueError, "wavelet should|'harr'|Did you mean 'haar'?"),
     'transform': (

@@ -15,8 +15,14 @@ from freekd_mm.stage1 import FrequencyPromptHook
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs'
-#: The method of each folder as the papers' columns call it.
-METHODS = {'freekd': 'FreeKD', 'famkd': 'FAM-KD', 'figkd': 'FiGKD', 'dctkd': 'DCT-driven attention'}
+#: The method of each folder as the papers' columns call it; ours is in no paper.
+METHODS: dict[str, str | None] = {
+    'wavelet': None,
+    'freekd': 'FreeKD',
+    'famkd': 'FAM-KD',
+    'figkd': 'FiGKD',
+    'dctkd': 'DCT-driven attention',
+}
 SOURCES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
 FOLDERS = (*METHODS, 'demo', 'benchmark')
 

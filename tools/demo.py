@@ -13,7 +13,7 @@ def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--task', choices=['det', 'seg'], default='det', help='detection or segmentation')
-    parser.add_argument('--method', default='freekd-prompt', help='a method of tools/make_config.py')
+    parser.add_argument('--method', default='wavelet-prompt', help='a method of tools/make_config.py')
     parser.add_argument('--seed', type=int, default=0, help='seed of both students')
     parser.add_argument('--work-dir', type=Path, help='where to write; work_dirs/demo by default')
     return parser.parse_args()

@@ -14,7 +14,7 @@ from mmengine.config import Config, ConfigDict
 from freekd_mm.benchmark.plan import Method, Plan
 from freekd_mm.checks import did_you_mean
 from freekd_mm.runtime.config import load_config
-from freekd_mm.wizard.methods import Wiring, method_entries
+from freekd_mm.wizard.methods import PROMPTED, Wiring, method_entries
 from freekd_mm.wizard.places import find_wiring, probe_config
 
 PROBE_SIZE = (128, 128)
@@ -141,10 +141,11 @@ class ConfigMaker:
         for key, value in method.set.items():
             _set(entries, key, value, method.name)
         if prompt is not None:
-            targets = [entry for name, entry in entries.items() if name.startswith('freekd')]
+            targets = [entry for name, entry in entries.items() if name.startswith(PROMPTED)]
             if not targets:
                 raise ValueError(
-                    f"a prompt is for entries called 'freekd...', but method {method.name!r} has {', '.join(entries)}"
+                    f"a prompt is for entries called 'wavelet...' or 'freekd...', but method {method.name!r} has "
+                    f'{", ".join(entries)}'
                 )
             for entry in targets:
                 # Entries of the plan's own say themselves which levels they compare.

@@ -47,7 +47,7 @@ def _bars(records: Sequence[Record], plan: Plan, split: str, file: Path) -> Path
     for row, name in enumerate(names):
         summary = summaries[name]
         spread = 0 if math.isnan(summary.spread) else summary.spread
-        color = '#999999' if name == STUDENT else '#2a6fb0' if 'freekd' in name else '#d98b2b'
+        color = '#999999' if name == STUDENT else '#2a6fb0' if 'freekd' in name or 'wavelet' in name else '#d98b2b'
         axes.errorbar(summary.mean, row, xerr=spread, fmt='o', color=color, capsize=3)
         axes.plot(list(summary.values.values()), [row] * len(summary.values), '|', color=color, alpha=0.6)
     for name, style in ((STUDENT, ':'), (TEACHER, '--')):

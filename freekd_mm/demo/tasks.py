@@ -33,7 +33,7 @@ TASKS = {
         metric='coco/bbox_mAP',
         unit='AP',
         factor=100,
-        on_real_data='python tools/train.py configs/freekd/gfl_r50_r101.py',
+        on_real_data='python tools/train.py configs/wavelet/gfl_r50_r101.py',
     ),
     'seg': Task(
         teacher='configs/demo/seg_teacher.py',
@@ -41,6 +41,6 @@ TASKS = {
         metric='mIoU',
         unit='mIoU',
         factor=1,
-        on_real_data='python tools/train.py configs/freekd/pspnet_r18_r101.py',
+        on_real_data='python tools/train.py configs/wavelet/pspnet_r18_r101.py',
     ),
 }

@@ -5,8 +5,16 @@ from __future__ import annotations
 from freekd_mm.losses.base import DistillLoss
 from freekd_mm.losses.dct_attention import DCTAttentionLoss
 from freekd_mm.losses.figkd import FiGKDLoss
-from freekd_mm.losses.freekd.loss import FreeKDLoss
+from freekd_mm.losses.freekd.loss import FreeKDLoss, WaveletLoss
 from freekd_mm.losses.freekd.plus import FreeKDPlusLoss
 from freekd_mm.losses.mse import FeatureMSELoss
 
-__all__ = ['DCTAttentionLoss', 'DistillLoss', 'FeatureMSELoss', 'FiGKDLoss', 'FreeKDLoss', 'FreeKDPlusLoss']
+__all__ = [
+    'DCTAttentionLoss',
+    'DistillLoss',
+    'FeatureMSELoss',
+    'FiGKDLoss',
+    'FreeKDLoss',
+    'FreeKDPlusLoss',
+    'WaveletLoss',
+]

@@ -20,7 +20,7 @@ from freekd_mm.tensors import Levels, as_levels
 class PoIMaskGenerator(nn.Module):
     """Holds the frozen tokens of all feature levels and gives their masks.
 
-    Any module with this ``forward`` can take its place in :class:`freekd_mm.losses.FreeKDLoss`.
+    Any module with this ``forward`` can take its place in :class:`freekd_mm.losses.WaveletLoss`.
 
     Args:
         channels: Channels of the features: one number, or one a feature level.

@@ -50,7 +50,7 @@ class Distillation(nn.Module):
         super().__init__()
         if not isinstance(distill, dict) or not distill:
             raise ValueError(
-                f"distill should be a dict of named entries, for example dict(freekd=dict(student='neck', loss=...)), "
+                f"distill should be a dict of named entries, for example dict(wavelet=dict(student='neck', loss=...)), "
                 f'but got {distill!r}'
             )
         self.entries = nn.ModuleDict({name: Entry.from_config(name, cfg) for name, cfg in distill.items()})

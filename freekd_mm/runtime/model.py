@@ -100,7 +100,7 @@ def DistilledModel(  # noqa: N802 - built by config like a class
     Args:
         architecture: The student's model config.
         teacher: ``cfg_path`` or ``model``, and ``checkpoint``.
-        distill: Entries by name: ``dict(freekd=dict(student='neck', teacher='neck', loss=dict(...)))``.
+        distill: Entries by name: ``dict(wavelet=dict(student='neck', teacher='neck', loss=dict(...)))``.
         task_loss: Compute the student's own losses. False distils features alone.
         inherit: Modules that start with the teacher's weights, where name and shape agree: ``('neck', 'bbox_head')``.
             A checkpoint that is loaded or resumed comes after it.

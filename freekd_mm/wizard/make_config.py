@@ -14,7 +14,7 @@ from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.runtime.config import load_config
 from freekd_mm.runtime.inherit import choose_modules
 from freekd_mm.text import table
-from freekd_mm.wizard.methods import METHODS, Shape, Wiring, method_entries, parse_methods
+from freekd_mm.wizard.methods import METHODS, PROMPTED, Shape, Wiring, method_entries, parse_methods
 from freekd_mm.wizard.places import Probed, find_wiring, probe_config
 
 
@@ -41,7 +41,7 @@ def make_config(
         method: A name of ``METHODS``, or several joined by ``+``.
         out: The file to write.
         stage: ``'distill'``, or ``'prompt'`` to write the config of stage 1 alone.
-        prompt: A prompt file made before, instead of stage 1; with any method of FreeKD.
+        prompt: A prompt file made before, instead of stage 1; with any method of wavelets.
         prompt_iters: Iterations of stage 1; the hook's own by default.
         prompt_dir: Work directory of stage 1; ``work_dirs/<its config>`` by default.
         inherit: Modules of the student that start with the teacher's weights; empty for all that fit but the
@@ -55,11 +55,9 @@ def make_config(
     names = parse_methods(method)
     out = Path(out)
     uses_prompt = any(METHODS[name].uses_prompt for name in names) or prompt is not None
-    if prompt is not None and not any(name.startswith('freekd') for name in names):
-        takes_one = ', '.join(name for name in METHODS if name.startswith('freekd'))
-        raise ValueError(
-            f'a prompt should be used with a method of FreeKD ({takes_one}), but got the method {method!r}'
-        )
+    if prompt is not None and not any(name.startswith(PROMPTED) for name in names):
+        takes_one = ', '.join(name for name in METHODS if name.startswith(PROMPTED))
+        raise ValueError(f'a prompt should be used with one of the methods {takes_one}, but got {method!r}')
     teacher = probe_config(load_config(teacher_cfg), 'teacher', size)
     prompt_out = out if stage == 'prompt' else out.with_name(f'{out.stem}_prompt{out.suffix}')
     stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / prompt_out.stem
@@ -74,8 +72,8 @@ def make_config(
     file = prompt or str(stage1_dir / PROMPT_FILE)
     entries = method_entries(method, wiring)
     if uses_prompt:
-        loss = entries['freekd']['loss']
-        loss['prompt'] = wiring.prompt_option(file, loss)
+        for loss in (entries[name]['loss'] for name in PROMPTED if name in entries):
+            loss['prompt'] = wiring.prompt_option(file, loss)
     stage1 = prompt_out if uses_prompt and prompt is None else None
     modules = choose_modules(student.model, teacher.model, inherit) if inherit is not None else []
     start = f"    # Start with the teacher's weights.\n    inherit={modules!r},\n" if modules else ''

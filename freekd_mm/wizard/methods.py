@@ -11,6 +11,8 @@ from freekd_mm.compat.versions import zip_equal
 
 Shape = Tuple[int, int, int]
 Entries = Dict[str, dict]
+#: Entries whose loss takes a prompt.
+PROMPTED = ('wavelet', 'freekd')
 #: Options that a loss and the generator of its masks have to agree on.
 PROMPT_OPTIONS = ('num_tokens', 'levels', 'wavelet', 'grouping')
 
@@ -96,9 +98,9 @@ class Method:
     on_logits: bool = False
 
 
-def _freekd(loss: str, **options: object) -> Callable[[Wiring], Entries]:
+def _bands(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
     def entries(wiring: Wiring) -> Entries:
-        return {'freekd': wiring.feature_entry({'type': f'freekd_mm.{loss}', 'channels': wiring.channels_t, **options})}
+        return {name: wiring.feature_entry({'type': f'freekd_mm.{loss}', 'channels': wiring.channels_t, **options})}
 
     return entries
 
@@ -145,20 +147,23 @@ def _mgd(wiring: Wiring) -> Entries:
 
 
 METHODS: dict[str, Method] = {
-    'freekd': Method('high wavelet bands of the features, in one stage: the first choice', _freekd('FreeKDLoss')),
-    'freekd-prompt': Method(
-        'the same where the prompt of the teacher looks: both stages of FreeKD', _freekd('FreeKDLoss'), True
+    'wavelet': Method(
+        'high wavelet bands of the features, our own recipe in one stage: the first choice',
+        _bands('wavelet', 'WaveletLoss'),
     ),
-    'freekd-paper': Method(
-        "FreeKD with the paper's formula: both bands, absolute differences, relation",
-        _freekd('FreeKDLoss', mode='paper'),
+    'wavelet-prompt': Method(
+        "the same where a prompt of the teacher looks: FreeKD's first stage, then ours",
+        _bands('wavelet', 'WaveletLoss'),
         True,
     ),
+    'freekd': Method("FreeKD, both stages of the paper with the paper's loss", _bands('freekd', 'FreeKDLoss'), True),
     'freekd-code': Method(
-        'FreeKD as in its released code, to compare with it', _freekd('FreeKDLoss', mode='code'), True
+        'FreeKD with the loss of its released code, to compare with it',
+        _bands('freekd', 'FreeKDLoss', mode='code'),
+        True,
     ),
     'freekd-plus': Method(
-        'FreeKD+, our interpretation: high bands relaxed, low band strong', _freekd('FreeKDPlusLoss'), True
+        'FreeKD+, our interpretation: high bands relaxed, low band strong', _bands('freekd', 'FreeKDPlusLoss'), True
     ),
     'famkd': Method(
         'a learnable Fourier adapter on the student: when student and teacher differ in architecture',
@@ -187,10 +192,16 @@ METHODS: dict[str, Method] = {
 }
 
 
+#: Names that something had before: what it is called now.
+RENAMED = {'freekd-prompt': 'wavelet-prompt', 'freekd-paper': 'freekd'}
+
+
 def parse_methods(text: str) -> list[str]:
-    """Reads ``'freekd'`` or a stack of methods, ``'freekd+figkd'``."""
+    """Reads ``'wavelet'`` or a stack of methods, ``'wavelet+figkd'``."""
     names = text.split('+')
     for name in names:
+        if name in RENAMED:
+            raise ValueError(f'method {name!r} is called {RENAMED[name]!r} now; all: {", ".join(METHODS)}')
         if name not in METHODS:
             raise ValueError(
                 f'method should be one of {", ".join(METHODS)}, or several joined by +, but got {name!r}.'

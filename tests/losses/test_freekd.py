@@ -17,7 +17,8 @@ from torch import nn
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d
-from freekd_mm.losses import FreeKDLoss, freekd
+from freekd_mm.losses import FreeKDLoss, WaveletLoss
+from freekd_mm.losses.freekd import loss as freekd_loss
 from freekd_mm.losses.freekd.bands import NORMALIZATIONS
 from freekd_mm.prompts import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
@@ -121,7 +122,7 @@ def test_paper_mode_without_relation_equals_loops_over_every_band(tmp_path, norm
     assert loss(students, teachers).item() == pytest.approx(wanted, rel=1e-6)
 
 
-def test_tuned_mode_is_one_minus_the_correlation_of_the_high_bands():
+def test_wavelet_loss_is_one_minus_the_correlation_of_the_high_bands():
     """Of standardised values the mean of (b - a)^2 is 2 - 2 ab, but for the floor of the deviations."""
     students, teachers = features(2, [(8, 16), (4, 4)]), features(3, [(8, 16), (4, 4)])
     total = 0.0
@@ -130,7 +131,7 @@ def test_tuned_mode_is_one_minus_the_correlation_of_the_high_bands():
             for b, a in zip_equal(detail, other):
                 product = (a * b).mean((0, 2, 3)) / (a.square().mean((0, 2, 3)) * b.square().mean((0, 2, 3))).sqrt()
                 total += (2 - 2 * product.mean()) / (2 * 6)
-    torch.testing.assert_close(FreeKDLoss(CHANNELS, levels=2)(students, teachers), 2 * total, rtol=1e-3, atol=0)
+    torch.testing.assert_close(WaveletLoss(CHANNELS, levels=2)(students, teachers), 2 * total, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize('distance', ['l1', 'l2'])
@@ -184,7 +185,7 @@ def test_bands_have_their_own_tokens_with_grouping_band(tmp_path):
 
 def test_the_prompt_changes_what_is_compared_and_not_having_one_is_logged(tmp_path, monkeypatch):
     logged = []
-    monkeypatch.setattr(freekd, 'print_log', lambda message, *_: logged.append(message))
+    monkeypatch.setattr(freekd_loss, 'print_log', lambda message, *_: logged.append(message))
     plain = FreeKDLoss(CHANNELS, mode='paper')
     masked = FreeKDLoss(CHANNELS, prompt=prompt_path(tmp_path)[0], mode='paper')
     values = [loss(features(0), features(1)) for loss in (plain, plain, masked)]
@@ -405,7 +406,7 @@ def test_compiles_as_one_graph(tmp_path, options):
         (
             dict(mode='papr'),
             ValueError,
-            "mode should be one of 'tuned', 'paper', 'code', but got 'papr'.* mean 'paper'",
+            "mode should be one of 'paper', 'code', but got 'papr'.* mean 'paper'",
         ),
         (dict(normalize='chanel'), ValueError, "normalize should be one of .*Did you mean 'channel'"),
         (dict(distance='l3'), ValueError, 'distance should be one of'),

@@ -7,7 +7,8 @@ import torch
 from ranks import run_two_ranks
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.losses import FreeKDLoss, freekd_haar_step
+from freekd_mm.losses import FreeKDLoss
+from freekd_mm.losses.freekd import haar_step
 from freekd_mm.losses.freekd.bands import band_distance, band_sizes, band_weights, whole_band_distance
 from freekd_mm.losses.freekd.haar_step import blocks_of
 
@@ -39,7 +40,7 @@ def case(shape, levels, seed=0, dtype=torch.float64):
     ],
 )
 def test_blocks_give_the_value_and_gradient_of_whole_tensors(monkeypatch, block, normalize, distance, shape, levels):
-    monkeypatch.setattr(freekd_haar_step, 'CPU_BLOCK', block)
+    monkeypatch.setattr(haar_step, 'CPU_BLOCK', block)
     student, teacher, weights, outer = case(shape, levels)
     student.requires_grad_()
     own = band_distance(student, teacher, weights, normalize, distance)

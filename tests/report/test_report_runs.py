@@ -113,19 +113,19 @@ def test_a_config_is_read_without_being_run(tmp_path: Path) -> None:
 
 def test_a_distilled_student_differs_from_the_plain_one_in_the_distillation_alone() -> None:
     student = {'type': 'GFL', 'backbone': {'depth': 18}}
-    loss = {'type': 'freekd_mm.FreeKDLoss', 'channels': 256}
+    loss = {'type': 'freekd_mm.WaveletLoss', 'channels': 256}
     distilled = {
         'type': 'freekd_mm.DistilledModel',
         'architecture': student,
         'teacher': {'cfg_path': '/home/me/project/teacher.py'},
-        'distill': {'freekd': {'loss': loss}},
+        'distill': {'wavelet': {'loss': loss}},
     }
     configs = [{'model': student, 'work_dir': 'a'}, {'model': distilled, 'work_dir': 'b'}]
     rows = dict(differences(configs))
     assert all(name.startswith('distillation.') for name in rows)
-    assert rows['distillation.distill.freekd.loss.channels'][1] == '256'
+    assert rows['distillation.distill.wavelet.loss.channels'][1] == '256'
     assert rows['distillation.teacher.cfg_path'][1] == '…/project/teacher.py'
-    assert facts(configs[1])['method'] == 'freekd (FreeKDLoss)'
+    assert facts(configs[1])['method'] == 'wavelet (WaveletLoss)'
     assert facts(configs[1])['model'] == facts(configs[0])['model'] == 'GFL, 18'
 
 

@@ -22,7 +22,7 @@ from torch import nn
 import freekd_mm.registry  # noqa: F401 - checkpoints load as data only
 from freekd_mm.checkpoints.sources import sha256
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.losses import FreeKDLoss
+from freekd_mm.losses import WaveletLoss
 from freekd_mm.prompts import load_prompt
 from freekd_mm.registry import HOOKS, MODELS
 from freekd_mm.stage1 import FrequencyPromptHook
@@ -139,7 +139,7 @@ def test_the_prompt_alone_trains_and_the_file_says_where_it_belongs(stage1, tmp_
 
     # Stage 2 takes the file as it is.
     levels = [torch.randn(1, 16, 8 >> i, 8 >> i) for i in range(3)]
-    loss = FreeKDLoss(16, prompt=str(work / 'frequency_prompt.pth'))
+    loss = WaveletLoss(16, prompt=str(work / 'frequency_prompt.pth'))
     assert torch.isfinite(loss(levels, [torch.randn_like(level) for level in levels]))
 
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.config import build_model, find_model
 from freekd_mm.wizard.make_config import make_config
-from freekd_mm.wizard.methods import METHODS, list_methods, parse_methods
+from freekd_mm.wizard.methods import METHODS, PROMPTED, list_methods, parse_methods
 
 ConfigWriter = Callable[..., Path]
 
@@ -43,7 +43,7 @@ def losses_of(cfg: Config) -> dict[str, float]:
     return {key: buffer.current() for key, buffer in scalars.items() if 'distill.loss' in key}
 
 
-@pytest.mark.parametrize('method', [*METHODS, 'freekd+figkd', 'famkd+dctkd'])
+@pytest.mark.parametrize('method', [*METHODS, 'wavelet+figkd', 'famkd+dctkd'])
 def test_what_it_writes_for_a_detector_trains(
     method: str, det_pair: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,13 +58,14 @@ def test_what_it_writes_for_a_detector_trains(
         prompt = Config.fromfile(files[0])
         assert prompt.load_from == cfg.model.teacher.checkpoint
         assert cfg.frequency_prompt.cfg_path == str(files[0])
-        cfg.model.distill.freekd.loss.prompt = None  # stage 1 has its own tests
+        entry = next(cfg.model.distill[name] for name in PROMPTED if name in cfg.model.distill)
+        entry.loss.prompt = None  # stage 1 has its own tests
     losses = losses_of(cfg)
     assert set(losses) == {f'train/distill.loss_{name}' for name in cfg.model.distill}
     assert all(0 < value < float('inf') for value in losses.values())
 
 
-@pytest.mark.parametrize('method', ['freekd', 'figkd', 'famkd-review', 'cwd'])
+@pytest.mark.parametrize('method', ['wavelet', 'figkd', 'famkd-review', 'cwd'])
 def test_what_it_writes_for_a_segmenter_trains(
     method: str, seg_config: ConfigWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,16 +86,16 @@ def test_what_the_head_classifies_can_be_left_out(seg_config: ConfigWriter, tmp_
     teacher = seg_config(name='teacher', width=16)
     checkpoint = save_teacher(teacher, tmp_path / 'teacher.pth')
     pair = str(seg_config(name='student', width=8)), str(teacher), str(checkpoint)
-    (file,) = make_config(*pair, 'freekd', tmp_path / 'kd.py')
+    (file,) = make_config(*pair, 'wavelet', tmp_path / 'kd.py')
     assert 'teacher decode_head.bottleneck' in file.read_text()
-    assert set(Config.fromfile(file).model.distill) == {'freekd', 'freekd_head'}
-    (file,) = make_config(*pair, 'freekd', tmp_path / 'kd.py', head=False)
-    assert set(Config.fromfile(file).model.distill) == {'freekd'}
+    assert set(Config.fromfile(file).model.distill) == {'wavelet', 'wavelet_head'}
+    (file,) = make_config(*pair, 'wavelet', tmp_path / 'kd.py', head=False)
+    assert set(Config.fromfile(file).model.distill) == {'wavelet'}
     # The masks of a prompt are those of the features that it was trained on.
-    (file,) = make_config(*pair, 'freekd', tmp_path / 'kd.py', prompt='p.pth')
+    (file,) = make_config(*pair, 'wavelet', tmp_path / 'kd.py', prompt='p.pth')
     distill = Config.fromfile(file).model.distill
-    assert distill.freekd.loss.prompt == 'p.pth'
-    assert 'prompt' not in distill.freekd_head.loss
+    assert distill.wavelet.loss.prompt == 'p.pth'
+    assert 'prompt' not in distill.wavelet_head.loss
 
 
 def test_the_wiring_is_spelled_out(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -116,11 +117,11 @@ def test_stage_prompt_writes_stage_1_alone(det_pair: tuple[Path, Path, Path], tm
 
 def test_a_ready_prompt_is_used_as_it_is(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     student, teacher, checkpoint = det_pair
-    (file,) = make_config(str(student), str(teacher), str(checkpoint), 'freekd', tmp_path / 'kd.py', prompt='p.pth')
+    (file,) = make_config(str(student), str(teacher), str(checkpoint), 'wavelet', tmp_path / 'kd.py', prompt='p.pth')
     cfg = Config.fromfile(file)
-    assert cfg.model.distill.freekd.loss.prompt == 'p.pth'
+    assert cfg.model.distill.wavelet.loss.prompt == 'p.pth'
     assert 'frequency_prompt' not in cfg
-    with pytest.raises(ValueError, match=r"with a method of FreeKD \(freekd, .*but got the method 'pkd'"):
+    with pytest.raises(ValueError, match=r"with one of the methods wavelet, .*but got 'pkd'"):
         make_config(str(student), str(teacher), str(checkpoint), 'pkd', tmp_path / 'kd.py', prompt='p.pth')
 
 
@@ -130,10 +131,10 @@ def test_fewer_levels_take_the_prompts_that_belong_to_them(
     student, _, _ = det_pair
     teacher = det_config(name='tall', head='gfl', width=16, channels=24, levels=4)
     checkpoint = save_teacher(teacher, tmp_path / 'tall.pth')
-    files = make_config(str(student), str(teacher), str(checkpoint), 'freekd-prompt', tmp_path / 'kd.py')
+    files = make_config(str(student), str(teacher), str(checkpoint), 'wavelet-prompt', tmp_path / 'kd.py')
     assert [file.name for file in files] == ['kd_prompt.py', 'kd.py']
     cfg = Config.fromfile(files[-1])
-    assert cfg.model.distill.freekd.loss.prompt.indices == (0, 1, 2)
+    assert cfg.model.distill.wavelet.loss.prompt.indices == (0, 1, 2)
 
 
 def test_every_method_has_a_line_in_the_list() -> None:
@@ -144,8 +145,14 @@ def test_every_method_has_a_line_in_the_list() -> None:
 
 def test_an_unknown_method_names_the_nearest(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     student, teacher, checkpoint = det_pair
-    with pytest.raises(ValueError, match=r"method should be one of freekd, .* but got 'frekd'.*Did you mean 'freekd'"):
+    with pytest.raises(ValueError, match=r"method should be one of wavelet, .* but got 'frekd'.*Did you mean 'freekd'"):
         make_config(str(student), str(teacher), str(checkpoint), 'frekd', tmp_path / 'kd.py')
+
+
+@pytest.mark.parametrize(('old', 'new'), [('freekd-prompt', 'wavelet-prompt'), ('freekd-paper', 'freekd')])
+def test_an_old_name_says_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(ValueError, match=f"'{old}' is called '{new}' now"):
+        parse_methods(f'pkd+{old}')
 
 
 def test_logits_of_other_classes_cannot_be_compared(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:

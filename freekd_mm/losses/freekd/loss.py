@@ -56,11 +56,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         loss_weight=1.0,
     ),
 }
-MODES = tuple(DEFAULTS)
+MODES = ('paper', 'code')
 
 
 @MODELS.register_module()
-class FreeKDLoss(DistillLoss):
+class WaveletLoss(DistillLoss):
     r"""Distance between the wavelet bands of student and teacher where the teacher's prompt looks.
 
     With :math:`a_k, b_k` the bands of teacher and student, :math:`M_i` the T masks of the prompt and
@@ -71,9 +71,9 @@ class FreeKDLoss(DistillLoss):
         L = \sum_{levels} \sum_j \frac{1}{3T} \sum_{o,i} \big\langle |M_i b_{j,o} - M_i a_{j,o}| \big\rangle
 
     ``mode='paper'`` compares all bands, normalised, with the relational weights :math:`\omega_r` of the channels,
-    and takes means where the paper sums, so that the value is of the order of 1 for every model. ``mode='tuned'``, the
-    default, is the same formula with the options that did best in our benchmarks: squared differences of the high
-    bands alone, each divided by its deviation over the batch, masks of mean 1, without relation:
+    and takes means where the paper sums, so that the value is of the order of 1 for every model. ``mode='tuned'`` (of
+    :class:`WaveletLoss`) is the same formula with the options that did best in our benchmarks: squared differences of
+    the high bands alone, each divided by its deviation over the batch, masks of mean 1, without relation:
 
     .. math::
         L = \frac{1}{levels} \sum_{levels} \Big( w_{low} D_{low} + w_{high} \frac{1}{3J} \sum_{k\ high} D_k \Big),
@@ -105,8 +105,6 @@ class FreeKDLoss(DistillLoss):
         num_tokens: Tokens a band of the prompt.
         levels: Wavelet levels.
         wavelet: The wavelet.
-        mode: ``'tuned'``, ``'paper'`` or ``'code'``: the meaning of ``'auto'`` below. ``'code'`` is the released
-            formula to the letter, and takes none of the options from ``relation`` to ``mask_scale``.
         relation: ``'mlp'`` (the paper's gate), ``'free'`` (a gate without parameters), a dict with ``relation``
             and further options of :class:`~freekd_mm.losses.freekd.relation.RelationGate`, or None.
         low_weight: Weight of the low band.
@@ -122,13 +120,14 @@ class FreeKDLoss(DistillLoss):
         loss_weight: Factor on the returned value; ``'auto'`` is 2 for ``'tuned'`` and 1 for the others.
     """
 
+    mode = 'tuned'
+
     def __init__(
         self,
         channels: int | Sequence[int],
         num_tokens: int = 2,
         levels: int = 3,
         wavelet: str = 'haar',
-        mode: Literal['tuned', 'paper', 'code'] = 'tuned',
         relation: Relation | dict | Auto | None = 'auto',
         low_weight: float | Auto = 'auto',
         high_weight: float | Sequence[float] | Auto = 'auto',
@@ -140,13 +139,12 @@ class FreeKDLoss(DistillLoss):
         grouping: Literal['level', 'band'] = 'level',
         loss_weight: float | Auto = 'auto',
     ) -> None:
-        check_choice('mode', mode, MODES)
-        super().__init__(DEFAULTS[mode]['loss_weight'] if _is_auto(loss_weight) else cast(float, loss_weight))
+        super().__init__(DEFAULTS[self.mode]['loss_weight'] if _is_auto(loss_weight) else cast(float, loss_weight))
         check_positive('num_tokens', num_tokens, integer=True)
         check_positive('levels', levels, integer=True)
         is_haar(wavelet)  # raises where there is no such wavelet
         self.channels = channels if isinstance(channels, int) else tuple(channels)
-        self.levels, self.wavelet, self.mode = levels, wavelet, mode
+        self.levels, self.wavelet = levels, wavelet
         options = self._options(
             relation=relation,
             low_weight=low_weight,
@@ -180,7 +178,7 @@ class FreeKDLoss(DistillLoss):
             raise ValueError(
                 f"{', '.join(changed)} should be left out with mode='code', which is the released formula to the "
                 f'letter, but got {", ".join(f"{name}={options[name]!r}" for name in changed)}; '
-                "take mode='tuned' or 'paper' to change it"
+                "take mode='paper' to change it"
             )
         return options
 
@@ -298,3 +296,66 @@ class FreeKDLoss(DistillLoss):
 
 def _is_auto(value: Any) -> bool:
     return isinstance(value, str) and value == 'auto'
+
+
+@MODELS.register_module()
+class FreeKDLoss(WaveletLoss):
+    """FreeKD's second stage: ``mode='paper'``, the default, or ``mode='code'``, the released formula.
+
+    Args:
+        channels: Channels of the features: one number, or one a feature level.
+        num_tokens: Tokens a band of the prompt.
+        levels: Wavelet levels.
+        wavelet: The wavelet.
+        mode: ``'paper'`` or ``'code'``: the meaning of ``'auto'`` below. ``'code'`` is the released formula to the
+            letter, and takes none of the options from ``relation`` to ``mask_scale``.
+        relation: As in :class:`WaveletLoss`.
+        low_weight: As in :class:`WaveletLoss`.
+        high_weight: As in :class:`WaveletLoss`.
+        level_weights: As in :class:`WaveletLoss`.
+        normalize: As in :class:`WaveletLoss`.
+        distance: As in :class:`WaveletLoss`.
+        mask_scale: As in :class:`WaveletLoss`.
+        prompt: As in :class:`WaveletLoss`.
+        grouping: As in :class:`WaveletLoss`.
+        loss_weight: Factor on the returned value.
+    """
+
+    def __init__(
+        self,
+        channels: int | Sequence[int],
+        num_tokens: int = 2,
+        levels: int = 3,
+        wavelet: str = 'haar',
+        mode: Literal['paper', 'code'] = 'paper',
+        relation: Relation | dict | Auto | None = 'auto',
+        low_weight: float | Auto = 'auto',
+        high_weight: float | Sequence[float] | Auto = 'auto',
+        level_weights: float | Sequence[float] | Auto = 'auto',
+        normalize: Normalize | Auto = 'auto',
+        distance: Distance | Auto = 'auto',
+        mask_scale: MaskScale | Auto = 'auto',
+        prompt: str | os.PathLike | dict | None = None,
+        grouping: Literal['level', 'band'] = 'level',
+        loss_weight: float | Auto = 'auto',
+    ) -> None:
+        if cast(str, mode) == 'tuned':
+            raise ValueError("mode should be 'paper' or 'code', but got 'tuned': that loss is freekd_mm.WaveletLoss")
+        check_choice('mode', mode, MODES)
+        self.__dict__['mode'] = mode
+        super().__init__(
+            channels,
+            num_tokens,
+            levels,
+            wavelet,
+            relation=relation,
+            low_weight=low_weight,
+            high_weight=high_weight,
+            level_weights=level_weights,
+            normalize=normalize,
+            distance=distance,
+            mask_scale=mask_scale,
+            prompt=prompt,
+            grouping=grouping,
+            loss_weight=loss_weight,
+        )

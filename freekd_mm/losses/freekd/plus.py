@@ -12,7 +12,7 @@ from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d
 from freekd_mm.losses.freekd.bands import teacher_scale
 from freekd_mm.losses.freekd.haar_step import FLOOR, TINY
-from freekd_mm.losses.freekd.loss import Auto, FreeKDLoss
+from freekd_mm.losses.freekd.loss import Auto, WaveletLoss
 from freekd_mm.losses.freekd.relation import Relation
 from freekd_mm.registry import MODELS
 from freekd_mm.tensors import full_precision
@@ -48,7 +48,7 @@ def masked_correlation(student: Tensor, teacher: Tensor, weight: Tensor) -> tupl
 
 
 @MODELS.register_module()
-class FreeKDPlusLoss(FreeKDLoss):
+class FreeKDPlusLoss(WaveletLoss):
     r"""FreeKD+ as we read it: relaxed for the high bands, strong for the low band, masks refined by the student.
 
     **An interpretation.** The extension's text is not public in full; this follows what is known of it.
@@ -78,6 +78,8 @@ class FreeKDPlusLoss(FreeKDLoss):
         loss_weight: Factor on the returned value.
     """
 
+    mode = 'paper'
+
     def __init__(
         self,
         channels: int | Sequence[int],
@@ -98,7 +100,6 @@ class FreeKDPlusLoss(FreeKDLoss):
             num_tokens,
             levels,
             wavelet,
-            mode='paper',
             relation=relation,
             low_weight=low_weight,
             high_weight=high_weight,

@@ -1,5 +1,5 @@
-# FreeKD on the features and FiGKD on the class scores: GFL-R50 from GFL-R101, COCO.
-_base_ = ['../freekd/gfl_r50_r101.py']
+# WaveletLoss on the features and FiGKD on the class scores: GFL-R50 from GFL-R101, COCO.
+_base_ = ['../wavelet/gfl_r50_r101.py']
 
 model = dict(
     distill=dict(

@@ -1,5 +1,4 @@
-# FreeKD without a task loss: the image encoder of SAM (ViT-B, mmpretrain) into a ResNet-50, on the images of COCO.
-# There is no task that could train a prompt, so this is frequency distillation without one.
+# WaveletLoss without a task loss: the image encoder of SAM (ViT-B, mmpretrain) into a ResNet-50, on the images of COCO.
 _base_ = [
     'mmdet::_base_/datasets/coco_detection.py',
     'mmdet::_base_/schedules/schedule_1x.py',
@@ -46,7 +45,7 @@ model = dict(
         checkpoint='https://download.openmmlab.com/mmclassification/v1/vit_sam/vit-base-p16_sam-pre_3rdparty_sa1b-1024px_20230411-2320f9cc.pth',
     ),
     distill=dict(
-        freekd=dict(student='backbone', teacher='backbone', loss=dict(type='freekd_mm.FreeKDLoss', channels=256)),
+        wavelet=dict(student='backbone', teacher='backbone', loss=dict(type='freekd_mm.WaveletLoss', channels=256)),
     ),
 )
 optim_wrapper = dict(
