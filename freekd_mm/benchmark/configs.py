@@ -64,14 +64,13 @@ def config_hash(cfg: Config, work_dir: str | Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def probe(student: Config, teacher: Config) -> Wiring:
-    """Finds out which features of student and teacher belong together."""
+def probe(student: Config, teacher: Config, head: bool) -> Wiring:
+    """Finds out which features of student and teacher belong together, and what decode heads classify."""
     from mmengine.registry import init_default_scope
 
     init_default_scope(student.get('default_scope', 'mmengine'))
-    return find_wiring(
-        probe_config(student, 'student', PROBE_SIZE), probe_config(teacher, 'teacher', PROBE_SIZE), PROBE_SIZE
-    )
+    probed = probe_config(student, 'student', PROBE_SIZE), probe_config(teacher, 'teacher', PROBE_SIZE)
+    return find_wiring(*probed, PROBE_SIZE, head)
 
 
 class ConfigMaker:
@@ -90,7 +89,7 @@ class ConfigMaker:
     @functools.cached_property
     def wiring(self) -> Wiring:
         """What probing student and teacher found out."""
-        return probe(self.student_cfg, self.teacher_cfg)
+        return probe(self.student_cfg, self.teacher_cfg, self.plan.head)
 
     def student(self, seed: int, options: dict[str, Any] | None = None) -> Config:
         """Returns the config of the student alone, with the options of a row."""
@@ -138,6 +137,9 @@ class ConfigMaker:
         entries: dict[str, Any] = copy.deepcopy(given) if isinstance(given, dict) else {}
         if isinstance(given, str):
             entries = method_entries(given, self.wiring)
+        if method.weight is not None:
+            for entry in entries.values():
+                entry['weight'] = method.weight
         for key, value in method.set.items():
             _set(entries, key, value, method.name)
         if prompt is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,9 +16,9 @@ from freekd_mm.checks import check_choice, check_options, check_positive, did_yo
 STUDENT, TEACHER = 'student', 'teacher'
 PLAN_OPTIONS = (
     'base', 'name', 'task', 'title', 'student', 'teacher', 'teacher_seed', 'teacher_dtype', 'seeds', 'metric', 'unit',
-    'factor', 'prompts', 'methods', 'options', 'inherit', 'compare', 'share_teacher',
+    'factor', 'prompts', 'methods', 'options', 'inherit', 'compare', 'share_teacher', 'head',
 )  # fmt: skip
-METHOD_OPTIONS = ('entries', 'prompt', 'set', 'hooks', 'inherit', 'options', 'group', 'title')
+METHOD_OPTIONS = ('entries', 'prompt', 'set', 'hooks', 'inherit', 'options', 'group', 'weight', 'title')
 REQUIRED = ('name', 'student', 'teacher', 'metric', 'seeds', 'methods')
 
 
@@ -36,6 +36,8 @@ class Method:
         inherit: Modules that start with the teacher's weights; those of the plan where a method does not say.
         options: Overrides of the student's config: ``{'train_cfg.max_epochs': 20}``.
         group: Rows that are compared as one, by their best, see ``Plan.compare``.
+        weight: Factor on every entry of the row, or ``'auto'``. In a plan ``weights: [0.3, 3, auto]`` adds a row for
+            each, ``<name>-x0.3`` and so on: the same search for every method.
         title: What the table calls it.
     """
 
@@ -47,6 +49,7 @@ class Method:
     inherit: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     group: str = ''
+    weight: float | str | None = None
     title: str = ''
 
     @property
@@ -76,6 +79,7 @@ class Plan:
         options: Overrides of both configs.
         title: Heading.
         compare: Pairs of groups or rows; of a group the row that is best on val, both reported on test.
+        head: Methods given by name also compare what the decode heads of segmenters classify.
         share_teacher: Keep the teacher's outputs on disk, for all runs. For data whose augmentation makes few
             different pictures; equal up to rounding.
     """
@@ -96,6 +100,7 @@ class Plan:
     task: str = ''
     compare: tuple[tuple[str, str], ...] = ()
     share_teacher: bool = False
+    head: bool = False
 
     def select(self, patterns: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Plan:
         """Returns the plan with only the methods that match one of the patterns (``*`` and ``?``) and these seeds."""
@@ -118,7 +123,8 @@ class Plan:
 def load_plan(path: str | os.PathLike) -> Plan:
     """Reads a plan; ``base: other.yaml`` takes over what the plan itself does not say.
 
-    ``methods`` are the plan's own, in its order; ``prompts`` and ``options`` are merged with those of the base.
+    ``methods`` are the plan's own, in its order, and with them ``compare``; ``prompts`` and ``options`` are merged with
+    those of the base.
     """
     content = _read(Path(path))
     missing = [name for name in REQUIRED if name not in content]
@@ -127,8 +133,9 @@ def load_plan(path: str | os.PathLike) -> Plan:
     prompts = {name: dict(options or {}) for name, options in (content.get('prompts') or {}).items()}
     common = {'inherit': content.get('inherit') or []}
     methods = {
-        str(name): _method(str(name), {**common, **(spec or {})}, prompts, path)
+        row: _method(row, {**common, **row_spec}, prompts, path)
         for name, spec in content['methods'].items()
+        for row, row_spec in _searched(str(name), spec or {})
     }
     for name in (STUDENT, TEACHER):
         if name in methods:
@@ -139,7 +146,7 @@ def load_plan(path: str | os.PathLike) -> Plan:
     compare = tuple((str(one), str(other)) for one, other in content.get('compare') or ())
     for name in (name for pair in compare for name in pair):
         check_choice(f'{path}: compare', name, sorted(names - {''}))
-    optional = ('teacher_seed', 'teacher_dtype', 'unit', 'factor', 'title', 'share_teacher')
+    optional = ('teacher_seed', 'teacher_dtype', 'unit', 'factor', 'title', 'share_teacher', 'head')
     known = {key: content[key] for key in optional if key in content}
     return Plan(
         name=content['name'],
@@ -169,10 +176,22 @@ def _read(path: Path) -> dict[str, Any]:
     if 'base' not in content:
         return content
     base = _read(path.parent / content.pop('base'))
+    if 'methods' in content:
+        base.pop('compare', None)
     content.setdefault('task', base.get('task', base.get('name')))
     for key in ('prompts', 'options'):
         content[key] = {**(base.get(key) or {}), **(content.get(key) or {})}
     return {**base, **content}
+
+
+def _searched(name: str, spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the row of a method, and one for each further weight."""
+    spec = {'entries': name, 'title': name, **spec}
+    weights = spec.pop('weights', ())
+    yield name, spec
+    for weight in weights:
+        times = 'weight auto' if weight == 'auto' else f'{weight} times the weight'
+        yield f'{name}-x{weight}', {**spec, 'weight': weight, 'title': f'{spec["title"]}, {times}'}
 
 
 def _method(name: str, spec: dict[str, Any], prompts: dict[str, Any], path: Any) -> Method:
@@ -182,4 +201,4 @@ def _method(name: str, spec: dict[str, Any], prompts: dict[str, Any], path: Any)
             f'{path}: prompt of method {name!r} should be one of {", ".join(prompts) or "prompts (there are none)"}, '
             f'but got {spec["prompt"]!r}.{did_you_mean(spec["prompt"], prompts)}'
         )
-    return Method(name, **{'entries': name, 'title': name, **spec})
+    return Method(name, **spec)

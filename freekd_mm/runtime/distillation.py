@@ -68,7 +68,8 @@ class Distillation(nn.Module):
         #: Taken before a teacher in half precision is rounded.
         self.inherited = inherited_weights(student, model, inherit)
         bridge = _preprocess_bridge(student, model)
-        self._teacher = FrozenTeacher(model, self._taps('teacher'), teacher.get('dtype', 'fp32'), bridge)
+        options = {key: teacher[key] for key in ('dtype', 'outputs') if key in teacher}
+        self._teacher = FrozenTeacher(model, self._taps('teacher'), bridge=bridge, **options)
         self._wire(student, weights, probe_size)
         check_prompts(self._entries, teacher.get('checkpoint'), bool(teacher.get('allow_mismatch', False)))
 

@@ -17,10 +17,11 @@ from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_options
 from freekd_mm.compat.versions import remove_prefix
 from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
+from freekd_mm.runtime.outputs import Outputs, SharedOutputs
 from freekd_mm.runtime.preprocess import PreprocessBridge
 from freekd_mm.runtime.taps import Tap, TapRecorder
 
-OPTIONS = ('cfg_path', 'model', 'checkpoint', 'allow_random', 'allow_mismatch', 'dtype')
+OPTIONS = ('cfg_path', 'model', 'checkpoint', 'allow_random', 'allow_mismatch', 'dtype', 'outputs')
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 # With ``allow_mismatch`` at least this share of the teacher's weights must come from the checkpoint.
 MOST = 0.9
@@ -59,10 +60,16 @@ class FrozenTeacher:
         dtype: ``'fp32'``, or ``'bf16'``/``'fp16'`` to hold and run the teacher in half precision. On a CPU that
             would only imitate it, the rounded weights are held and run in float32.
         bridge: Turns the student's normalised images into the teacher's.
+        outputs: Folder to share the outputs of each picture between runs, see :class:`SharedOutputs`.
     """
 
     def __init__(
-        self, model: nn.Module, taps: Sequence[Tap], dtype: str = 'fp32', bridge: PreprocessBridge | None = None
+        self,
+        model: nn.Module,
+        taps: Sequence[Tap],
+        dtype: str = 'fp32',
+        bridge: PreprocessBridge | None = None,
+        outputs: str | None = None,
     ) -> None:
         check_choice('teacher dtype', dtype, DTYPES)
         self.model = model.eval().requires_grad_(False)
@@ -72,6 +79,8 @@ class FrozenTeacher:
         self.bridge = bridge
         self.recorder = TapRecorder(self.model, taps, 'teacher')
         self.recorder.on_record(self._stop_when_complete)
+        self.shared = SharedOutputs(outputs, model, taps) if outputs else None
+        self._found: Outputs | None = None
         self._runs: dict[str, int] | None = None
         self._said_slow = False
 
@@ -117,7 +126,19 @@ class FrozenTeacher:
     def run(self, inputs: Tensor, data_samples: Any = None) -> None:
         """Fills the recorder from a batch of the student's inputs (N, 3, H, W)."""
         self._follow(inputs.device)
-        inputs = inputs.float()
+        # Not while probing.
+        if self.shared is not None and self._runs is not None:
+            self._found = self.shared(inputs.float(), data_samples, self._outputs)
+        else:
+            self._forward(inputs.float(), data_samples)
+
+    def _outputs(self, inputs: Tensor, data_samples: Any) -> Outputs:
+        assert self.shared is not None
+        self.recorder.clear()
+        self._forward(inputs, data_samples)
+        return {str(tap): self.recorder.levels([tap]) for tap in self.shared.taps}
+
+    def _forward(self, inputs: Tensor, data_samples: Any) -> None:
         if self.bridge is not None:
             inputs = self.bridge(inputs)
         # Autocast also for a half precision teacher: what a model makes in float32 (position encodings) still fits.
@@ -128,11 +149,14 @@ class FrozenTeacher:
 
     def levels(self, taps: Sequence[Tap]) -> tuple[Tensor, ...]:
         """Returns the recorded levels."""
+        if self._found is not None:
+            return tuple(level for tap in taps for level in self._found[str(tap)])
         return self.recorder.levels(taps)
 
     def clear(self) -> None:
         """Drops the recorded tensors."""
         self.recorder.clear()
+        self._found = None
 
 
 def forward_features(model: nn.Module, inputs: Tensor, data_samples: Any = None) -> None:
@@ -150,7 +174,7 @@ def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
 
     Args:
         teacher: ``cfg_path`` (a config file, or ``'mmdet::...'``) or ``model`` (inline config);
-            ``checkpoint`` (file or URL) or ``allow_random=True``; ``allow_mismatch``; ``dtype``.
+            ``checkpoint`` (file or URL) or ``allow_random=True``; ``allow_mismatch``; ``dtype``; ``outputs``.
 
     Returns:
         The model and a line that says where its weights are from.

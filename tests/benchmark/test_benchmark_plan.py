@@ -57,6 +57,16 @@ def test_methods_inherit_what_the_plan_says_unless_they_say_so_themselves(tmp_pa
     assert load_plan(write(tmp_path)).methods['pkd'].inherit == []
 
 
+def test_a_search_is_a_row_for_each_weight(tmp_path):
+    methods = {'pkd': {'title': 'PKD', 'group': 'spatial', 'weights': [0.3, 'auto']}}
+    plan = load_plan(write(tmp_path, methods=methods))
+    assert list(plan.methods) == ['pkd', 'pkd-x0.3', 'pkd-xauto']
+    assert [method.weight for method in plan.methods.values()] == [None, 0.3, 'auto']
+    assert {method.entries for method in plan.methods.values()} == {'pkd'}
+    assert plan.methods['pkd-x0.3'].title == 'PKD, 0.3 times the weight'
+    assert {method.group for method in plan.methods.values()} == {'spatial'}
+
+
 def test_select_takes_patterns_and_seeds(tmp_path):
     plan = load_plan(write(tmp_path))
     assert list(plan.select(['pkd-*']).methods) == ['pkd-w3']

@@ -116,6 +116,13 @@ def test_all_methods_see_the_students_own_config(plan_file, tmp_path):
     assert jobs['mse'].needs == (jobs['teacher'].product,)
 
 
+def test_a_weight_is_a_factor_on_each_entry(plan_file):
+    maker = ConfigMaker(load_plan(plan_file))
+    entries = maker.entries(Method('both', 'mse+pkd', weight=0.3, set={'pkd.loss.loss_weight': 2.0}), None)
+    assert [entry['weight'] for entry in entries.values()] == [0.3, 0.3]
+    assert entries['pkd']['loss']['loss_weight'] == 2.0
+
+
 def test_prompts_are_made_once_and_only_when_needed(plan_file, tmp_path):
     plan = load_plan(plan_file)
     freekd = Method('freekd', 'freekd', prompt='short')
@@ -170,7 +177,7 @@ def test_options_that_lead_nowhere_are_named(plan_file):
     method = dataclasses.replace(plan.methods['mse'], set={'msa.loss.loss_weight': 1})
     with pytest.raises(KeyError, match=r"there is no 'msa' among mse.*Did you mean 'mse'"):
         ConfigMaker(plan).entries(method, None)
-    with pytest.raises(ValueError, match="a prompt is for entries called 'freekd"):
+    with pytest.raises(ValueError, match="a prompt is for entries called 'wavelet"):
         ConfigMaker(plan).entries(plan.methods['mse'], plan_file)
 
 

@@ -1,4 +1,4 @@
-# VOC: photographs of 20 classes, long side 224. A GFL on EfficientNet-Lite0 with ImageNet weights; neck and head are as
+# VOC: photographs of 20 classes, long side 192. A GFL on EfficientNet-Lite0 with ImageNet weights; neck and head are as
 # wide as the teacher's, so that they fit.
 _base_ = ['mmdet::_base_/default_runtime.py', '../../demo/_base_/gfl.py', '../../demo/_base_/det_schedule.py']
 custom_imports = dict(imports=['freekd_mm.benchmark.efficientnet_lite'])
@@ -15,13 +15,13 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(224, 224), keep_ratio=True),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(224, 224), keep_ratio=True),
+    dict(type='Resize', scale=(192, 192), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
