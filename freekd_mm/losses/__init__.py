@@ -7,14 +7,19 @@ from freekd_mm.losses.dct_attention import DCTAttentionLoss
 from freekd_mm.losses.figkd import FiGKDLoss
 from freekd_mm.losses.freekd.loss import FreeKDLoss, WaveletLoss
 from freekd_mm.losses.freekd.plus import FreeKDPlusLoss
+from freekd_mm.losses.heads import CrossKDLoss, LDLoss
+from freekd_mm.losses.logit_kl import LogitKLLoss
 from freekd_mm.losses.mse import FeatureMSELoss
 
 __all__ = [
+    'CrossKDLoss',
     'DCTAttentionLoss',
     'DistillLoss',
     'FeatureMSELoss',
     'FiGKDLoss',
     'FreeKDLoss',
     'FreeKDPlusLoss',
+    'LDLoss',
+    'LogitKLLoss',
     'WaveletLoss',
 ]

@@ -65,7 +65,8 @@ def check_prompts(entries: Iterable[Any], checkpoint: str | None, tolerant: bool
 def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, entries: Iterable[Any]) -> None:
     """Compares the classes that teacher and student were made for.
 
-    Logits of other classes cannot be compared: an error. Features can: a warning.
+    Losses on class scores then compare the shared classes alone, matched by name; without a shared one that is an
+    error. Features can be compared whatever the classes: a warning.
 
     Args:
         student: Classes of the student's training set.
@@ -80,13 +81,31 @@ def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, 
         f'the student has {len(student)} classes and the teacher {len(teacher)}; class {index} is '
         f'{_name(own)} for the student and {_name(other)} for the teacher'
     )
-    logits = [entry.name for entry in entries if entry.logits]
-    if logits:
-        raise ValueError(
-            f'distill {", ".join(map(repr, logits))}: logits should be of the same classes in the same order, '
-            f'but {text}'
-        )
-    print_log(f'{text}; only features are compared, so that may be meant', 'current', logging.WARNING)
+    logits = [entry for entry in entries if entry.logits]
+    if not logits:
+        print_log(f'{text}; only features are compared, so that may be meant', 'current', logging.WARNING)
+        return
+    names = ', '.join(repr(entry.name) for entry in logits)
+    shared = [name for name in student if name in teacher]
+    if not shared or not all(hasattr(entry.losses[0], 'share_classes') for entry in logits):
+        raise ValueError(f'distill {names}: logits should be of classes that both know by the same name, but {text}')
+    indices = [[classes.index(name) for name in shared] for classes in (list(student), list(teacher))]
+    for entry in logits:
+        try:
+            entry.losses[0].share_classes(*indices)
+        except ValueError as error:
+            raise ValueError(f"distill '{entry.name}': {error}") from error
+    left = [_some([name for name in classes if name not in shared]) for classes in (student, teacher)]
+    print_log(
+        f'distill {names}: {text}. The {len(shared)} classes that both know are compared, matched by name; left out of '
+        f"the student's: {left[0]}; of the teacher's: {left[1]}",
+        'current',
+        logging.WARNING,
+    )
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    return (', '.join(names[:most]) or 'none') + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
 def _name(name: str | None) -> str:

@@ -49,13 +49,9 @@ def check_component(cfg: Any, what: str, registry: Any, ours: Any) -> None:
         near = get_close_matches(kind.rsplit('.', 1)[-1], ours.module_dict, n=1)
         hint = f" Did you mean '{SCOPE}.{near[0]}'?" if near else ''
         raise ValueError(f'type of {what} should be a registered name, but got {kind!r}.{hint}')
-    try:
-        parameters = inspect.signature(found).parameters
-    except (TypeError, ValueError):
+    own = _options(found)
+    if own is None:
         return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    own = [name for name, parameter in parameters.items() if parameter.kind is not parameter.VAR_POSITIONAL]
     check_options(f'{what} ({found.__name__})', [key for key in cfg if key not in ('type', '_scope_')], own)
 
 
@@ -66,3 +62,22 @@ def _find(kind: str, scope: str | None, registry: Any) -> Any:
             return searched.get(kind)
     except (KeyError, ImportError):
         return None
+
+
+def _options(found: Any) -> list[str] | None:
+    """Returns the names of what a class or function takes; None where it takes anything.
+
+    Where a class hands its ``**options`` on, those of its base count as well.
+    """
+    names: list[str] = []
+    bases = found.__mro__ if inspect.isclass(found) else ()
+    places = [vars(base)['__init__'] for base in bases if '__init__' in vars(base)] or [found]
+    for place in places:
+        try:
+            parameters = inspect.signature(place).parameters.values()
+        except (TypeError, ValueError):
+            return None
+        names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != 'self']
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            return names
+    return None

@@ -72,7 +72,9 @@ class Entry(nn.Module):
         students, teachers = self._maps(students, image), self._maps(teachers, image)
         before = [tuple(level.shape[1:]) for level in students]
         wanted = [tuple(level.shape[1:]) for level in teachers]
-        self.pairs = match_levels(before, wanted, self.name, self.logits)
+        # Classes are matched by name when the data set is known.
+        same = self.logits and not hasattr(losses[0], 'share_classes')
+        self.pairs = match_levels(before, wanted, self.name, same)
         before = [before[pair.student] for pair in self.pairs]
         wanted = [wanted[pair.teacher] for pair in self.pairs]
         self.connector = self._build_connector(before, wanted, getattr(losses[0], 'any_shape', False))

@@ -8,11 +8,14 @@ from typing import Dict, Tuple
 
 from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.wizard.heads import DenseHead
 
 Shape = Tuple[int, int, int]
 Entries = Dict[str, dict]
 #: Entries whose loss takes a prompt.
 PROMPTED = ('wavelet', 'freekd')
+#: Scores and boxes of a dense head.
+HEAD_TAPS = ['bbox_head[0]', 'bbox_head[1]']
 #: Options that a loss and the generator of its masks have to agree on.
 PROMPT_OPTIONS = ('num_tokens', 'levels', 'wavelet', 'grouping')
 
@@ -32,6 +35,8 @@ class Wiring:
         num_classes: Classes that the logits score.
         use_sigmoid: Whether they go through a sigmoid rather than a softmax.
         why_no_logits: What is in the way where ``logits`` is None.
+        dense_s: What the student's dense head says of boxes, or why there is none.
+        dense_t: The same of the teacher.
     """
 
     features_s: str
@@ -44,6 +49,8 @@ class Wiring:
     why_no_logits: str = ''
     indices_t: tuple[int, ...] | None = None
     head: Wiring | None = None
+    dense_s: DenseHead | str = 'not probed'
+    dense_t: DenseHead | str = 'not probed'
 
     @property
     def channels_s(self) -> int | list[int]:
@@ -78,6 +85,13 @@ class Wiring:
             'prompt': file,
             'indices': self.indices_t,
         }
+
+    def dense_heads(self, method: str) -> tuple[DenseHead, DenseHead]:
+        """Returns the dense heads of both for a method that compares boxes."""
+        for head, role in ((self.dense_s, 'student'), (self.dense_t, 'teacher')):
+            if isinstance(head, str):
+                raise ValueError(f'{method} needs dense heads of student and teacher, but of the {role}: {head}')
+        return self.dense_s, self.dense_t  # type: ignore[return-value]
 
     def logit_entry(self, loss: dict) -> dict:
         """Returns an entry on the classification logits."""
@@ -118,11 +132,25 @@ def _fam(connector: str) -> Callable[[Wiring], Entries]:
     return entries
 
 
-def _figkd(wiring: Wiring) -> Entries:
-    loss: dict = {'type': 'freekd_mm.FiGKDLoss', 'num_classes': wiring.num_classes}
-    if wiring.use_sigmoid:  # a dense detection head: nearly all positions are background
-        loss.update({'use_sigmoid': True, 'foreground': True})
-    return {'figkd': wiring.logit_entry(loss)}
+def _logits(name: str, kind: str) -> Callable[[Wiring], Entries]:
+    def entries(wiring: Wiring) -> Entries:
+        loss: dict = {'type': f'freekd_mm.{kind}', 'num_classes': wiring.num_classes}
+        if wiring.use_sigmoid:  # a dense detection head: nearly all positions are background
+            loss.update({'use_sigmoid': True, 'foreground': True})
+        return {name: wiring.logit_entry(loss)}
+
+    return entries
+
+
+def _ld(wiring: Wiring) -> Entries:
+    student, teacher = wiring.dense_heads('ld')
+    if not student.bins == teacher.bins > 0:
+        raise ValueError(
+            'ld needs heads that give distributions over the same bins (GFLHead with one reg_max), but the student '
+            f'says its boxes as {student.boxes} ({student.bins} bins) and the teacher as {teacher.boxes} '
+            f'({teacher.bins} bins)'
+        )
+    return {'ld': {'student': HEAD_TAPS, 'teacher': HEAD_TAPS, 'loss': {'type': 'freekd_mm.LDLoss'}}}
 
 
 def _dct(wiring: Wiring) -> Entries:
@@ -174,7 +202,17 @@ METHODS: dict[str, Method] = {
     ),
     'figkd': Method(
         'wavelet detail of the logits: same classes, features out of reach, or on top of a feature loss',
-        _figkd,
+        _logits('figkd', 'FiGKDLoss'),
+        on_logits=True,
+    ),
+    'kl': Method(
+        'divergence of the class probabilities: the plain distillation of logits, on top of a feature loss',
+        _logits('kl', 'LogitKLLoss'),
+        on_logits=True,
+    ),
+    'ld': Method(
+        'divergence of the box distributions: detectors with such heads (GFL), on top of a feature loss',
+        _ld,
         on_logits=True,
     ),
     'dctkd': Method('DCT of spatial attention: cheap, any channels, but choose its weight with care', _dct),

@@ -9,10 +9,12 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.config import build_model, find_model, without_pretrained
 from freekd_mm.runtime.probe import level_shapes, probe_model
 from freekd_mm.runtime.taps import Tap, TapRecorder
 from freekd_mm.runtime.wiring import match_levels
+from freekd_mm.wizard.heads import find_head
 from freekd_mm.wizard.methods import Shape, Wiring
 
 
@@ -61,11 +63,13 @@ def find_logits(student: nn.Module, teacher: nn.Module, size: tuple[int, int]) -
         if not all(head is not None and test(head) for head in heads):
             continue
         classes = [int(getattr(head, 'cls_out_channels', None) or head.out_channels) for head in heads]
-        if classes[0] != classes[1]:
-            return None, 0, False, f'the student has {classes[0]} classes and the teacher {classes[1]}'
-        shapes = [[shape[0] for shape in _shapes(m, path, 'model', size)] for m in (student, teacher)]
-        if shapes[0] != shapes[1]:
-            return None, 0, False, f'the heads give {shapes[0]} and {shapes[1]} channels (other anchors or levels)'
+        # Other classes are matched by name when the training starts.
+        anchors = [
+            [shape[0] // count for shape in _shapes(model, path, 'model', size)]
+            for model, count in zip_equal((student, teacher), classes)
+        ]
+        if anchors[0] != anchors[1]:
+            return None, 0, False, f'the heads have {anchors[0]} and {anchors[1]} anchors (other levels or anchors)'
         return path, classes[0], bool(getattr(heads[0], 'use_sigmoid_cls', False)), ''
     return (
         None,
@@ -139,6 +143,8 @@ def find_wiring(student: Probed, teacher: Probed, size: tuple[int, int], head: b
         sigmoid,
         why,
         None if len(pairs) == len(teacher.shapes) else tuple(pair.teacher for pair in pairs),
+        dense_s=find_head(student.model),
+        dense_t=find_head(teacher.model),
     )
     own, theirs = (find_classified(probed.model, size) if head else None for probed in (student, teacher))
     if own is None or theirs is None:

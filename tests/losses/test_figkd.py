@@ -19,14 +19,19 @@ from freekd_mm.registry import MODELS
 pytestmark = pytest.mark.filterwarnings('ignore:Level value')
 
 
-def naive_position(student, teacher, wavelet, levels, target, order, distance, temperature):
+def naive_position(student, teacher, wavelet, levels, target, order, distance, normalize, temperature):
     """The distance at one position, from the formulas; logits are arrays of length K."""
     if order == 'teacher':
         index = sorted(range(len(teacher)), key=lambda k: -teacher[k])
         student, teacher = student[index], teacher[index]
     parts = []
     for logits in (student, teacher):
-        low, *details = pywt.wavedec(logits, wavelet, mode='zero', level=levels)
+        if normalize == 'standard':
+            logits = (logits - logits.mean()) / np.sqrt(logits.var() + 1e-6)
+        low, *_ = pywt.wavedec(logits, wavelet, mode='zero', level=levels)
+        if normalize == 'center':
+            logits = logits - logits.mean()
+        _, *details = pywt.wavedec(logits, wavelet, mode='zero', level=levels)
         parts.append({'content': low, 'detail': np.concatenate(details[::-1])})
     value = 0.0
     for name in ('detail', 'content') if target == 'both' else (target,):
@@ -47,6 +52,7 @@ def naive(students, teachers, num_classes=None, foreground=None, background=None
         'target': 'detail',
         'order': 'index',
         'distance': 'mse',
+        'normalize': 'center',
         'temperature': 1.0,
     } | options
     images = []
@@ -85,18 +91,32 @@ def pair(*shapes, dtype=torch.float64, seed=0):
 @pytest.mark.parametrize(
     ('wavelet', 'levels', 'classes'), [('haar', 1, 7), ('haar', 2, 8), ('db2', 2, 9), ('sym4', 1, 5)]
 )
-def test_equals_the_formula(order, target, distance, temperature, wavelet, levels, classes):
+@pytest.mark.parametrize('normalize', ['none', 'center', 'standard'])
+def test_equals_the_formula(order, target, distance, temperature, wavelet, levels, classes, normalize):
     students, teachers = pair((2, classes, 2, 3))
     options = {
         'order': order,
         'target': target,
         'distance': distance,
+        'normalize': normalize,
         'temperature': temperature,
         'wavelet': wavelet,
         'levels': levels,
     }
     loss = FiGKDLoss(**options, loss_weight=3.0)(students[0], teachers[0])
     assert loss.item() == pytest.approx(3 * naive(students, teachers, **options), rel=1e-10)
+
+
+def test_with_an_odd_number_of_classes_the_last_is_no_raw_logit():
+    _, (teacher,) = pair((4, 3))
+    assert FiGKDLoss()(teacher + 5, teacher).item() == pytest.approx(0, abs=1e-20)
+    assert FiGKDLoss(normalize='none')(teacher + 5, teacher).item() == pytest.approx(25 / 2 / 2, rel=1e-9)
+
+
+def test_standardised_logits_have_no_scale():
+    _, (teacher,) = pair((4, 6))
+    assert FiGKDLoss(normalize='standard')(3 * teacher, teacher).item() == pytest.approx(0, abs=1e-10)
+    assert FiGKDLoss()(3 * teacher, teacher).item() > 0.1
 
 
 @pytest.mark.parametrize('shape', [(3, 5), (3, 2), (2, 6, 7), (2, 4, 3, 2)])
@@ -266,6 +286,7 @@ def test_channels_last():
         ({'levels': 0}, 'levels should be greater than 0, but got 0'),
         ({'target': 'details'}, "target should be one of .* but got 'details'. Did you mean 'detail'"),
         ({'order': 'teachers'}, "order should be one of .*Did you mean 'teacher'"),
+        ({'normalize': 'centre'}, "normalize should be one of .*Did you mean 'center'"),
         ({'distance': 'l2'}, "distance should be one of 'mse', 'kl', but got 'l2'"),
         ({'temperature': 0}, 'temperature should be greater than 0'),
         ({'num_classes': 1}, 'num_classes should hold at least 2 classes, but got 1'),

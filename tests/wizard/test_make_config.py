@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from freekd_mm.datasets import DET_METAINFO
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.config import build_model, find_model
 from freekd_mm.wizard.make_config import make_config
@@ -17,10 +18,10 @@ from freekd_mm.wizard.methods import METHODS, PROMPTED, list_methods, parse_meth
 ConfigWriter = Callable[..., Path]
 
 
-def save_teacher(config: Path, path: Path) -> Path:
+def save_teacher(config: Path, path: Path, **meta: object) -> Path:
     """Saves a checkpoint of an untrained teacher: the loading is real, the weights are random."""
     cfg, scope = find_model(Config.fromfile(config))
-    torch.save({'state_dict': build_model(cfg, scope).state_dict()}, path)
+    torch.save({'state_dict': build_model(cfg, scope).state_dict(), 'meta': {'dataset_meta': meta}}, path)
     return path
 
 
@@ -43,7 +44,7 @@ def losses_of(cfg: Config) -> dict[str, float]:
     return {key: buffer.current() for key, buffer in scalars.items() if 'distill.loss' in key}
 
 
-@pytest.mark.parametrize('method', [*METHODS, 'wavelet+figkd', 'famkd+dctkd'])
+@pytest.mark.parametrize('method', [*METHODS, 'wavelet+figkd', 'famkd+dctkd', 'pkd+ld+kl'])
 def test_what_it_writes_for_a_detector_trains(
     method: str, det_pair: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +66,7 @@ def test_what_it_writes_for_a_detector_trains(
     assert all(0 < value < float('inf') for value in losses.values())
 
 
-@pytest.mark.parametrize('method', ['wavelet', 'figkd', 'famkd-review', 'cwd'])
+@pytest.mark.parametrize('method', ['wavelet', 'figkd', 'kl', 'famkd-review', 'cwd'])
 def test_what_it_writes_for_a_segmenter_trains(
     method: str, seg_config: ConfigWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +79,7 @@ def test_what_it_writes_for_a_segmenter_trains(
     taps = {name: entry.student for name, entry in cfg.model.distill.items()}
     name = 'famkd' if method == 'famkd-review' else method
     features = {name: 'backbone[-1:]', f'{name}_head': 'decode_head.bottleneck'}
-    assert taps == ({'figkd': 'decode_head'} if method == 'figkd' else features)
+    assert taps == ({method: 'decode_head'} if METHODS[method].on_logits else features)
     assert all(0 < value < float('inf') for value in losses_of(cfg).values())
 
 
@@ -155,11 +156,40 @@ def test_an_old_name_says_the_new_one(old: str, new: str) -> None:
         parse_methods(f'pkd+{old}')
 
 
-def test_logits_of_other_classes_cannot_be_compared(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_classes_that_agree_in_part_are_matched_by_name(
+    det_pair: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
     student, teacher, checkpoint = det_pair
-    text = student.read_text().replace("'num_classes': 6", "'num_classes': 4")
-    assert text != student.read_text()
     other = tmp_path / 'other.py'
-    other.write_text(text)
-    with pytest.raises(ValueError, match='the student has 4 classes and the teacher 6'):
-        make_config(str(other), str(teacher), str(checkpoint), 'figkd', tmp_path / 'kd.py')
+    other.write_text(teacher.read_text().replace("'num_classes': 6", "'num_classes': 4"))
+    names = list(DET_METAINFO['classes'])
+    save_teacher(other, checkpoint, classes=('bird', names[4], names[0], names[2]))
+    file = make_config(str(student), str(other), str(checkpoint), 'figkd+kl+ld', tmp_path / 'kd.py')[-1]
+    losses = losses_of(Config.fromfile(file))
+    assert len(losses) == 3
+    assert all(0 < value < float('inf') for value in losses.values())
+    said = capfd.readouterr().out
+    assert "distill 'figkd', 'kl', 'ld': the student has 6 classes and the teacher 4" in said
+    assert (
+        f"The 3 classes that both know are compared, matched by name; left out of the student's: {names[1]}, " in said
+    )
+    assert "of the teacher's: bird" in said
+
+
+def test_heads_that_do_not_fit_are_named(
+    det_config: ConfigWriter, det_pair: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    _, teacher, checkpoint = det_pair
+    student = det_config(name='retina', head='retina')
+    message = r'distributions over the same bins .* the student says its boxes as deltas \(0 bins\) and the teacher as'
+    with pytest.raises(ValueError, match=message):
+        make_config(str(student), str(teacher), str(checkpoint), 'ld', tmp_path / 'kd.py')
+
+
+def test_segmenters_have_no_boxes(seg_config: ConfigWriter, tmp_path: Path) -> None:
+    teacher = seg_config(name='teacher', width=16)
+    checkpoint = save_teacher(teacher, tmp_path / 'teacher.pth')
+    message = r'ld needs dense heads .* of the student: EncoderDecoder has no dense head \(bbox_head\)'
+    with pytest.raises(ValueError, match=message):
+        make_config(str(teacher), str(teacher), str(checkpoint), 'ld', tmp_path / 'kd.py')
