@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,14 @@ from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.files import write_atomically
 from freekd_mm.frequency.wavelet import is_haar
 from freekd_mm.prompts.masks import Grouping, num_groups
+from freekd_mm.version import __version__
 
-FORMAT = 'freekd_mm.frequency_prompt'
+#: What everything of stage 1 is called: the key of a config, the child of the teacher, its part of a checkpoint, and
+#: its file in the work directory.
+NAME = 'frequency_prompt'
+PROMPT_FILE = f'{NAME}.pth'
+FORMAT = f'freekd_mm.{NAME}'
 FORMAT_VERSION = 1
-#: What stage 1 calls its file, in its work directory.
-PROMPT_FILE = 'frequency_prompt.pth'
 #: Name of a prompt in the format of FreeKD's released checkpoints: 'mask_modules.<level>.mask_token'.
 RELEASED = 'released'
 
@@ -97,6 +101,24 @@ def prompt_content(prompt: PromptFile) -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str]:
+    """Returns the versions of what makes a prompt."""
+    found = {'freekd_mm': __version__, 'torch': str(torch.__version__)}
+    for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg'):
+        if name in sys.modules:
+            found[name] = str(getattr(sys.modules[name], '__version__', ''))
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Returns nested dicts, lists, strings and numbers, which load as data; everything else as its text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
 def save_prompt(prompt: PromptFile, path: str | os.PathLike) -> Path:
     """Writes a prompt file; a reader never sees half of it.
 
@@ -125,9 +147,9 @@ def load_prompt(source: str | os.PathLike) -> PromptFile:
         raise ValueError(f'{source} should be a prompt file, but holds a {type(content).__name__}')
     if content.get('format') == FORMAT:
         return _read_ours(content, source)
-    if 'frequency_prompt' in content and isinstance(content['frequency_prompt'], Mapping):
+    if isinstance(content.get(NAME), Mapping):
         # A training checkpoint of stage 1 holds the same beside the optimizer.
-        return _read_ours(content['frequency_prompt'], source)
+        return _read_ours(content[NAME], source)
     return _read_released(content, source)
 
 

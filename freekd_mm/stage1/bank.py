@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -13,16 +12,9 @@ from torch import Tensor, nn
 from freekd_mm.frequency import WaveletBands
 from freekd_mm.prompts.masks import mask_groups
 from freekd_mm.prompts.prompt import FrequencyPrompt
-
-
-def as_items(output: Any) -> list[Any]:
-    """Returns a module's output as a list of levels."""
-    return list(output) if isinstance(output, (tuple, list)) else [output]
-
-
-def is_feature_map(item: Any) -> bool:
-    """Tells whether an item of an output can take a prompt: a floating-point (N, C, H, W)."""
-    return isinstance(item, Tensor) and item.ndim == 4 and item.is_floating_point()
+from freekd_mm.prompts.prompt_file import NAME
+from freekd_mm.stage1.places import as_items
+from freekd_mm.stage1.teacher import changes_in_training
 
 
 class PromptBank(nn.Module):
@@ -48,11 +40,19 @@ class PromptBank(nn.Module):
                 for index, width in levels.items()
             }
         )
+        #: What of the teacher stays in eval mode.
+        self._stay: list[nn.Module] = []
         #: Set for the step whose masks are wanted as pictures.
         self.keep_masks = False
         self.kept: dict[str, list[Tensor]] = {}
         self.overlaps: list[Tensor] = []
         self.moments: list[Tensor] = []
+
+    def train(self, mode: bool = True) -> PromptBank:
+        """Sets the mode, and norms and dropouts of the teacher back to eval mode: as its last child this comes last."""
+        for module in self._stay:
+            module.training = False
+        return super().train(mode)
 
     @staticmethod
     def key(module: str, index: int) -> str:
@@ -70,8 +70,16 @@ class PromptBank(nn.Module):
             for module, levels in self.channels.items()
         }
 
-    def attach(self, model: nn.Module) -> None:
-        """Plugs the prompts into a model."""
+    def options(self) -> dict[str, Any]:
+        """Returns the options that stage 2 needs to make the same masks; they are the same for all prompts."""
+        prompt = next(iter(self.prompts.values()))
+        return {name: getattr(prompt, name) for name in ('levels', 'wavelet', 'grouping', 'num_tokens')}
+
+    def plug_into(self, model: nn.Module) -> None:
+        """Becomes the last child of a frozen model, and replaces the outputs of its modules."""
+        self.to(next(model.parameters()).device)
+        self._stay = [module for module in model.modules() if changes_in_training(module)]
+        model.add_module(NAME, self)
         for module in self.channels:
             model.get_submodule(module).register_forward_hook(partial(self._replace, module))
         model.register_forward_hook(self._add_losses, with_kwargs=True)
@@ -115,33 +123,3 @@ def _total(value: Any) -> Tensor:
     """Sums what a model gave as one loss: a tensor or a list of tensors."""
     values = value if isinstance(value, (tuple, list)) else [value]
     return torch.stack([item.detach().float().mean() for item in values]).sum()
-
-
-class OutputRecorder:
-    """Keeps the outputs of some modules while it is entered; serves the probe of the distillation runtime."""
-
-    role = 'teacher'
-
-    def __init__(self, model: nn.Module, modules: Sequence[str]) -> None:
-        self.model = model
-        self.outputs: dict[str, list[Any]] = {module: [] for module in modules}
-        self._handles: list[Any] = []
-
-    def counts(self) -> dict[str, int]:
-        """Returns how often each module has run."""
-        return {module: len(outputs) for module, outputs in self.outputs.items()}
-
-    def __enter__(self) -> OutputRecorder:
-        for module, outputs in self.outputs.items():
-
-            def keep(_: nn.Module, args: Any, output: Any, outputs: list[Any] = outputs) -> None:
-                outputs.append(output)
-
-            self._handles.append(self.model.get_submodule(module).register_forward_hook(keep))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import logging
+import inspect
 import os.path as osp
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
-from mmengine.runner import IterBasedTrainLoop, Runner
-from torch import nn
+from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
-from freekd_mm.checks import check_positive
-from freekd_mm.compat.versions import remove_prefix
+from freekd_mm.checks import check_options, check_positive
 from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.pictures import mask_pictures
-from freekd_mm.prompts.masks import Grouping
-from freekd_mm.prompts.prompt_file import PROMPT_FILE, PromptFile, prompt_content, save_prompt
+from freekd_mm.prompts.prompt import FrequencyPrompt
+from freekd_mm.prompts.prompt_file import NAME, PROMPT_FILE, PromptFile, plain, prompt_content, save_prompt, versions
 from freekd_mm.registry import HOOKS
-from freekd_mm.stage1.bank import OutputRecorder, PromptBank, as_items, is_feature_map
-from freekd_mm.stage1.origin import TeacherOrigin, plain, versions
-
-#: Name of the prompts among the teacher's children.
-CHILD = 'frequency_prompt'
+from freekd_mm.stage1.bank import PromptBank
+from freekd_mm.stage1.places import find_channels
+from freekd_mm.stage1.recipe import OPTIMIZER, default_iters, follow, stage1_recipe
+from freekd_mm.stage1.teacher import load_teacher, teacher_and_resume_point
 
 
 @HOOKS.register_module()
@@ -39,14 +35,13 @@ class FrequencyPromptHook(Hook):
     ``custom_hooks = [dict(type='freekd_mm.FrequencyPromptHook')]`` and ``load_from = '<teacher checkpoint>'``
     are all that a detector's config needs. Before training the hook
 
-    1. freezes the model: no parameter gets a gradient; batch norms, dropouts and stochastic depth stay in eval mode
-       whenever the model is set to training;
+    1. loads the teacher and freezes it: no parameter gets a gradient; batch norms, dropouts and stochastic depth stay
+       in eval mode whenever the model is set to training;
     2. plugs one prompt behind each output of the named modules and makes them a child of the model,
        ``frequency_prompt``;
-    3. wraps the model for DDP once more, so that the buckets hold the prompts' tokens and nothing else, and builds
-       the optimizer from these tokens alone;
-    4. replaces the loop by ``max_iters`` iterations with a cosine schedule, without validation by default, and drops
-       a moving average of the weights.
+    3. wraps the model for DDP once more, so that the buckets hold the prompts' tokens and nothing else;
+    4. lets the runner follow the recipe of stage 1, see :func:`freekd_mm.stage1.recipe.stage1_recipe`: ``max_iters``
+       iterations, an optimizer of the tokens alone, a cosine, no validation by default.
 
     ``lambda * dissimilarity`` joins the losses as ``loss_prompt_dissimilarity``. Checkpoints hold the prompt, its
     optimizer and the teacher's name and hash, not the teacher; training resumes from them. At the end the prompt
@@ -55,16 +50,9 @@ class FrequencyPromptHook(Hook):
     Args:
         modules: Modules whose outputs get prompts: a path, or a list. ``'neck'`` takes all its levels,
             ``'neck[1:3]'`` or ``'backbone[3]'`` some.
-        num_tokens: Tokens a band.
-        levels: Wavelet levels.
-        wavelet: The wavelet.
-        grouping: ``'level'`` or ``'band'``, see :class:`freekd_mm.prompts.FrequencyPrompt`.
-        dissimilarity: ``'jaccard'`` (paper) or ``'dice'`` (released code).
-        weight: lambda, the factor on the dissimilarity (mean over all prompts and bands, in (0, 1]).
-        init_std: Standard deviation of the tokens at the start.
-        max_iters: Iterations. With Adam, learning rate 0.01 and weight decay 1e-3, cosine to 1e-6: the schedule of
-            the authors' sibling method.
-        optimizer: Config of another optimizer.
+        weight: lambda, the factor on the dissimilarity.
+        max_iters: Iterations. By default a fifth of those that the config trains for, from 100 to 2000.
+        optimizer: Config of another optimizer than Adam with learning rate 0.01 and weight decay 1e-3.
         min_lr: Learning rate at the end of the cosine.
         val_interval: Evaluate the prompted teacher every so many iterations; None for never.
         checkpoint_interval: Iterations between checkpoints; a quarter of ``max_iters`` by default.
@@ -72,6 +60,7 @@ class FrequencyPromptHook(Hook):
         pictures: Write pictures of the masks beside the prompt file.
         probe_size: Height and width of the dummy image that finds the channels.
         allow_random_teacher: Train the prompt of an untrained teacher, which only tests need.
+        **prompt: Options of :class:`freekd_mm.prompts.FrequencyPrompt`.
     """
 
     # Before every hook that looks at the model, the loop or the optimizer.
@@ -80,14 +69,8 @@ class FrequencyPromptHook(Hook):
     def __init__(
         self,
         modules: str | Sequence[str] = 'neck',
-        num_tokens: int = 2,
-        levels: int = 3,
-        wavelet: str = 'haar',
-        grouping: Grouping = 'level',
-        dissimilarity: Literal['jaccard', 'dice'] = 'jaccard',
         weight: float = 1.0,
-        init_std: float = 0.02,
-        max_iters: int = 2000,
+        max_iters: int | None = None,
         optimizer: dict | None = None,
         min_lr: float = 1e-6,
         val_interval: int | None = None,
@@ -96,28 +79,22 @@ class FrequencyPromptHook(Hook):
         pictures: bool = True,
         probe_size: tuple[int, int] = (128, 128),
         allow_random_teacher: bool = False,
+        **prompt: Any,
     ) -> None:
         check_positive('weight', weight, zero=True)
-        check_positive('max_iters', max_iters, integer=True)
         check_positive('min_lr', min_lr, zero=True)
-        for name, value in (('val_interval', val_interval), ('checkpoint_interval', checkpoint_interval)):
+        lengths = dict(max_iters=max_iters, val_interval=val_interval, checkpoint_interval=checkpoint_interval)
+        for name, value in lengths.items():
             if value is not None:
                 check_positive(name, value, integer=True)
+        own = [name for name in inspect.signature(FrequencyPromptHook).parameters if name != 'prompt']
+        options = [name for name in inspect.signature(FrequencyPrompt).parameters if name != 'channels']
+        check_options('FrequencyPromptHook', prompt, [*own, *options])
+        PromptBank({'check': {0: 1}}, weight, **prompt)  # raises for a wrong value before anything is built
         self.modules = [modules] if isinstance(modules, str) else list(modules)
-        self.options = dict(
-            num_tokens=num_tokens,
-            levels=levels,
-            wavelet=wavelet,
-            grouping=grouping,
-            dissimilarity=dissimilarity,
-            init_std=init_std,
-        )
-        PromptBank({'check': {0: 1}}, weight, **self.options)  # raises for a wrong option before anything is built
-        self.weight = weight
-        self.max_iters, self.min_lr = max_iters, min_lr
-        self.optimizer = optimizer or dict(type='Adam', lr=0.01, weight_decay=1e-3)
-        self.val_interval = val_interval
-        self.checkpoint_interval = checkpoint_interval or max(1, max_iters // 4)
+        self.weight, self.prompt = weight, prompt
+        self.optimizer, self.min_lr = optimizer or OPTIMIZER, min_lr
+        self.max_iters, self.val_interval, self.checkpoint_interval = max_iters, val_interval, checkpoint_interval
         self.out_file, self.pictures = out_file, pictures
         self.probe_size = probe_size
         self.allow_random_teacher = allow_random_teacher
@@ -125,27 +102,39 @@ class FrequencyPromptHook(Hook):
     # ------------------------------------------------------------------ before training
 
     def before_run(self, runner: Runner) -> None:
-        """Freezes the model, plugs the prompts, and rebuilds what refers to its parameters."""
+        """Loads and freezes the teacher, plugs the prompts in, and lets the runner follow the recipe."""
         wrapped = is_model_wrapper(runner.model)
         if type(runner) is not Runner or (wrapped and not isinstance(runner.model, DistributedDataParallel)):
             raise TypeError(
                 'FrequencyPromptHook should run with mmengine.runner.Runner, on one process or with '
                 f'DistributedDataParallel, but got {type(runner).__name__} and {type(runner.model).__name__}'
             )
-        model = runner.model.module if wrapped else runner.model
-        if hasattr(model, CHILD):
-            raise ValueError(f'the config should have one FrequencyPromptHook, but {type(model).__name__} has {CHILD}')
-        self.origin = TeacherOrigin.of_runner(runner, model, self.allow_random_teacher)
-        self.bank = PromptBank(self._find_channels(model), self.weight, **self.options)
-        self.bank.to(next(model.parameters()).device)
-        model.requires_grad_(False)
-        self.always_eval = [module for module in model.modules() if _behaves_otherwise_in_training(module)]
-        model.add_module(CHILD, self.bank)
-        self.bank.attach(model)
+        model = unwrapped_model(runner)
+        if hasattr(model, NAME):
+            raise ValueError(f'the config should have one FrequencyPromptHook, but {type(model).__name__} has {NAME}')
+        source, point = teacher_and_resume_point(runner)
+        runner._load_from, runner._resume = point, point is not None
+        self.teacher, self.teacher_sha256 = load_teacher(model, source, self.allow_random_teacher)
+        self.bank = PromptBank(find_channels(model, self.modules, self.probe_size), self.weight, **self.prompt)
+        self.bank.plug_into(model)
         if wrapped:
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
-        self._replace_optimizer(runner)
-        self._replace_loop(runner)
+        if self.max_iters is None:
+            self.max_iters = default_iters(runner.max_iters)
+            print_log(
+                f'frequency prompt: max_iters = {self.max_iters} follows from the {runner.max_iters} iterations that '
+                'the config trains for',
+                'current',
+            )
+        recipe = stage1_recipe(
+            runner.cfg.get('optim_wrapper') or {},
+            self.optimizer,
+            self.max_iters,
+            self.min_lr,
+            self.val_interval,
+            self.checkpoint_interval or max(1, self.max_iters // 4),
+        )
+        follow(runner, recipe, self.bank)
         places = ', '.join(f'{module}{sorted(levels)}' for module, levels in self.bank.channels.items())
         count = sum(parameter.numel() for parameter in self.bank.parameters())
         print_log(
@@ -154,84 +143,11 @@ class FrequencyPromptHook(Hook):
             'current',
         )
 
-    def _find_channels(self, model: nn.Module) -> dict[str, dict[int, int]]:
-        """Runs a dummy image to find the channels of every prompted output."""
-        from freekd_mm.runtime.probe import probe_model
-        from freekd_mm.runtime.taps import check_module, parse_taps
-
-        taps = parse_taps(self.modules)
-        for tap in taps:
-            check_module(model, tap.path, 'teacher')
-        recorder = OutputRecorder(model, [tap.path for tap in taps])
-        probe_model(model, cast(Any, recorder), self.probe_size)
-        channels: dict[str, dict[int, int]] = {}
-        for tap in taps:
-            if not recorder.outputs[tap.path]:
-                raise RuntimeError(
-                    f"modules: '{tap.path}' should run in the forward pass of {type(model).__name__}, but did not; "
-                    "name a module that is called as such, like 'neck' or 'backbone'"
-                )
-            if len(recorder.outputs[tap.path]) > 1:
-                raise ValueError(
-                    f"modules: '{tap.path}' should run once in a forward pass, so that each level has a prompt of "
-                    f'its own, but runs {len(recorder.outputs[tap.path])} times; name a module before it'
-                )
-            items = as_items(recorder.outputs[tap.path][0])
-            numbers = list(range(len(items)))
-            picked = tap.select(numbers)
-            for index in picked if isinstance(picked, list) else [picked]:
-                if not is_feature_map(items[index]):
-                    raise TypeError(
-                        f"modules: '{tap.path}' should give feature maps (N, C, H, W), but item {index} of its output "
-                        f'is a {type(items[index]).__name__}; name another module, or items as in '
-                        f"'{tap.path}[0]'"
-                    )
-                channels.setdefault(tap.path, {})[index] = items[index].shape[1]
-        return channels
-
-    def _replace_optimizer(self, runner: Runner) -> None:
-        cfg: dict[str, Any] = dict(type='OptimWrapper', optimizer=self.optimizer)
-        if isinstance(runner.optim_wrapper, AmpOptimWrapper):
-            dtype = runner.optim_wrapper.cast_dtype
-            cfg = dict(cfg, type='AmpOptimWrapper', loss_scale='dynamic')
-            cfg['dtype'] = remove_prefix(str(dtype), 'torch.') if dtype is not None else None
-        runner.optim_wrapper = build_optim_wrapper(self.bank, cfg)
-
-    def _replace_loop(self, runner: Runner) -> None:
-        loop = runner.train_loop
-        interval = self.val_interval or self.max_iters
-        runner._train_loop = IterBasedTrainLoop(
-            runner, loop.dataloader, max_iters=self.max_iters, val_interval=interval
-        )
-        if self.val_interval is None:
-            runner._val_loop = None
-        runner.param_schedulers = runner.build_param_scheduler(
-            dict(type='CosineAnnealingLR', T_max=self.max_iters, eta_min=self.min_lr, by_epoch=False)
-        )
-        runner.log_processor.by_epoch = False
-        for hook in list(runner.hooks):
-            if isinstance(hook, CheckpointHook):
-                hook.by_epoch, hook.interval = False, self.checkpoint_interval
-                hook.filename_tmpl = 'iter_{}.pth'
-            elif isinstance(hook, EMAHook):
-                # In place: the runner is walking over this list.
-                runner._hooks.remove(hook)
-                print_log('frequency prompt: EMAHook is left out', 'current', logging.WARNING)
-
-    def before_train(self, runner: Runner) -> None:
-        """Loads the teacher, after the runner initialised and resumed what it wanted to."""
-        model = unwrapped_model(runner)
-        del model._modules[CHILD]
-        self.origin.load(model)
-        model.add_module(CHILD, self.bank)
-
     # ------------------------------------------------------------------ training
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Sets norms and dropouts back to eval mode, which the loop's ``train()`` has just changed."""
-        for module in self.always_eval:
-            module.training = False
-        self.bank.keep_masks = self.pictures and runner.iter == self.max_iters - 1
+        """Keeps the masks of the last step, for the pictures."""
+        self.bank.keep_masks = self.pictures and runner.iter == runner.max_iters - 1
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -263,16 +179,15 @@ class FrequencyPromptHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Leaves the teacher out of the checkpoint, and puts its name and hash in."""
-        prefix = f'{CHILD}.'
+        prefix = f'{NAME}.'
         checkpoint['state_dict'] = {
             name: value for name, value in checkpoint['state_dict'].items() if name.startswith(prefix)
         }
-        checkpoint[CHILD] = prompt_content(self._file(runner))
+        checkpoint[NAME] = prompt_content(self._file(runner))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Fills the teacher's weights in, so that the runner does not report each of them as missing."""
-        if CHILD in checkpoint:
-            self.origin.check_resumed(checkpoint[CHILD])
+        if NAME in checkpoint:
             checkpoint['state_dict'] = {**unwrapped_model(runner).state_dict(), **checkpoint['state_dict']}
 
     # ------------------------------------------------------------------ helpers
@@ -281,13 +196,11 @@ class FrequencyPromptHook(Hook):
         return Path(self.out_file or osp.join(runner.work_dir, PROMPT_FILE))
 
     def _file(self, runner: Runner) -> PromptFile:
-        names = ('levels', 'wavelet', 'grouping', 'num_tokens')
-        options: dict[str, Any] = {name: self.options[name] for name in names}
         return PromptFile(
             tokens=self.bank.tokens(),
-            **options,
-            teacher=self.origin.source,
-            teacher_sha256=self.origin.sha256,
+            **self.bank.options(),
+            teacher=self.teacher,
+            teacher_sha256=self.teacher_sha256,
             versions=versions(),
             schedule=plain(
                 dict(
@@ -295,20 +208,7 @@ class FrequencyPromptHook(Hook):
                     optimizer=self.optimizer,
                     min_lr=self.min_lr,
                     weight=self.weight,
-                    dissimilarity=self.options['dissimilarity'],
-                    init_std=self.options['init_std'],
+                    **self.prompt,
                 )
             ),
         )
-
-
-def _behaves_otherwise_in_training(module: nn.Module) -> bool:
-    """Tells whether a frozen module still changes with the mode: norms with statistics, dropout, stochastic depth."""
-    kinds = (
-        nn.modules.batchnorm._NormBase,
-        nn.modules.dropout._DropoutNd,
-        nn.MultiheadAttention,  # its dropout is a number, not a module
-    )
-    name = type(module).__name__
-    # By name what other packages bring: mmcv's SyncBatchNorm, DropPath, StochasticDepth.
-    return isinstance(module, kinds) or any(part in name for part in ('BatchNorm', 'Drop', 'StochasticDepth'))

@@ -1,0 +1,73 @@
+"""Stage 1 as data: which parts of a runner it sets, and to what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+#: With Adam, this rate and decay, and a cosine: the schedule of the authors' sibling method.
+OPTIMIZER = dict(type='Adam', lr=0.01, weight_decay=1e-3)
+#: Iterations by default: a fifth of those of the whole training, within these bounds.
+SHARE, LEAST, MOST = 5, 100, 2000
+
+
+def default_iters(training: int) -> int:
+    """Returns how long a prompt trains by default.
+
+    Args:
+        training: Iterations of the training that the prompt is for.
+    """
+    return min(max(training // SHARE, LEAST), MOST)
+
+
+def stage1_recipe(
+    wrapper: dict, optimizer: dict, max_iters: int, min_lr: float, val_interval: int | None, checkpoint_interval: int
+) -> dict[str, Any]:
+    """Returns what stage 1 sets, under the names that a runner's config has for it.
+
+    Args:
+        wrapper: The teacher's ``optim_wrapper``: stage 1 keeps its mixed precision.
+        optimizer: Config of the optimizer.
+        max_iters: Iterations.
+        min_lr: Learning rate at the end of the cosine.
+        val_interval: Iterations between evaluations; None for none.
+        checkpoint_interval: Iterations between checkpoints.
+    """
+    half = dict(loss_scale='dynamic', dtype=wrapper.get('dtype')) if wrapper.get('type') == 'AmpOptimWrapper' else {}
+    return dict(
+        train_cfg=dict(by_epoch=False, max_iters=max_iters, val_interval=val_interval or max_iters),
+        optim_wrapper=dict(type=wrapper['type'] if half else 'OptimWrapper', optimizer=optimizer, **half),
+        param_scheduler=dict(type='CosineAnnealingLR', T_max=max_iters, eta_min=min_lr, by_epoch=False),
+        log_processor=dict(by_epoch=False),
+        checkpoint=dict(by_epoch=False, interval=checkpoint_interval, filename_tmpl='iter_{}.pth'),
+        validates=val_interval is not None,
+        left_out=EMAHook,
+    )
+
+
+def follow(runner: Runner, recipe: dict[str, Any], prompts: nn.Module) -> None:
+    """Builds the parts of a runner again, from the recipe.
+
+    mmengine has built them from the teacher's config before a hook may speak, whichever tool runs it.
+
+    Args:
+        runner: A runner that is about to train the teacher.
+        recipe: What :func:`stage1_recipe` returned.
+        prompts: What the optimizer gets.
+    """
+    runner._train_dataloader = runner.train_dataloader  # built already: not a second time
+    runner._train_loop = runner.build_train_loop(recipe['train_cfg'])
+    runner.optim_wrapper = build_optim_wrapper(prompts, recipe['optim_wrapper'])
+    runner.param_schedulers = runner.build_param_scheduler(recipe['param_scheduler'])
+    vars(runner.log_processor).update(recipe['log_processor'])
+    if not recipe['validates']:
+        runner._val_loop = None
+    for hook in list(runner.hooks):
+        if isinstance(hook, CheckpointHook):
+            vars(hook).update(recipe['checkpoint'])
+        elif isinstance(hook, recipe['left_out']):
+            runner._hooks.remove(hook)  # in place: the runner is walking over this list

@@ -1,0 +1,101 @@
+"""The teacher of a frequency prompt: where it comes from, and how it is loaded and frozen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.runner import Runner, find_latest_checkpoint
+from torch import nn
+
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checkpoints.sources import fetch, sha256
+from freekd_mm.prompts.prompt_file import NAME, load_prompt
+from freekd_mm.runtime.teacher import load_weights
+
+
+def teacher_and_resume_point(runner: Runner) -> tuple[str, str | None]:
+    """Returns the teacher's checkpoint, and that of stage 1 to resume from, from what the config calls ``load_from``.
+
+    ``load_from`` is the teacher. A run that resumes may name a checkpoint of stage 1 there, or nothing: such a
+    checkpoint says which teacher it belongs to.
+
+    Returns:
+        The teacher's file or URL, empty where nothing names one; the file to resume from, None to start.
+    """
+    source = runner._load_from or ''
+    if not runner._resume:
+        return source, None
+    point = source if source and is_stage1(source) else find_latest_checkpoint(runner.work_dir)
+    if point is None:
+        print_log('frequency prompt: nothing to resume from, starting anew', 'current', logging.WARNING)
+        return source, None
+    named = load_prompt(point).teacher
+    if source in ('', point):
+        return named, point
+    if source != named:
+        message = f'frequency prompt: resuming a prompt of the teacher {named!r} with {source!r}'
+        print_log(message, 'current', logging.WARNING)
+    return source, point
+
+
+def is_stage1(path: str) -> bool:
+    """Tells whether a file is a training checkpoint of stage 1."""
+    if not Path(path).is_file():
+        return False
+    content = load_checkpoint_file(path)
+    return isinstance(content, Mapping) and NAME in content
+
+
+def load_teacher(model: nn.Module, source: str, allow_random: bool) -> tuple[str, str]:
+    """Loads the teacher's weights and freezes it; the runner then has nothing left to initialise.
+
+    Args:
+        model: The built teacher.
+        source: Its checkpoint; empty for the one that its own ``init_cfg`` names.
+        allow_random: Accept that there is none.
+
+    Returns:
+        The checkpoint, and its hash where it is a file or was downloaded.
+
+    Raises:
+        ValueError: There is none, and a random teacher is not allowed.
+    """
+    if source:
+        print_log(f'frequency prompt: teacher {load_weights(model, source)}', 'current')
+    else:
+        source = _own_checkpoint(model)
+        if not source and not allow_random:
+            raise ValueError(
+                f'the teacher {type(model).__name__} should be trained, but the config names no checkpoint: set '
+                "load_from = '<file or URL of the teacher>' (or allow_random_teacher=True in the hook, for a test)"
+            )
+        if not source:
+            print_log('frequency prompt: the teacher has RANDOM weights', 'current', logging.WARNING)
+        model.init_weights()  # type: ignore[operator]
+    # Not by a flag of the base class: models extend this method, and would fill some weights anew.
+    vars(model)['init_weights'] = lambda: None
+    model.requires_grad_(False)
+    here = source and ('://' not in source or source.startswith('http')) and Path(fetch(source)).is_file()
+    return source, sha256(fetch(source)) if here else ''
+
+
+def _own_checkpoint(model: Any) -> str:
+    init_cfg = getattr(model, 'init_cfg', None) or {}
+    pretrained = isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
+    return str(init_cfg['checkpoint']) if pretrained else ''
+
+
+def changes_in_training(module: nn.Module) -> bool:
+    """Tells whether a frozen module still changes with the mode: norms with statistics, dropout, stochastic depth."""
+    kinds = (
+        nn.modules.batchnorm._NormBase,
+        nn.modules.dropout._DropoutNd,
+        nn.MultiheadAttention,  # its dropout is a number, not a module
+    )
+    name = type(module).__name__
+    # By name what other packages bring: mmcv's SyncBatchNorm, DropPath, StochasticDepth.
+    return isinstance(module, kinds) or any(part in name for part in ('BatchNorm', 'Drop', 'StochasticDepth'))
