@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
         '--stage', choices=['prompt', 'distill'], default='distill', help='prompt: write stage 1 of FreeKD alone'
     )
     parser.add_argument('--prompt', help='a prompt file made before, instead of stage 1')
-    parser.add_argument('--prompt-iters', type=int, help='iterations of stage 1; 2000 by default')
+    parser.add_argument('--prompt-iters', type=int, help='iterations of stage 1; a fifth of the training by default')
     parser.add_argument(
         '--inherit',
         nargs='*',

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from freekd_mm.engine.distributed import prepare_cpu_processes
+from freekd_mm.prompts.prompt_file import NAME, use_prompt
 
 OPTIONS = ('cfg_path', 'file')
 
@@ -27,31 +28,34 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: s
     Returns:
         The trained model.
     """
-    stage1 = cfg.get('frequency_prompt')
+    stage1 = cfg.get(NAME)
     if stage1:
         ensure_prompt(dict(stage1), cfg)
     return run(cfg, amp, auto_scale_lr, resume)
 
 
 def ensure_prompt(stage1: dict, cfg: Config) -> None:
-    """Trains the frequency prompt of the teacher unless its file exists."""
+    """Trains the frequency prompt of the teacher unless there is one; the config then names it by its whole path."""
     if sorted(stage1) != sorted(OPTIONS):
-        raise ValueError(f'frequency_prompt should be a dict of {" and ".join(OPTIONS)}, but got {stage1!r}')
-    file = Path(stage1['file'])
-    if file.is_file():
-        print_log(f'stage 1 of 2: reusing the frequency prompt {file}', 'current')
+        raise ValueError(f'{NAME} should be a dict of {" and ".join(OPTIONS)}, but got {stage1!r}')
+    found = use_prompt(cfg)
+    if found is not None:
+        print_log(f'stage 1 of 2: reusing the frequency prompt {found}', 'current')
         return
+    file = Path(stage1['file']).absolute()
     print_log(
         f'stage 1 of 2: {file} is not there yet; training it with {stage1["cfg_path"]}', 'current', logging.WARNING
     )
     prompt_cfg = Config.fromfile(stage1['cfg_path'])
     prompt_cfg.launcher = cfg.get('launcher', 'none')
     prompt_cfg.work_dir = str(file.parent)
+    # The hook takes its own length from that of the training which the prompt is for.
+    prompt_cfg.train_cfg = cfg.get('train_cfg') or prompt_cfg.get('train_cfg')
     run(prompt_cfg, resume='auto')
-    if not file.is_file():
+    if use_prompt(cfg) is None:
         raise RuntimeError(
             f'{stage1["cfg_path"]} should have written {file}, but did not: the file of its FrequencyPromptHook and '
-            "the 'file' of frequency_prompt have to be the same"
+            f"the 'file' of {NAME} have to be the same"
         )
     print_log('stage 2 of 2: distillation', 'current')
 

@@ -129,6 +129,44 @@ def save_prompt(prompt: PromptFile, path: str | os.PathLike) -> Path:
     return write_atomically(path, lambda part: torch.save(prompt_content(prompt), part))
 
 
+def find_prompt(file: str, config: str | None) -> Path | None:
+    """Returns where a prompt file is: beside the config, in a folder above it, or in the current folder.
+
+    Args:
+        file: The file as the config names it.
+        config: The config file.
+
+    Returns:
+        None where it is nowhere.
+    """
+    folders = Path(config).absolute().parents if config else []
+    return next((folder / file for folder in (*folders, Path.cwd()) if (folder / file).is_file()), None)
+
+
+def use_prompt(cfg: Any) -> Path | None:
+    """Lets a distillation config name its prompt by its whole path, wherever it is run from.
+
+    Args:
+        cfg: An mmengine ``Config`` with ``frequency_prompt = dict(cfg_path=..., file=...)``.
+
+    Returns:
+        Where the prompt is; None where it is nowhere, or the config has none.
+    """
+    file: Any = (cfg.get(NAME) or {}).get('file')
+    found = find_prompt(file, cfg.filename) if file else None
+    if found is not None:
+        cfg.model = _replace(cfg.model, file, str(found))
+    return found
+
+
+def _replace(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return type(value)({key: _replace(item, old, new) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(_replace(item, old, new) for item in value)
+    return new if value == old else value
+
+
 def load_prompt(source: str | os.PathLike) -> PromptFile:
     """Loads a prompt from a file or URL without running code from it.
 
@@ -142,7 +180,13 @@ def load_prompt(source: str | os.PathLike) -> PromptFile:
         FileNotFoundError: There is no such file.
         ValueError: The file holds no prompt.
     """
-    content = load_checkpoint_file(fetch(str(source)))
+    path = Path(fetch(str(source)))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'prompt should be an existing file, but got {str(source)!r}. tools/train.py makes it first where a config '
+            f'has {NAME} = dict(cfg_path=..., file=...); for a prompt alone run it with the config of stage 1'
+        )
+    content = load_checkpoint_file(path)
     if not isinstance(content, Mapping):
         raise ValueError(f'{source} should be a prompt file, but holds a {type(content).__name__}')
     if content.get('format') == FORMAT:

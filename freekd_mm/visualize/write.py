@@ -12,6 +12,7 @@ from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_bytes, write_text
 from freekd_mm.pictures import jpeg, png
+from freekd_mm.prompts.prompt_file import use_prompt
 from freekd_mm.report.page import Page, notes, picture, pictures
 from freekd_mm.visualize.draw import overviews
 from freekd_mm.visualize.features import View
@@ -40,6 +41,7 @@ def visualize(
     for file in (checkpoint, *([before] if before and before != INIT else [])):
         if not Path(file).is_file():
             raise FileNotFoundError(f'a checkpoint should be an existing file, but got {str(file)!r}.{_near(file)}')
+    use_prompt(cfg)
     with quiet():
         views = compare(cfg, checkpoint, read_images(cfg, images), before, entries)
     if Path(out).suffix.lower() in ('.html', '.htm'):

@@ -42,7 +42,7 @@ def make_config(
         out: The file to write.
         stage: ``'distill'``, or ``'prompt'`` to write the config of stage 1 alone.
         prompt: A prompt file made before, instead of stage 1; with any method of wavelets.
-        prompt_iters: Iterations of stage 1; the hook's own by default.
+        prompt_iters: Iterations of stage 1; a fifth of the training by default.
         prompt_dir: Work directory of stage 1; ``work_dirs/<its config>`` by default.
         inherit: Modules of the student that start with the teacher's weights; empty for all that fit but the
             backbone, None for none.

@@ -7,10 +7,12 @@ import pickle
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.prompts import PoIMaskGenerator, PromptFile, load_prompt, poi_masks, save_prompt
+from freekd_mm.prompts.prompt_file import use_prompt
 from freekd_mm.registry import MODELS
 
 
@@ -111,8 +113,35 @@ def test_a_damaged_and_a_missing_file_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(RuntimeError, match='cannot be read'):
         load_prompt(path)
-    with pytest.raises(FileNotFoundError, match='should be an existing file'):
+    with pytest.raises(FileNotFoundError, match=r'prompt should be an existing file.*tools/train\.py makes it first'):
         load_prompt(tmp_path / 'none.pth')
+
+
+def test_a_prompt_is_found_from_any_folder_and_the_one_of_the_config_goes_first(tmp_path, monkeypatch):
+    config = tmp_path / 'project/configs/kd.py'
+    elsewhere = tmp_path / 'elsewhere'
+    for folder in (config.parent, elsewhere):
+        folder.mkdir(parents=True)
+    config.write_text(
+        "frequency_prompt = dict(cfg_path='p.py', file='work_dirs/p/frequency_prompt.pth')\n"
+        "model = dict(distill=dict(a=dict(loss=[dict(prompt=frequency_prompt['file'])])), name='work_dirs/p')\n"
+    )
+
+    def used():
+        cfg = Config.fromfile(config)
+        found = use_prompt(cfg)
+        assert cfg.model.distill.a.loss[0].prompt == str(found or 'work_dirs/p/frequency_prompt.pth')
+        assert cfg.model.name == 'work_dirs/p'
+        return found and str(found.relative_to(tmp_path))
+
+    monkeypatch.chdir(elsewhere)
+    assert used() is None
+    # Made where the run stood; then one of the whole project; then one beside the config.
+    for root in ('elsewhere', 'project', 'project/configs'):
+        save_prompt(prompt(), tmp_path / root / 'work_dirs/p/frequency_prompt.pth')
+        assert used() == f'{root}/work_dirs/p/frequency_prompt.pth'
+    monkeypatch.chdir('/')
+    assert used() == 'project/configs/work_dirs/p/frequency_prompt.pth'
 
 
 def test_the_generator_gives_the_masks_of_every_level(tmp_path):

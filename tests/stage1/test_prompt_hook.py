@@ -169,6 +169,16 @@ def test_a_checkpoint_holds_the_prompt_alone_and_training_resumes_from_it(stage1
         torch.testing.assert_close(resumed[place], wanted, rtol=0, atol=0)
 
 
+def test_stage_1_takes_its_length_from_the_training_of_the_config(stage1, monkeypatch):
+    monkeypatch.setattr('freekd_mm.stage1.recipe.LEAST', 2)
+    cfg = stage1(max_iters=None)
+    cfg.train_cfg = dict(by_epoch=True, max_epochs=8)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 3, 'a fifth of 16'
+    assert load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth').schedule['max_iters'] == 3
+
+
 def test_resuming_with_nothing_there_starts_from_the_teacher(stage1):
     cfg = stage1(max_iters=1)
     cfg.resume = True
@@ -250,6 +260,7 @@ def test_a_teacher_that_names_its_own_checkpoint_is_enough(stage1, tmp_path):
         (dict(modules='bbox_head.retina_cls'), ValueError, 'should run once in a forward pass.* but runs 3 times'),
         (dict(num_tokens=0), ValueError, 'num_tokens should be greater than 0'),
         (dict(max_iters=0), ValueError, 'max_iters should be greater than 0'),
+        (dict(num_token=3), ValueError, "FrequencyPromptHook has no option 'num_token'.*Did you mean 'num_tokens'"),
         (dict(dissimilarity='dise'), ValueError, "Did you mean 'dice'"),
         (dict(load_from='none.pth'), FileNotFoundError, 'none.pth'),
     ],
