@@ -79,13 +79,14 @@ class Distillation(nn.Module):
         return self._teacher
 
     def _taps(self, role: str) -> list[Tap]:
-        return [tap for entry in self._entries for tap in getattr(entry, f'{role}_taps')]
+        return [tap for entry in self._entries for tap in entry.taps(role)]
 
     def _wire(self, student: nn.Module, weights: str, size: tuple[int, int]) -> None:
         probe_model(student, self.student_recorder, size)
         counts = probe_model(self._teacher.model, self._teacher.recorder, size, self._teacher.run)
         for entry in self._entries:
-            entry.wire(self.student_recorder.levels(entry.student_taps), self._teacher.levels(entry.teacher_taps), size)
+            levels = self.student_recorder.levels(entry.student_taps), self._teacher.levels(entry.teacher_taps)
+            entry.wire(*levels, size, self._teacher)
         self._teacher.set_run_counts(counts)
         self.clear()
         rows = [row for entry in self._entries for row in entry.rows]

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from freekd_mm.checks import check_options, check_positive
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.components import build_component
-from freekd_mm.runtime.taps import parse_taps
+from freekd_mm.runtime.cross_head import CrossHead, crossing_taps
+from freekd_mm.runtime.taps import Tap, parse_taps
+from freekd_mm.runtime.teacher import FrozenTeacher
 from freekd_mm.runtime.wiring import Align, Shape, as_maps, match_levels, resize
 from freekd_mm.tensors import Levels, as_levels, full_precision, shapes
 
-OPTIONS = ('student', 'teacher', 'loss', 'connector', 'weight')
+OPTIONS = ('student', 'teacher', 'loss', 'connector', 'weight', 'through')
 
 
 class Entry(nn.Module):
@@ -31,6 +33,8 @@ class Entry(nn.Module):
             student's levels and gives features with the teacher's channels, or a list with one a level; False
             compares as it is.
         weight: Factor on the loss, on top of the loss' own.
+        through: Options of :class:`freekd_mm.runtime.cross_head.CrossHead`: the student's features go on through the
+            teacher's head, and what that says is compared.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Entry(nn.Module):
         teacher: str | Sequence[str] | None = None,
         connector: dict | Sequence[dict] | bool | None = None,
         weight: float = 1.0,
+        through: dict | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(name, str) or not name.isidentifier() or 'loss' in name:
@@ -50,7 +55,9 @@ class Entry(nn.Module):
         self.name = name
         self.student_taps = parse_taps(student)
         self.teacher_taps = parse_taps(student if teacher is None else teacher)
-        self.loss_cfg, self.connector_cfg = loss, connector
+        self.loss_cfg, self.connector_cfg, self.through_cfg = loss, connector, through
+        self.crossing_taps = () if through is None else crossing_taps(through, f"through of distill '{name}'")
+        self.through: CrossHead | None = None
         self.weight = weight
         #: Factor of the weight schedule.
         self.scale = 1.0
@@ -65,11 +72,31 @@ class Entry(nn.Module):
         check_options(f"distill '{name}'", cfg, OPTIONS)
         return cls(name, **cfg)
 
-    def wire(self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]) -> None:
-        """Builds connector and losses for the shapes that a dummy image gave."""
+    def taps(self, role: str) -> tuple[Tap, ...]:
+        """Returns all places in the student or the teacher that the entry looks at."""
+        return self.student_taps if role == 'student' else (*self.teacher_taps, *self.crossing_taps)
+
+    def wire(
+        self,
+        students: Sequence[Tensor],
+        teachers: Sequence[Tensor],
+        image: tuple[int, int],
+        teacher: FrozenTeacher | None = None,
+    ) -> None:
+        """Builds connector and losses for the shapes that a dummy image gave.
+
+        Args:
+            students: The student's levels.
+            teachers: The teacher's levels.
+            image: Height and width of the image.
+            teacher: The teacher, for an entry that goes through its head.
+        """
         losses = nn.ModuleList([build_component(self.loss_cfg, f"loss of distill '{self.name}'")])
         self.logits = getattr(losses[0], 'target', 'features') == 'logits'
-        students, teachers = self._maps(students, image), self._maps(teachers, image)
+        if self.through_cfg is not None and teacher is not None:
+            self.through = CrossHead(teacher, students, **self.through_cfg)
+        with torch.no_grad():
+            students, teachers = self._crossed(students, image), self._maps(teachers, image)
         before = [tuple(level.shape[1:]) for level in students]
         wanted = [tuple(level.shape[1:]) for level in teachers]
         # Classes are matched by name when the data set is known.
@@ -91,6 +118,9 @@ class Entry(nn.Module):
     def _maps(self, levels: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, ...]:
         """Transformer tokens become maps; logits stay as their head gives them."""
         return tuple(levels) if self.logits else as_maps(levels, image)
+
+    def _crossed(self, students: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, ...]:
+        return self._maps(students if self.through is None else self.through(students), image)
 
     def _build_connector(
         self, students: Sequence[Shape], teachers: Sequence[Shape], any_shape: bool
@@ -132,6 +162,8 @@ class Entry(nn.Module):
     def _describe(self, students: list[Shape], teachers: list[Shape], count_s: int, count_t: int) -> list[list[str]]:
         if isinstance(self.connector, Align):
             actions = self.connector.actions
+        elif self.through is not None:
+            actions = [str(self.through)] * len(students)
         else:
             actions = _connector_names(self.connector, len(students))
         rows = [
@@ -174,7 +206,7 @@ class Entry(nn.Module):
             teachers: The teacher's recorded levels.
             image: Height and width of the batch.
         """
-        students, teachers = self._maps(students, image), self._maps(teachers, image)
+        students, teachers = self._crossed(students, image), self._maps(teachers, image)
         teachers = tuple(teachers[pair.teacher] for pair in self.pairs)
         features = _as_tuple(self._connect(tuple(students[pair.student] for pair in self.pairs), teachers))
         if self.connector is not None and not isinstance(self.connector, Align):

@@ -141,11 +141,16 @@ class FrozenTeacher:
     def _forward(self, inputs: Tensor, data_samples: Any) -> None:
         if self.bridge is not None:
             inputs = self.bridge(inputs)
-        # Autocast also for a half precision teacher: what a model makes in float32 (position encodings) still fits.
-        half = self.dtype is not None or torch.is_autocast_enabled(inputs.device.type)
-        autocast = torch.autocast(inputs.device.type, dtype=self.dtype, enabled=half)
-        with self.recorder, autocast, contextlib.suppress(_Reached):
+        with self.recorder, self.autocast(inputs.device), contextlib.suppress(_Reached):
             forward_features(self.model, inputs.to(self.dtype or inputs.dtype), data_samples)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Returns the precision that the teacher's modules run in.
+
+        Autocast also for a half precision teacher: what a model makes in float32 (position encodings) still fits.
+        """
+        half = self.dtype is not None or torch.is_autocast_enabled(device.type)
+        return torch.autocast(device.type, dtype=self.dtype, enabled=half)
 
     def levels(self, taps: Sequence[Tap]) -> tuple[Tensor, ...]:
         """Returns the recorded levels."""

@@ -77,6 +77,15 @@ def as_maps(levels: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, .
     return tuple(tokens_to_map(level, image) if level.dim() == 3 else level for level in levels)
 
 
+def projection(student: int, teacher: int) -> nn.Module:
+    """Returns phi, a 1x1 convolution from the student's to the teacher's channels, where they differ."""
+    if student == teacher:
+        return nn.Identity()
+    phi = nn.Conv2d(student, teacher, 1)
+    kaiming_init(phi, mode='fan_in', nonlinearity='linear')
+    return phi
+
+
 class Align(nn.Module):
     """Projects and resizes the student's levels to the teacher's.
 
@@ -95,21 +104,17 @@ class Align(nn.Module):
         for student, teacher in zip_equal(students, teachers):
             actions = []
             if student[0] != teacher[0]:
-                projection: nn.Module = nn.Conv2d(student[0], teacher[0], 1)
-                kaiming_init(projection, mode='fan_in', nonlinearity='linear')
                 actions.append(f'project {student[0]} -> {teacher[0]}')
-            else:
-                projection = nn.Identity()
             if student[1:] != teacher[1:]:
                 actions.append('upsample' if student[1] < teacher[1] else 'average down')
-            self.projections.append(projection)
+            self.projections.append(projection(student[0], teacher[0]))
             self.actions.append(', '.join(actions) or 'as it is')
 
     def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Returns the student's levels in the teacher's shapes."""
         aligned = []
-        for projection, student, teacher in zip_equal(self.projections, students, teachers):
-            aligned.append(resize(projection(student), teacher.shape[-2:]))
+        for project, student, teacher in zip_equal(self.projections, students, teachers):
+            aligned.append(resize(project(student), teacher.shape[-2:]))
         return tuple(aligned)
 
 

@@ -153,6 +153,28 @@ def _ld(wiring: Wiring) -> Entries:
     return {'ld': {'student': HEAD_TAPS, 'teacher': HEAD_TAPS, 'loss': {'type': 'freekd_mm.LDLoss'}}}
 
 
+def _crosskd(wiring: Wiring) -> Entries:
+    student, teacher = wiring.dense_heads('crosskd')
+    if not student.tower or not teacher.tower:
+        who = 'student' if not student.tower else 'teacher'
+        raise ValueError(
+            f'crosskd needs heads with the towers cls_convs and reg_convs (GFL, RetinaNet, FCOS, ATSS), but the {who} '
+            'has none'
+        )
+    # The last layer of the tower but one, as in the released configs: 3 of 4.
+    own, start = max(student.tower - 1, 1) - 1, max(teacher.tower - 1, 1)
+    loss: dict = {'type': 'freekd_mm.CrossKDLoss', 'boxes': teacher.boxes}
+    if teacher.stds != (1.0, 1.0, 1.0, 1.0):
+        loss['stds'] = teacher.stds
+    entry = {
+        'student': [f'bbox_head.cls_convs.{own}', f'bbox_head.reg_convs.{own}'],
+        'teacher': HEAD_TAPS,
+        'through': {'start': start},
+        'loss': loss,
+    }
+    return {'crosskd': entry}
+
+
 def _dct(wiring: Wiring) -> Entries:
     return {'dctkd': wiring.feature_entry({'type': 'freekd_mm.DCTAttentionLoss', 'loss_weight': 0.01})}
 
@@ -208,6 +230,11 @@ METHODS: dict[str, Method] = {
     'kl': Method(
         'divergence of the class probabilities: the plain distillation of logits, on top of a feature loss',
         _logits('kl', 'LogitKLLoss'),
+        on_logits=True,
+    ),
+    'crosskd': Method(
+        "the student's features through the teacher's head, against its predictions: GFL, RetinaNet, FCOS, ATSS",
+        _crosskd,
         on_logits=True,
     ),
     'ld': Method(

@@ -165,12 +165,12 @@ def test_classes_that_agree_in_part_are_matched_by_name(
     other.write_text(teacher.read_text().replace("'num_classes': 6", "'num_classes': 4"))
     names = list(DET_METAINFO['classes'])
     save_teacher(other, checkpoint, classes=('bird', names[4], names[0], names[2]))
-    file = make_config(str(student), str(other), str(checkpoint), 'figkd+kl+ld', tmp_path / 'kd.py')[-1]
+    file = make_config(str(student), str(other), str(checkpoint), 'figkd+kl+ld+crosskd', tmp_path / 'kd.py')[-1]
     losses = losses_of(Config.fromfile(file))
-    assert len(losses) == 3
+    assert len(losses) == 4
     assert all(0 < value < float('inf') for value in losses.values())
     said = capfd.readouterr().out
-    assert "distill 'figkd', 'kl', 'ld': the student has 6 classes and the teacher 4" in said
+    assert "distill 'figkd', 'kl', 'ld', 'crosskd': the student has 6 classes and the teacher 4" in said
     assert (
         f"The 3 classes that both know are compared, matched by name; left out of the student's: {names[1]}, " in said
     )

@@ -1,0 +1,114 @@
+"""CrossKD's crossing (arXiv 2306.11369): the student's features inside of its head go on through the teacher's head."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from freekd_mm.checks import check_options, check_positive
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.runtime.taps import Tap
+from freekd_mm.runtime.teacher import FrozenTeacher
+from freekd_mm.runtime.wiring import projection
+from freekd_mm.tensors import full_precision
+
+TOWERS = ('cls_convs', 'reg_convs')
+OPTIONS = ('head', 'start', 'align')
+EPS = 1e-6
+
+
+def crossing_taps(cfg: dict, what: str) -> tuple[Tap, ...]:
+    """Returns the teacher's taps at the place where the student's features take over, one a tower.
+
+    Args:
+        cfg: The options of :class:`CrossHead`.
+        what: What it is, for messages.
+    """
+    check_options(what, cfg, OPTIONS)
+    check_positive(f'start of {what}', cfg.get('start'), integer=True)
+    return tuple(Tap(f'{cfg.get("head", "bbox_head")}.{tower}.{cfg["start"] - 1}') for tower in TOWERS)
+
+
+class CrossHead(nn.Module):
+    """Gives what the teacher's frozen head says of the student's features.
+
+    The features take the place of what layer ``start - 1`` of the head's two towers gives; all behind it is the
+    teacher's own code with its own weights. They get no gradient, the student does. Where the widths differ, a 1x1
+    convolution for each tower projects the student's features.
+
+    Args:
+        teacher: The teacher. It is no child: neither parameters nor checkpoints see it.
+        students: The student's features for a dummy image: of all levels in the tower of the classes, then in that
+            of the boxes.
+        start: The first layer of the teacher's towers that they go through, 1 or more.
+        head: Path of the teacher's head, with the towers ``cls_convs`` and ``reg_convs``.
+        align: Give each channel of a level the mean and deviation over the batch that the teacher's has there, and
+            a ReLU.
+    """
+
+    def __init__(
+        self,
+        teacher: FrozenTeacher,
+        students: Sequence[Tensor],
+        start: int,
+        head: str = 'bbox_head',
+        align: bool = True,
+    ) -> None:
+        super().__init__()
+        self.teacher, self.start, self.path, self.align = teacher, start, head, align
+        self.taps = crossing_taps({'start': start, 'head': head}, 'through')
+        given = teacher.levels(self.taps)
+        if len(given) != len(students) or len(given) % 2:
+            raise ValueError(
+                f"through: the student's features should be of two towers with {len(given) // 2} levels each, as in "
+                f"the teacher's head, but got {len(students)} levels in all"
+            )
+        middle = len(given) // 2
+        self.projections = nn.ModuleList(projection(students[i].shape[1], given[i].shape[1]) for i in (0, middle))
+
+    def __str__(self) -> str:
+        return f"through the teacher's {self.path} from layer {self.start}"
+
+    def forward(self, students: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns the scores of all levels, then the boxes of all levels, for features as in ``students``."""
+        features, middle = [], len(students) // 2
+        for index, (own, other) in enumerate(zip_equal(students, self.teacher.levels(self.taps))):
+            own = self.projections[index >= middle](own)
+            features.append(_like(own, other) if self.align else own)
+        with self.teacher.autocast(features[0].device):
+            scores, boxes, *_ = self._behind(features[:middle], features[middle:]).forward(tuple(features[:middle]))
+        return (*scores, *boxes)
+
+    def _behind(self, *towers: Sequence[Tensor]) -> Any:
+        """Returns a view of the teacher's head whose towers begin with what the student gives."""
+        head: Any = copy.copy(self.teacher.model.get_submodule(self.path))
+        head._modules = dict(head._modules)  # the teacher's own towers stay
+        for name, features in zip_equal(TOWERS, towers):
+            setattr(head, name, nn.ModuleList([_Given(features), *getattr(head, name)[self.start :]]))
+        return head
+
+
+class _Given(nn.Module):
+    """Gives one feature map a call, whatever it is asked."""
+
+    def __init__(self, features: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.features: Iterator[Tensor] = iter(features)
+
+    def forward(self, _: Tensor) -> Tensor:
+        return next(self.features)
+
+
+def _like(own: Tensor, other: Tensor) -> Tensor:
+    """Returns (N, C, H, W) with the mean and deviation of ``other``, channel by channel, behind a ReLU."""
+    with torch.autocast(own.device.type, enabled=False):
+        own, other = full_precision(own), full_precision(other)
+        (mean_s, var_s), (mean_t, var_t) = (
+            (x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)) for x in (own, other)
+        )
+        return F.relu((own - mean_s) * ((var_t + EPS) / (var_s + EPS)).sqrt() + mean_t)

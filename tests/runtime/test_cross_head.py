@@ -1,0 +1,203 @@
+"""The crossing of CrossKD: the teacher's frozen head on the student's features, for the heads of four detectors."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_configs
+import torch
+from distill_cases import build, det_samples, distilled, images, total
+from torch import nn
+
+from freekd_mm.losses import CrossKDLoss
+
+GFL = tiny_configs.detector(Path('.'), head='gfl')['model']['bbox_head']
+RETINA = tiny_configs.detector(Path('.'))['model']['bbox_head']
+LOSS = {'type': 'GIoULoss', 'loss_weight': 2.0}
+ANCHOR_FREE = {key: GFL[key] for key in ('num_classes', 'in_channels', 'feat_channels', 'norm_cfg')}
+RANGES = ((-1, 32), (32, 64), (64, 1e8))
+HEADS: dict[str, Any] = {
+    'GFL': (GFL, 'distribution'),
+    'RetinaNet': (RETINA, 'deltas'),
+    'FCOS': (
+        {**ANCHOR_FREE, 'type': 'FCOSHead', 'strides': [8, 16, 32], 'regress_ranges': RANGES, 'norm_on_bbox': True},
+        'distances',
+    ),
+    'ATSS': ({**RETINA, 'type': 'ATSSHead', 'loss_bbox': LOSS}, 'deltas'),
+}
+#: The last layers of each head: scores and boxes of a level.
+LAST = {'GFL': 'gfl', 'RetinaNet': 'retina', 'FCOS': 'conv', 'ATSS': 'atss'}
+
+
+def detector(kind: str, width: int = 8, channels: int = 16) -> dict:
+    """Three layers in each tower."""
+    model = copy.deepcopy(tiny_configs.detector(Path('.'), width=width, channels=channels)['model'])
+    head = {**HEADS[kind][0], 'stacked_convs': 3, 'in_channels': channels, 'feat_channels': channels}
+    return {**model, 'type': kind, 'bbox_head': head, '_scope_': 'mmdet'}
+
+
+def entry(kind: str, layer: int = 2, **through: Any) -> dict:
+    """CrossKD behind ``layer`` layers of the student's towers."""
+    return {
+        'student': [f'bbox_head.cls_convs.{layer - 1}', f'bbox_head.reg_convs.{layer - 1}'],
+        'teacher': ['bbox_head[0]', 'bbox_head[1]'],
+        'through': {'start': layer, **through},
+        'loss': {'type': 'freekd_mm.CrossKDLoss', 'boxes': HEADS[kind][1]},
+    }
+
+
+def student(kind: str, teacher: dict | None = None, seed: int = 0, **options: Any) -> Any:
+    """A student that learns from a random teacher of its kind by CrossKD."""
+    torch.manual_seed(seed)
+    source = {'model': teacher or detector(kind, 16, 24), 'allow_random': True, 'dtype': options.pop('dtype', 'fp32')}
+    model = build(distilled({'model': detector(kind)}, source, {'cross': entry(kind, **options)})['model'])
+    for module in (model, model.teacher):
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+    return model
+
+
+def crossed(model: Any, batch: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """The cross predictions, the teacher's, and the student's features that they come from."""
+    distillation = model.distillation
+    distillation.teacher.run(batch, det_samples(len(batch)))
+    with distillation.student_recorder:
+        model(batch, det_samples(len(batch)), mode='tensor')
+    cross = distillation.entry('cross')
+    levels = distillation.student_recorder.levels(cross.student_taps)
+    found = cross.through(levels), distillation.teacher.levels(cross.teacher_taps), levels
+    distillation.clear()
+    return found
+
+
+@pytest.mark.parametrize('kind', HEADS)
+@pytest.mark.parametrize('align', [False, True])
+def test_a_student_that_is_the_teacher_gets_the_teachers_predictions(kind: str, align: bool) -> None:
+    model = student(kind, teacher=detector(kind), align=align)
+    model.load_state_dict(model.teacher.state_dict(), strict=False)
+    model.eval()
+    ours, theirs, _ = crossed(model, images())
+    assert [x.shape for x in ours] == [x.shape for x in theirs]
+    for own, other in zip(ours, theirs):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', HEADS)
+def test_it_is_the_rest_of_the_teachers_head(kind: str) -> None:
+    """Layer by layer, from the formula; projected, as the widths differ."""
+    model = student(kind, align=False).eval()
+    ours, _, levels = crossed(model, images())
+    head, projections = model.teacher.bbox_head, model.distillation.entry('cross').through.projections
+    for level in range(3):
+        scores = head.cls_convs[2](projections[0](levels[level]))
+        boxes = head.reg_convs[2](projections[1](levels[3 + level]))
+        last = LAST[kind]
+        boxes = getattr(head, f'{last}_reg')(boxes)
+        boxes = boxes if kind == 'RetinaNet' else head.scales[level](boxes)
+        boxes = boxes.clamp(min=0) * head.strides[level] if kind == 'FCOS' else boxes
+        assert torch.equal(ours[level], getattr(head, f'{last}_cls')(scores))
+        assert torch.equal(ours[3 + level], boxes)
+
+
+@torch.no_grad()
+def test_aligned_features_have_no_scale_and_no_mean_of_their_own() -> None:
+    for align in (True, False):
+        model = student('GFL', align=align).eval()
+        expected, _, levels = crossed(model, images())
+        model.distillation.teacher.run(images(), det_samples())
+        found = model.distillation.entry('cross').through([3 * level + 1 for level in levels])
+        same = [torch.allclose(own, other, rtol=1e-3, atol=1e-5) for own, other in zip(found, expected)]
+        assert all(same) if align else not any(same)
+
+
+@pytest.mark.parametrize('kind', HEADS)
+def test_the_gradient_goes_through_the_teacher_to_the_students_first_layers_alone(kind: str) -> None:
+    model = student(kind)
+    before = copy.deepcopy(model.teacher.state_dict())
+    losses = model.loss(images(), det_samples())
+    losses['distill.loss_cross'].backward()
+    touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {
+        'backbone.conv1.weight',
+        'bbox_head.cls_convs.0.conv.weight',
+        'bbox_head.reg_convs.1.conv.weight',
+    } <= touched
+    assert 'distillation.entries.cross.through.projections.0.weight' in touched
+    assert not any(name.startswith(('bbox_head.cls_convs.2', f'bbox_head.{LAST[kind]}_')) for name in touched)
+    assert all(p.grad is None for p in model.teacher.parameters())
+    assert all(torch.equal(before[key], value) for key, value in model.teacher.state_dict().items())
+    assert len(model.teacher.bbox_head.cls_convs) == 3
+    assert not any('teacher' in name for name in model.state_dict())
+
+
+def test_widths_that_agree_need_no_projection() -> None:
+    model = student('GFL', teacher=detector('GFL'))
+    assert not list(model.distillation.parameters())
+
+
+def test_a_copy_shares_the_teacher() -> None:
+    model = student('GFL')
+    double = copy.deepcopy(model)
+    assert double.teacher is model.teacher
+    assert double.distillation.entry('cross').through.teacher is model.distillation.teacher
+    total(double.loss(images(), det_samples())).backward()
+    assert model.bbox_head.cls_convs[0].conv.weight.grad is None
+
+
+def test_a_teacher_in_half_precision() -> None:
+    values = [
+        student('RetinaNet', dtype=dtype).loss(images(), det_samples())['distill.loss_cross'].item()
+        for dtype in ('fp32', 'bf16')
+    ]
+    assert values[0] == pytest.approx(values[1], rel=0.1)
+
+
+def test_only_the_classes_that_both_know() -> None:
+    """Both predictions are of the teacher's head: the teacher's indices count."""
+    loss = CrossKDLoss('deltas')
+    loss.share_classes([0, 1], [4, 2])
+    generator = torch.Generator().manual_seed(0)
+    (s, t), boxes = torch.randn(2, 2, 6, 4, 4, generator=generator), torch.randn(2, 4, 4, 4, generator=generator)
+    alone = CrossKDLoss('deltas')((s[:, [4, 2]], boxes), (t[:, [4, 2]], boxes))
+    assert loss((s, boxes), (t, boxes)).item() == pytest.approx(alone.item(), rel=1e-6)
+
+
+def test_a_student_with_another_head() -> None:
+    """Boxes are those of the teacher's head, whatever the student's own."""
+    model = build(
+        distilled(
+            {'model': detector('RetinaNet')},
+            {'model': detector('GFL', 16, 24), 'allow_random': True},
+            {'cross': entry('GFL')},
+        )['model']
+    )
+    assert model.loss(images(), det_samples())['distill.loss_cross'] > 0
+    rows = model.distillation.entry('cross').rows
+    assert rows[0][-1] == "through the teacher's bbox_head from layer 2"
+
+
+@pytest.mark.parametrize(
+    ('through', 'message'),
+    [
+        ({}, "start of through of distill 'cross' should be an integer, but got None"),
+        ({'start': 0}, "start of through of distill 'cross' should be greater than 0, but got 0"),
+        ({'start': 9}, "'bbox_head.cls_convs' has no '8'; available: 0, 1, 2"),
+        ({'strat': 1}, "through of distill 'cross' has no option 'strat'.*Did you mean 'start'"),
+        ({'start': 2, 'head': 'neck'}, "'neck' has no 'cls_convs'"),
+    ],
+)
+def test_wrong_options(through: dict, message: str) -> None:
+    distill = {'cross': {**entry('GFL'), 'through': through}}
+    with pytest.raises((ValueError, TypeError), match=message):
+        build(distilled({'model': detector('GFL')}, {'model': detector('GFL'), 'allow_random': True}, distill)['model'])
+
+
+def test_other_levels() -> None:
+    distill = {'cross': {**entry('GFL'), 'student': ['bbox_head.cls_convs.1']}}
+    message = "two towers with 3 levels each, as in the teacher's head, but got 3 levels in all"
+    with pytest.raises(ValueError, match=message):
+        build(distilled({'model': detector('GFL')}, {'model': detector('GFL'), 'allow_random': True}, distill)['model'])
