@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,15 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 PRETRAINED_PREFIXES = ('Pretrained', 'mmengine.Pretrained')
+# How Python, mmengine's registries and the models of mmdet and mmseg say that a package is missing.
+MISSING = re.compile(
+    r"No module named '(\w+)|^[\"']?(\w+)\.\w+ is not in the|pip install[: ]+['\"]?([\w-]+)|(\w+) is not installed"
+)
+DISTRIBUTIONS = {
+    'sklearn': 'scikit-learn',
+    'skimage': 'scikit-image',
+    'panopticapi': 'git+https://github.com/cocodataset/panopticapi.git',
+}
 
 
 def load_config(path: str) -> Config:
@@ -38,7 +50,11 @@ def load_config(path: str) -> Config:
             "cfg_path should be a config file or like 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', but got "
             f'{path!r}'
         )
-    return Config.fromfile(path)
+    try:
+        return Config.fromfile(path)
+    except ImportError as error:
+        raise_if_missing(error, path)
+        raise
 
 
 def is_distilled(model: dict) -> bool:
@@ -73,7 +89,20 @@ def default_scope(scope: str | None) -> Iterator[None]:
 def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
     """Builds a model whose type names are looked up in ``scope``."""
     with default_scope(scope):
-        return MODELS.build(ConfigDict(cfg))
+        try:
+            return MODELS.build(copy.deepcopy(ConfigDict(cfg)))  # some models change their config while they are built
+        except Exception as error:
+            raise_if_missing(error, 'the model')
+            raise
+
+
+def raise_if_missing(error: Exception, what: str) -> None:
+    """Raises one line with the command that installs a package, where an error is about a missing one."""
+    found = MISSING.search(str(error))
+    name = next((group for group in found.groups() if group), '') if found else ''
+    if name and name not in sys.modules:
+        package = DISTRIBUTIONS.get(name, name)
+        raise ImportError(f'{what} needs the package {name}, which is not installed: pip install {package}') from error
 
 
 def without_pretrained(cfg: Any) -> Any:
@@ -81,7 +110,7 @@ def without_pretrained(cfg: Any) -> Any:
     if isinstance(cfg, dict):
         kept: dict[str, Any] = {}
         for key, value in cfg.items():
-            if key == 'pretrained' or (key == 'init_cfg' and _is_pretrained(value)):
+            if key in ('pretrained', 'teacher_ckpt') or (key == 'init_cfg' and _is_pretrained(value)):
                 kept[key] = False if isinstance(value, bool) else None
             else:
                 kept[key] = without_pretrained(value)

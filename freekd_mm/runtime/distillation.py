@@ -16,7 +16,7 @@ from freekd_mm.runtime.compatibility import check_prompts, swap_hint, warn_if_sw
 from freekd_mm.runtime.entry import Entry
 from freekd_mm.runtime.inherit import inherited_weights
 from freekd_mm.runtime.preprocess import PreprocessBridge
-from freekd_mm.runtime.probe import probe_model
+from freekd_mm.runtime.probe import Size, first_accepted, probe_model
 from freekd_mm.runtime.rng import isolated_rng, step_seed
 from freekd_mm.runtime.taps import Tap, TapRecorder
 from freekd_mm.runtime.teacher import FrozenTeacher, WeightsMismatchError, build_teacher
@@ -35,7 +35,7 @@ class Distillation(nn.Module):
         student: The built student.
         teacher: See :func:`freekd_mm.runtime.teacher.build_teacher`.
         distill: Entries by name, see :class:`freekd_mm.runtime.entry.Entry`.
-        probe_size: Height and width of the dummy image that finds the shapes.
+        probe_size: Height and width of the dummy image that finds the shapes; None for one that both models take.
         inherit: Modules whose weights the student takes from its teacher to begin with.
     """
 
@@ -44,7 +44,7 @@ class Distillation(nn.Module):
         student: nn.Module,
         teacher: dict,
         distill: dict,
-        probe_size: tuple[int, int],
+        probe_size: Size | None,
         inherit: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Distillation(nn.Module):
         bridge = _preprocess_bridge(student, model)
         options = {key: teacher[key] for key in ('dtype', 'outputs') if key in teacher}
         self._teacher = FrozenTeacher(model, self._taps('teacher'), bridge=bridge, **options)
-        self._wire(student, weights, probe_size)
+        first_accepted((student, model), probe_size, lambda size: self._wire(student, weights, size))
         check_prompts(self._entries, teacher.get('checkpoint'), bool(teacher.get('allow_mismatch', False)))
 
     @property
@@ -81,12 +81,14 @@ class Distillation(nn.Module):
     def _taps(self, role: str) -> list[Tap]:
         return [tap for entry in self._entries for tap in entry.taps(role)]
 
-    def _wire(self, student: nn.Module, weights: str, size: tuple[int, int]) -> None:
-        probe_model(student, self.student_recorder, size)
+    def _wire(self, student: nn.Module, weights: str, size: Size) -> None:
+        self._runs = probe_model(student, self.student_recorder, size, training=True)
         counts = probe_model(self._teacher.model, self._teacher.recorder, size, self._teacher.run)
         for entry in self._entries:
-            levels = self.student_recorder.levels(entry.student_taps), self._teacher.levels(entry.teacher_taps)
-            entry.wire(*levels, size, self._teacher)
+            # The models may have run where the training will; connectors are not there yet.
+            students = [level.cpu() for level in self.student_recorder.levels(entry.student_taps)]
+            teachers = [level.cpu() for level in self._teacher.levels(entry.teacher_taps)]
+            entry.wire(students, teachers, size, self._teacher)
         self._teacher.set_run_counts(counts)
         self.clear()
         rows = [row for entry in self._entries for row in entry.rows]
@@ -110,14 +112,18 @@ class Distillation(nn.Module):
         """Whether this step distils: a weight of zero costs nothing, not even the teacher's forward pass."""
         return not self.stopped and any(entry.active for entry in self._entries)
 
-    def run(self, student_loss: Callable[[], dict], inputs: Tensor, data_samples: Any) -> dict:
+    def run(self, student_loss: Callable[[], dict], inputs: Any, data_samples: Any) -> dict:
         """Computes the student's own losses and adds the distillation losses.
 
         Args:
             student_loss: Runs the student on the batch and returns its losses.
-            inputs: (N, 3, H, W), as the student's data preprocessor made them.
+            inputs: (N, 3, H, W), as the student's data preprocessor made them; of a semi-supervised detector several
+                by name, of which the labelled one is distilled: it runs first.
             data_samples: The batch's data samples.
         """
+        runs = None
+        if isinstance(inputs, dict):
+            inputs, data_samples, runs = inputs['sup'], data_samples['sup'], self._runs
         if not self.active:
             losses = dict(student_loss())
             if not losses:
@@ -135,7 +141,7 @@ class Distillation(nn.Module):
         with isolated_rng(seed):
             for entry in self._entries:
                 if entry.active:
-                    students = self.student_recorder.levels(entry.student_taps)
+                    students = self.student_recorder.levels(entry.student_taps, runs)
                     self._check_gradient(entry, students)
                     losses.update(entry(students, self._teacher.levels(entry.teacher_taps), image))
         losses.update(_idle([entry for entry in self._entries if not entry.active], inputs))

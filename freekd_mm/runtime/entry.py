@@ -15,7 +15,7 @@ from freekd_mm.runtime.components import build_component
 from freekd_mm.runtime.cross_head import CrossHead, crossing_taps
 from freekd_mm.runtime.taps import Tap, parse_taps
 from freekd_mm.runtime.teacher import FrozenTeacher
-from freekd_mm.runtime.wiring import Align, Shape, as_maps, match_levels, resize
+from freekd_mm.runtime.wiring import Align, Shape, as_maps, match_levels, resize, without_vectors
 from freekd_mm.tensors import Levels, as_levels, full_precision, shapes
 
 OPTIONS = ('student', 'teacher', 'loss', 'connector', 'weight', 'through')
@@ -95,13 +95,16 @@ class Entry(nn.Module):
         self.logits = getattr(losses[0], 'target', 'features') == 'logits'
         if self.through_cfg is not None and teacher is not None:
             self.through = CrossHead(teacher, students, **self.through_cfg)
+        counts = len(students), len(teachers)
         with torch.no_grad():
             students, teachers = self._crossed(students, image), self._maps(teachers, image)
+        vectors = {'student': counts[0] - len(students), 'teacher': counts[1] - len(teachers)}
         before = [tuple(level.shape[1:]) for level in students]
         wanted = [tuple(level.shape[1:]) for level in teachers]
         # Classes are matched by name when the data set is known.
         same = self.logits and not hasattr(losses[0], 'share_classes')
         self.pairs = match_levels(before, wanted, self.name, same)
+        self._check_batch(students, teachers)
         before = [before[pair.student] for pair in self.pairs]
         wanted = [wanted[pair.teacher] for pair in self.pairs]
         self.connector = self._build_connector(before, wanted, getattr(losses[0], 'any_shape', False))
@@ -114,10 +117,26 @@ class Entry(nn.Module):
         if self.connector is not None and not isinstance(self.connector, Align):
             self._check_connector([students[pair.student] for pair in self.pairs], wanted)
         self.rows = self._describe(before, wanted, len(students), len(teachers))
+        self.rows += [
+            [self.name, f'{count} vector(s) of the {who} left out', '', '', '', '']
+            for who, count in vectors.items()
+            if count
+        ]
 
     def _maps(self, levels: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Transformer tokens become maps; logits stay as their head gives them."""
-        return tuple(levels) if self.logits else as_maps(levels, image)
+        """Transformer tokens become maps, vectors beside them are left out; logits stay as their head gives them."""
+        return tuple(levels) if self.logits else as_maps(without_vectors(levels), image)
+
+    def _check_batch(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> None:
+        """Some models split a batch, or make more of it, in training alone."""
+        for pair in self.pairs:
+            given, wanted = students[pair.student].shape[0], teachers[pair.teacher].shape[0]
+            if given != wanted:
+                raise ValueError(
+                    f"distill '{self.name}': {', '.join(map(str, self.student_taps))} of the student should give as "
+                    f'many maps for an image as {", ".join(map(str, self.teacher_taps))} of the teacher, but in '
+                    f'training gives {given} where the teacher gives {wanted}; tap a module before it'
+                )
 
     def _crossed(self, students: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, ...]:
         return self._maps(students if self.through is None else self.through(students), image)

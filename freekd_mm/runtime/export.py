@@ -19,6 +19,7 @@ from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_atomically
 from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
 from freekd_mm.runtime.model import student_state_dict
+from freekd_mm.runtime.probe import LARGE, dummy_samples, probe_sizes
 from freekd_mm.version import __version__
 
 
@@ -72,7 +73,7 @@ def export_student(
     path = write_atomically(out, lambda part: torch.save({'meta': meta, 'state_dict': weights}, part))
 
     after = _build(model_cfg, scope, load_checkpoint_file(path)['state_dict'], str(path))
-    batches = _images(cfg, scope, images)
+    batches = _images(cfg, scope, images, before)
     with default_scope(scope):
         difference = max(_difference(before, after, batch) for batch in batches)
     # Half precision rounds weights to about 1e-3 of their size; scores and boxes move with them.
@@ -100,13 +101,17 @@ def _build(cfg: dict, scope: str | None, state: dict, source: str) -> nn.Module:
     return model.eval()
 
 
-def _images(cfg: Config, scope: str | None, count: int) -> list[Any]:
+def _images(cfg: Config, scope: str | None, count: int, model: nn.Module) -> list[Any]:
     """Returns batches of one image of the test set, or of noise."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
     if not loader:
         noise = torch.Generator().manual_seed(0)
+        size = cfg.model.get('probe_size') or probe_sizes([model], (LARGE, LARGE))[0]
         return [
-            {'inputs': [(torch.rand(3, 128, 128, generator=noise) * 255).to(torch.uint8)], 'data_samples': None}
+            {
+                'inputs': [(torch.rand(3, *size, generator=noise) * 255).to(torch.uint8)],
+                'data_samples': dummy_samples(model, size),
+            }
             for _ in range(count)
         ]
     with default_scope(scope):

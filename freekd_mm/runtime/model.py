@@ -57,13 +57,13 @@ class DistilledMixin:
 
     @property
     def teacher(self) -> nn.Module:
-        """The teacher's model."""
-        return self.distillation.teacher.model
+        """The teacher's model, but for a student that has a teacher of its own, as semi-supervised detectors do."""
+        return self._modules.get('teacher') or self.distillation.teacher.model  # type: ignore[attr-defined]
 
     @property
     def student(self) -> nn.Module:
-        """The student: this model. The name is mmrazor's."""
-        return self  # type: ignore[return-value]
+        """The student: this model, but for one that wraps a student. The name is mmrazor's."""
+        return self._modules.get('student') or self  # type: ignore[attr-defined,return-value]
 
     @property
     def distillation_stopped(self) -> bool:
@@ -88,7 +88,7 @@ def DistilledModel(  # noqa: N802 - built by config like a class
     distill: dict,
     task_loss: bool = True,
     inherit: Sequence[str] = (),
-    probe_size: tuple[int, int] = (128, 128),
+    probe_size: tuple[int, int] | None = None,
     data_preprocessor: dict | None = None,
     init_cfg: dict | list | None = None,
 ) -> BaseModel:
@@ -104,7 +104,8 @@ def DistilledModel(  # noqa: N802 - built by config like a class
         task_loss: Compute the student's own losses. False distils features alone.
         inherit: Modules that start with the teacher's weights, where name and shape agree: ``('neck', 'bbox_head')``.
             A checkpoint that is loaded or resumed comes after it.
-        probe_size: Size of the dummy image that finds the shapes at the taps.
+        probe_size: Height and width of the dummy image that finds the shapes at the taps; by default one that both
+            models take.
         data_preprocessor: The student's where its own config has none; mmengine passes it on from the top level.
         init_cfg: Replaces the student's.
 

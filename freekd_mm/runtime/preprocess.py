@@ -55,6 +55,7 @@ def as_rgb(inputs: Tensor, preprocessor: nn.Module) -> np.ndarray:
 
 def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
     """Returns mean and std of a data preprocessor, (3,) each; without normalisation 0 and 1."""
+    preprocessor = _innermost(preprocessor)
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
     if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
         return torch.zeros(3), torch.ones(3)
@@ -62,8 +63,14 @@ def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
     return as_channels[0], as_channels[1]
 
 
+def _innermost(preprocessor: nn.Module) -> nn.Module:
+    """Returns the one that normalises; that of several batches by name (semi-supervised) hands them on."""
+    return getattr(preprocessor, 'data_preprocessor', preprocessor)
+
+
 def _swaps(preprocessor: nn.Module) -> bool:
     """Whether the preprocessor swaps the colour channels of what the pipeline loaded."""
+    preprocessor = _innermost(preprocessor)
     # mmdet, mmseg and mmpretrain each have their own name for it.
     return any(
         bool(getattr(preprocessor, name, False)) for name in ('_channel_conversion', 'channel_conversion', 'to_rgb')

@@ -2,22 +2,99 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Tuple, TypeVar
 
 import torch
+from mmengine.device import get_device
 from torch import Tensor, nn
 
 from freekd_mm.runtime.taps import TapRecorder
 from freekd_mm.runtime.teacher import forward_features
 
+Size = Tuple[int, int]
+T = TypeVar('T')
+# Tried first, and what an image of the user's pipeline is halved to.
+SMALL, LARGE = 128, 256
+# A model that refuses this one as well has another reason.
+LARGEST = 1024
 
-def dummy_samples(model: nn.Module, size: tuple[int, int]) -> list[Any]:
+
+class ProbeError(RuntimeError):
+    """A model failed on a dummy image before its taps were reached."""
+
+
+def config_size(cfg: Any) -> Size:
+    """Returns the size of a dummy image from a config: what the training pipeline cuts or scales to, made smaller.
+
+    A whole part of it whose long side is about 256; a side of less than 128 says little about deep levels.
+    """
+    size = _pipeline_size(cfg.get('train_pipeline')) or _pipeline_size(_pipeline(cfg.get('train_dataloader')))
+    if size is None:
+        return SMALL, SMALL
+    factor = max(1, -(-max(size) // LARGE))
+    height, width = (max(SMALL, round(side / factor / 32) * 32) for side in size)
+    return height, width
+
+
+def _pipeline(dataset: Any) -> Any:
+    """Returns the pipeline of a loader or a data set, also within wrappers."""
+    while isinstance(dataset, dict) and not dataset.get('pipeline'):
+        inner = dataset.get('dataset') or dataset.get('datasets')
+        dataset = inner[0] if isinstance(inner, (list, tuple)) and inner else inner
+    return dataset.get('pipeline') if isinstance(dataset, dict) else None
+
+
+def _pipeline_size(pipeline: Any) -> Size | None:
+    """Returns (height, width) of the last crop of a pipeline, or of its last resize where it has none."""
+    found: dict[str, Size] = {}
+    for step in pipeline or []:
+        for key in ('crop_size', 'scale', 'img_scale'):
+            value = step.get(key) if isinstance(step, dict) else None
+            value = (value, value) if isinstance(value, int) else value
+            while isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
+                value = value[0]
+            if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(side, int) for side in value):
+                # Crops are (height, width), scales (width, height).
+                found[key[-4:]] = (value[0], value[1]) if key == 'crop_size' else (value[1], value[0])
+    return found.get('size') or found.get('cale')
+
+
+def probe_sizes(models: Sequence[nn.Module], first: Size | None = None) -> list[Size]:
+    """Returns the sizes to try: the first, those that the models themselves name, and larger and larger ones."""
+    sizes: list[Any] = [first or (SMALL, SMALL)]
+    for model in models:
+        sizes += [getattr(getattr(model, 'data_preprocessor', None), 'size', None)]
+        sizes += [getattr(module, 'img_size', None) for module in model.modules()]
+    sizes = [(size, size) if isinstance(size, int) else size for size in sizes]
+    named = [tuple(size) for size in sizes if isinstance(size, (list, tuple)) and len(size) == 2]
+    side = max(named[0])
+    while side < LARGEST:
+        side *= 2
+        named.append((side, side))
+    return list(dict.fromkeys(named))
+
+
+def first_accepted(
+    models: Sequence[nn.Module], size: Size | None, probe: Callable[[Size], T], first: Size | None = None
+) -> T:
+    """Runs ``probe`` with one size after the other until no model refuses it; a size of the user's is the only one."""
+    failure: ProbeError | None = None
+    for candidate in [size] if size is not None else probe_sizes(models, first):
+        try:
+            return probe(candidate)
+        except ProbeError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def dummy_samples(model: nn.Module, size: Size) -> list[Any]:
     """Returns one data sample with the meta that models read in their forward pass."""
-    meta = dict(
-        img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0), img_id=0
-    )
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
+    meta = dict(shapes, scale_factor=(1.0, 1.0), img_id=0, border=(0, size[0], 0, size[1]), flip=False)
     packages = {base.__module__.split('.')[0] for base in type(model).__mro__}
     if 'mmseg' in packages:
         from mmseg.structures import SegDataSample
@@ -25,63 +102,88 @@ def dummy_samples(model: nn.Module, size: tuple[int, int]) -> list[Any]:
         return [SegDataSample(metainfo=meta)]
     if 'mmdet' in packages:
         from mmdet.structures import DetDataSample
+        from mmengine.structures import InstanceData
 
-        return [DetDataSample(metainfo=meta)]
+        # Heads with denoising queries make them of the boxes, in training.
+        boxes = InstanceData(bboxes=torch.tensor([[0.0, 0.0, *size[::-1]]]), labels=torch.zeros(1, dtype=torch.long))
+        return [DetDataSample(metainfo=meta, gt_instances=boxes)]
     from mmengine.structures import BaseDataElement
 
     return [BaseDataElement(metainfo=meta)]
 
 
+def changes_in_training(module: nn.Module) -> bool:
+    """Tells whether a module's values change with the mode: norms with statistics, dropout, stochastic depth."""
+    kinds = (
+        nn.modules.batchnorm._NormBase,
+        nn.modules.dropout._DropoutNd,
+        nn.MultiheadAttention,  # its dropout is a number, not a module
+    )
+    name = type(module).__name__
+    # By name what other packages bring: mmcv's SyncBatchNorm, DropPath, StochasticDepth.
+    return isinstance(module, kinds) or any(part in name for part in ('BatchNorm', 'Drop', 'StochasticDepth'))
+
+
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Runs a model in eval mode and gives each module its own mode back."""
+def eval_mode(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Runs a model in eval mode, or as training has it but for norms and dropouts; gives each module its mode back."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    for module, mode in modes.items():
+        module.training = training and mode and not changes_in_training(module)
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def probe_model(
     model: nn.Module,
     recorder: TapRecorder,
-    size: tuple[int, int],
+    size: Size,
     run: Callable[[Tensor, Any], None] | None = None,
+    training: bool = False,
 ) -> dict[str, int]:
-    """Runs one dummy image in eval mode; the recorder then holds what the taps gave.
+    """Runs one dummy image; the recorder then holds what the taps gave.
+
+    Some operators have no CPU kernel: a model on the CPU that fails is tried where the training will run.
 
     Args:
         model: Teacher or student; its mode is restored.
         recorder: Recorder of its taps.
         size: Height and width of the dummy image.
         run: How to run it and record; by default the forward pass without losses.
+        training: As in training, where some models return other outputs than in eval mode.
 
     Returns:
         How often each tapped module ran.
     """
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device('cpu')
-    dtype = parameter.dtype if parameter is not None else torch.float32
-    inputs = torch.zeros(1, 3, *size, device=device, dtype=dtype)
+    parameter = next(model.parameters(), torch.zeros(()))
 
     def record(x: Tensor, samples: Any) -> None:
         with recorder:
             forward_features(model, x, samples)
 
-    try:
-        with torch.no_grad(), eval_mode(model):
-            (run or record)(inputs, dummy_samples(model, size))
-    except Exception as error:
-        # A head may refuse a dummy image; that is no matter when the taps lie before it.
-        if not all(recorder.counts().values()):
-            raise RuntimeError(
-                f'the {recorder.role} {type(model).__name__} failed on a dummy image of {size[0]}x{size[1]} '
-                f'before its taps were reached: {type(error).__name__}: {error}. '
-                'Set probe_size to a size it takes.'
-            ) from error
-    return recorder.counts()
+    devices = dict.fromkeys([parameter.device, torch.device(get_device())])
+    for device, mode in itertools.product(devices, dict.fromkeys([training, False])):
+        inputs = torch.zeros(1, 3, *size, device=device, dtype=parameter.dtype)
+        model.to(device)
+        try:
+            with torch.no_grad(), eval_mode(model, mode):
+                (run or record)(inputs, dummy_samples(model, size))
+            return recorder.counts()
+        except Exception as error:
+            # A head may refuse a dummy image; that is no matter when the taps lie before it.
+            if all(recorder.counts().values()):
+                return recorder.counts()
+            failure = error
+        finally:
+            model.to(parameter.device)
+    raise ProbeError(
+        f'the {recorder.role} {type(model).__name__} failed on a dummy image of {size[0]}x{size[1]} before its taps '
+        f'were reached: {type(failure).__name__}: {failure}. Set probe_size to a size it takes.'
+    ) from failure
 
 
 def level_shapes(levels: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:

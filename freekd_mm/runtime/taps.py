@@ -58,6 +58,8 @@ class Tap:
         if self.index is None:
             return output
         try:
+            if isinstance(self.index, slice) and (self.index.stop or 0) > len(output):
+                raise IndexError
             return output[self.index]
         except (IndexError, TypeError) as error:
             size = f'{len(output)} items' if isinstance(output, (tuple, list)) else f'a {type(output).__name__}'
@@ -171,14 +173,14 @@ class TapRecorder:
         """Returns how often each module has run since the recorder was entered."""
         return {path: len(recorder.data_buffer) for path, recorder in self.recorders.items()}
 
-    def levels(self, taps: Sequence[Tap]) -> tuple[Tensor, ...]:
-        """Returns what the taps recorded, as one tuple of levels."""
+    def levels(self, taps: Sequence[Tap], runs: dict[str, int] | None = None) -> tuple[Tensor, ...]:
+        """Returns what the taps recorded, as one tuple of levels; with ``runs`` only of so many first runs by path."""
         levels: list[Tensor] = []
         for tap in taps:
             outputs = self.recorders[tap.path].data_buffer
             if not outputs:
                 raise RuntimeError(f"tap '{tap}' of the {self.role} was not reached in the forward pass.")
-            for output in outputs:
+            for output in outputs if runs is None else outputs[: runs[tap.path]]:
                 levels += flatten(tap.select(output), tap)
         return tuple(levels)
 

@@ -164,11 +164,15 @@ class FrozenTeacher:
         self._found = None
 
 
-def forward_features(model: nn.Module, inputs: Tensor, data_samples: Any = None) -> None:
+def forward_features(model: Any, inputs: Tensor, data_samples: Any = None) -> None:
     """Runs a model forward without losses: a detector, a segmenter, a classifier or a bare backbone."""
     from mmengine.model import BaseModel
 
-    if isinstance(model, BaseModel):
+    if isinstance(getattr(model, 'semi_test_cfg', None), dict):
+        # mmdet's semi-supervised detectors run one of their two detectors outside of training, either may be tapped.
+        model.teacher(inputs, data_samples, mode='tensor')
+        model.student(inputs, data_samples, mode='tensor')
+    elif isinstance(model, BaseModel):
         model(inputs, data_samples, mode='tensor')
     else:
         model(inputs)

@@ -77,6 +77,11 @@ def as_maps(levels: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, .
     return tuple(tokens_to_map(level, image) if level.dim() == 3 else level for level in levels)
 
 
+def without_vectors(levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Leaves out the vectors (class tokens, pooled features) among maps and tokens; vectors alone stay."""
+    return tuple(level for level in levels if level.dim() > 2) or tuple(levels)
+
+
 def projection(student: int, teacher: int) -> nn.Module:
     """Returns phi, a 1x1 convolution from the student's to the teacher's channels, where they differ."""
     if student == teacher:

@@ -13,8 +13,8 @@ from freekd_mm.frequency import WaveletBands
 from freekd_mm.prompts.masks import mask_groups
 from freekd_mm.prompts.prompt import FrequencyPrompt
 from freekd_mm.prompts.prompt_file import NAME
+from freekd_mm.runtime.probe import changes_in_training
 from freekd_mm.stage1.places import as_items
-from freekd_mm.stage1.teacher import changes_in_training
 
 
 class PromptBank(nn.Module):

@@ -58,7 +58,7 @@ class FrequencyPromptHook(Hook):
         checkpoint_interval: Iterations between checkpoints; a quarter of ``max_iters`` by default.
         out_file: The prompt file; ``<work_dir>/frequency_prompt.pth`` by default.
         pictures: Write pictures of the masks beside the prompt file.
-        probe_size: Height and width of the dummy image that finds the channels.
+        probe_size: Height and width of the dummy image that finds the channels; by default one that the teacher takes.
         allow_random_teacher: Train the prompt of an untrained teacher, which only tests need.
         **prompt: Options of :class:`freekd_mm.prompts.FrequencyPrompt`.
     """
@@ -77,7 +77,7 @@ class FrequencyPromptHook(Hook):
         checkpoint_interval: int | None = None,
         out_file: str | None = None,
         pictures: bool = True,
-        probe_size: tuple[int, int] = (128, 128),
+        probe_size: tuple[int, int] | None = None,
         allow_random_teacher: bool = False,
         **prompt: Any,
     ) -> None:

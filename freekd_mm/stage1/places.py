@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from freekd_mm.runtime.probe import probe_model
+from freekd_mm.runtime.probe import Size, first_accepted, probe_model
 from freekd_mm.runtime.taps import check_module, parse_taps
 
 
@@ -22,19 +22,24 @@ def is_feature_map(item: Any) -> bool:
     return isinstance(item, Tensor) and item.ndim == 4 and item.is_floating_point()
 
 
-def find_channels(model: nn.Module, modules: Sequence[str], size: tuple[int, int]) -> dict[str, dict[int, int]]:
+def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -> dict[str, dict[int, int]]:
     """Returns the channels of every output that gets a prompt, by module path, then by index in its output.
 
     Args:
         model: The teacher.
         modules: Its modules, see :class:`freekd_mm.stage1.FrequencyPromptHook`.
-        size: Height and width of the dummy image.
+        size: Height and width of the dummy image; None for one that the model takes.
     """
     taps = parse_taps(modules)
     for tap in taps:
         check_module(model, tap.path, 'teacher')
-    recorder = OutputRecorder(model, [tap.path for tap in taps])
-    probe_model(model, cast(Any, recorder), size)
+
+    def probe(size: Size) -> OutputRecorder:
+        recorder = OutputRecorder(model, [tap.path for tap in taps])
+        probe_model(model, cast(Any, recorder), size, training=True)
+        return recorder
+
+    recorder = first_accepted([model], size, probe)
     channels: dict[str, dict[int, int]] = {}
     for tap in taps:
         outputs = recorder.outputs[tap.path]

@@ -87,15 +87,3 @@ def _own_checkpoint(model: Any) -> str:
     init_cfg = getattr(model, 'init_cfg', None) or {}
     pretrained = isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
     return str(init_cfg['checkpoint']) if pretrained else ''
-
-
-def changes_in_training(module: nn.Module) -> bool:
-    """Tells whether a frozen module still changes with the mode: norms with statistics, dropout, stochastic depth."""
-    kinds = (
-        nn.modules.batchnorm._NormBase,
-        nn.modules.dropout._DropoutNd,
-        nn.MultiheadAttention,  # its dropout is a number, not a module
-    )
-    name = type(module).__name__
-    # By name what other packages bring: mmcv's SyncBatchNorm, DropPath, StochasticDepth.
-    return isinstance(module, kinds) or any(part in name for part in ('BatchNorm', 'Drop', 'StochasticDepth'))
