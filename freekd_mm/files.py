@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+MARK = '# The lines above are as the tool wrote them: '
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> Path:
@@ -43,6 +47,46 @@ def _flush_folder(folder: Path) -> None:
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Writes a text file atomically."""
     return write_atomically(path, lambda part: _write(part, text.encode('utf-8')))
+
+
+def is_unedited(path: Path) -> bool:
+    """Whether a file is as :func:`write_kept` left it: nobody's work is lost when it is made again."""
+    text, _, mark = path.read_text(encoding='utf-8', errors='replace').rpartition(MARK)
+    return bool(text) and mark.strip() == _digest(text)
+
+
+def check_output(path: Path, inputs: Iterable[Path], force: bool = False) -> None:
+    """Raises before a file is lost.
+
+    Args:
+        path: The file that will be written.
+        inputs: Files that it is made from.
+        force: Replace a file that somebody made or edited; :func:`write_kept` keeps it.
+    """
+    if path.resolve() in {file.resolve() for file in inputs}:
+        raise FileExistsError(f'the output should not be one of the inputs, but got {str(path)!r} for both')
+    if path.exists() and not force and not is_unedited(path):
+        raise FileExistsError(
+            f'the output should be a new file, but {str(path)!r} exists and was made or edited by somebody: choose '
+            f'another name, or say --force, which keeps it as {_backup(path).name}'
+        )
+
+
+def write_kept(path: Path, text: str) -> Path:
+    """Writes a Python file with a mark, so that it may be made again while nobody edits it; keeps what it replaces."""
+    if path.exists() and not is_unedited(path):
+        os.replace(path, _backup(path))
+    return write_text(path, f'{text}{MARK}{_digest(text)}\n')
+
+
+def _backup(path: Path) -> Path:
+    """Returns the first free name."""
+    names = (path.with_name(f'{path.name}.bak{number or ""}') for number in itertools.count())
+    return next(name for name in names if not name.exists())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode('utf-8')).hexdigest()[:12]
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:

@@ -44,15 +44,45 @@ def parse_args() -> argparse.Namespace:
         help='compare what the decode heads of segmenters classify as well',
     )
     parser.add_argument('--prompt-dir', help='work directory of stage 1; work_dirs/<its config> by default')
-    return parser.parse_args()
+    parser.add_argument(
+        '--features',
+        nargs='+',
+        default=[],
+        metavar='TAP',
+        help='what to compare, for example neck[1:4]: one tap for both, or one of the student and one of the teacher; '
+        'default: the neck, or the backbone',
+    )
+    parser.add_argument(
+        '--probe-size',
+        nargs='+',
+        type=int,
+        metavar='PIXELS',
+        help='height and width of the dummy image that finds the shapes; default: from the configs',
+    )
+    parser.add_argument('--dry-run', action='store_true', help='print what would be written')
+    parser.add_argument('-v', '--verbose', action='store_true', help='list the modules that can be tapped')
+    parser.add_argument(
+        '--no-check',
+        dest='check',
+        action='store_false',
+        help='do not look at the checkpoint, the prompt and the data first',
+    )
+    parser.add_argument(
+        '--force', action='store_true', help='replace a file that exists; it is kept with .bak behind its name'
+    )
+    args = parser.parse_args()
+    for name, most in (('features', 2), ('probe_size', 2)):
+        if len(getattr(args, name) or []) > most:
+            parser.error(f'--{name.replace("_", "-")} takes one or two values')
+    return args
 
 
 def main() -> None:
     """Writes the config and says what to run."""
     args = parse_args()
-    from freekd_mm.wizard.make_config import make_config
+    from freekd_mm.wizard.make_config import plan_config
 
-    files = make_config(
+    plan = plan_config(
         args.student,
         args.teacher,
         args.teacher_checkpoint,
@@ -64,7 +94,19 @@ def main() -> None:
         prompt_dir=args.prompt_dir,
         inherit=args.inherit,
         head=args.head,
+        size=(args.probe_size[0], args.probe_size[-1]) if args.probe_size else None,
+        features=args.features,
+        check=args.check,
     )
+    if args.verbose:
+        for probed in plan.probed:
+            print(f'{probed.listing()}\n')
+    print(plan.summary())
+    if args.dry_run:
+        for file, text in plan.files.items():
+            print(f'\n# {file}\n{text}', end='')
+        return
+    files = plan.write(args.force)
     for file in files:
         print(f'wrote {file}')
     print(f'next: python tools/train.py {files[-1]}')

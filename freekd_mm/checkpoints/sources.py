@@ -81,6 +81,11 @@ def fetch(source: str) -> str:
     return str(target)
 
 
+def is_here(source: str) -> bool:
+    """Whether a checkpoint need not be downloaded: a file, or a URL whose copy is in the cache."""
+    return not _is_url(source) or _cached(source).is_file()
+
+
 def _is_url(source: str) -> bool:
     return source.startswith(('http://', 'https://'))
 

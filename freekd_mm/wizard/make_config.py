@@ -4,21 +4,71 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from pprint import pformat
 from typing import Any
 
-from freekd_mm.compat.versions import zip_equal
-from freekd_mm.files import write_text
+from freekd_mm.files import check_output, write_kept
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.runtime.config import load_config
 from freekd_mm.runtime.inherit import choose_modules
-from freekd_mm.text import table
-from freekd_mm.wizard.methods import METHODS, PROMPTED, Shape, Wiring, method_entries, parse_methods
-from freekd_mm.wizard.places import Probed, find_wiring, probe_config
+from freekd_mm.runtime.probe import SMALL, Size
+from freekd_mm.wizard.inputs import check_inputs
+from freekd_mm.wizard.methods import METHODS, PROMPTED, Wiring, method_entries, parse_methods
+from freekd_mm.wizard.places import Probed, find_wiring, probe_pair, probe_teacher
+from freekd_mm.wizard.sources import Style, distill_source, prompt_source
 
 
-def make_config(
+@dataclass(frozen=True)
+class Plan:
+    """What is to be written, and what was found.
+
+    Attributes:
+        files: The text of each file.
+        inputs: Files that must not be written over.
+        probed: Student and teacher, or the teacher alone.
+        wiring: What is compared with what; None where only stage 1 is written.
+    """
+
+    files: dict[Path, str]
+    inputs: tuple[Path, ...]
+    probed: tuple[Probed, ...]
+    wiring: Wiring | None = None
+
+    def summary(self) -> str:
+        """Says in three lines what was found."""
+        if self.wiring is None:
+            return f'features: {self.probed[-1].trained} of the teacher'
+        wiring = self.wiring
+        heads = f' and {wiring.head.features_s}' if wiring.head is not None else ''
+        left = [
+            f'{probed.vectors} vector(s) of the {role}'
+            for role, probed in (('student', self.probed[0]), ('teacher', self.probed[1]))
+            if probed.vectors
+        ]
+        levels = len(wiring.shapes_s)
+        for role, probed in (('student', self.probed[0]), ('teacher', self.probed[1])):
+            if len(probed.shapes) > levels:
+                left.append(f'{len(probed.shapes) - levels} level(s) of the {role} without a partner')
+        return (
+            f'features:  {wiring.features_s} of the student, {wiring.features_t} of the teacher, {levels} level(s)'
+            f'{heads}\n'
+            f'logits:    {wiring.logits or f"cannot be compared: {wiring.why_no_logits}"}\n'
+            f'left out:  {", ".join(left) or "nothing"}'
+        )
+
+    def write(self, force: bool = False) -> list[Path]:
+        """Writes the files.
+
+        Args:
+            force: Replace what is there and keep it as ``.bak``.
+        """
+        for path in self.files:
+            check_output(path, self.inputs, force)
+        return [write_kept(path, text) for path, text in self.files.items()]
+
+
+def plan_config(
     student_cfg: str,
     teacher_cfg: str,
     checkpoint: str,
@@ -30,9 +80,11 @@ def make_config(
     prompt_dir: str | os.PathLike | None = None,
     inherit: Sequence[str] | None = (),
     head: bool = True,
-    size: tuple[int, int] = (128, 128),
-) -> list[Path]:
-    """Writes the config, and the one of stage 1 beside it where the method uses a prompt that is not there.
+    size: Size | None = None,
+    features: Sequence[str] = (),
+    check: bool = True,
+) -> Plan:
+    """Probes both models and plans the config, and the one of stage 1 beside it where the method needs a new prompt.
 
     Args:
         student_cfg: The student's config: a file, or ``mmdet::...``.
@@ -47,137 +99,54 @@ def make_config(
         inherit: Modules of the student that start with the teacher's weights; empty for all that fit but the
             backbone, None for none.
         head: Whether to compare what the decode heads of segmenters classify as well.
-        size: Size of the dummy image.
-
-    Returns:
-        The files written.
+        size: Height and width of the dummy image; by default from the configs.
+        features: Tap of the features of both, or of student and teacher; by default chosen.
+        check: Whether to look at checkpoint, prompt and data before anything is planned.
     """
     names = parse_methods(method)
     out = Path(out)
+    if out.suffix != '.py':
+        raise ValueError(f'-o should be the name of a Python file, like {out.stem}.py, but got {str(out)!r}')
     uses_prompt = any(METHODS[name].uses_prompt for name in names) or prompt is not None
     if prompt is not None and not any(name.startswith(PROMPTED) for name in names):
         takes_one = ', '.join(name for name in METHODS if name.startswith(PROMPTED))
         raise ValueError(f'a prompt should be used with one of the methods {takes_one}, but got {method!r}')
-    teacher = probe_config(load_config(teacher_cfg), 'teacher', size)
+    configs = load_config(student_cfg), load_config(teacher_cfg)
+    inputs = tuple(Path(path) for path in (student_cfg, teacher_cfg, checkpoint) if Path(path).is_file())
+    taps = tuple(features) or (None,)
     prompt_out = out if stage == 'prompt' else out.with_name(f'{out.stem}_prompt{out.suffix}')
     stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / prompt_out.stem
-    written = []
-    if stage == 'prompt' or (uses_prompt and prompt is None):
-        source = prompt_source(teacher_cfg, checkpoint, teacher, prompt_out, stage1_dir, prompt_iters)
-        written.append(write_text(prompt_out, source))
+    options = {'max_iters': prompt_iters} if prompt_iters is not None else {}
+
+    def stage1_source(teacher: Probed, size: Size) -> str:
+        probe = {'probe_size': size} if size != (SMALL, SMALL) else {}
+        style = Style(teacher_cfg, prompt_out)
+        return prompt_source(style, checkpoint, teacher.trained, stage1_dir, {**options, **probe})
+
     if stage == 'prompt':
-        return written
-    student = probe_config(load_config(student_cfg), 'student', size)
+        teacher, size = probe_teacher(configs[1], size, taps[-1])
+        if check:
+            check_inputs(None, teacher.model, checkpoint, None, configs[1:])
+        return Plan({out: stage1_source(teacher, size)}, inputs, (teacher,))
+    student, teacher, size = probe_pair(*configs, size, (taps[0], taps[-1]))
+    if check:
+        check_inputs(student.model, teacher.model, checkpoint, prompt, configs)
     wiring = find_wiring(student, teacher, size, head)
     file = prompt or str(stage1_dir / PROMPT_FILE)
     entries = method_entries(method, wiring)
+    files: dict[Path, str] = {}
     if uses_prompt:
         for loss in (entries[name]['loss'] for name in PROMPTED if name in entries):
             loss['prompt'] = wiring.prompt_option(file, loss)
-    stage1 = prompt_out if uses_prompt and prompt is None else None
+        if prompt is None:
+            files[prompt_out] = stage1_source(teacher, size)
     modules = choose_modules(student.model, teacher.model, inherit) if inherit is not None else []
-    start = f"    # Start with the teacher's weights.\n    inherit={modules!r},\n" if modules else ''
-    source = distill_source(
-        student_cfg, teacher_cfg, checkpoint, method, wiring, entries, out, stage1, file, size, start
-    )
-    return [*written, write_text(out, source)]
+    style = Style(student_cfg, out)
+    stage1 = prompt_out if files else None
+    files[out] = distill_source(style, teacher_cfg, checkpoint, method, wiring, entries, stage1, file, size, modules)
+    return Plan(files, inputs, (student, teacher), wiring)
 
 
-def prompt_source(
-    teacher_cfg: str, checkpoint: str, teacher: Probed, out: Path, work_dir: Path, iterations: int | None
-) -> str:
-    """Returns the config of stage 1."""
-    hook: dict = {'type': 'freekd_mm.FrequencyPromptHook', 'modules': teacher.features}
-    if iterations is not None:
-        hook['max_iters'] = iterations
-    base_hooks = '*_base_.custom_hooks, ' if load_config(teacher_cfg).get('custom_hooks') else ''
-    return f"""# FreeKD, stage 1: the frequency prompt of the teacher. Written by tools/make_config.py; edit freely.
-_base_ = [{_base(teacher_cfg, out)!r}]
-
-load_from = {_reference(checkpoint, out)}
-custom_hooks = [{base_hooks}{_source(hook, 0)}]
-work_dir = {str(work_dir)!r}
-"""
-
-
-def distill_source(
-    student_cfg: str,
-    teacher_cfg: str,
-    checkpoint: str,
-    method: str,
-    wiring: Wiring,
-    entries: dict[str, dict],
-    out: Path,
-    stage1: Path | None,
-    file: str,
-    size: tuple[int, int],
-    start: str,
-) -> str:
-    """Returns the config of the distillation."""
-    stage = ''
-    if stage1 is not None:
-        stage = f"""
-# Stage 1 runs first where its file is not there yet.
-frequency_prompt = dict(cfg_path='{{{{ fileDirname }}}}/{stage1.name}', file={file!r})
-"""
-    body = ',\n'.join(f'        {name}={_source(entry, 8)}' for name, entry in entries.items())
-    return f"""# Distils the student of the base config with {method}. Written by tools/make_config.py; edit freely.
-_base_ = [{_base(student_cfg, out)!r}]
-
-# Features, as a {size[0]}x{size[1]} image gives them:
-{_levels(wiring)}
-{stage}
-model = dict(
-    _delete_=True,
-    type='freekd_mm.DistilledModel',
-    architecture={{{{_base_.model}}}},
-    teacher=dict(
-        cfg_path={_reference(teacher_cfg, out)},
-        checkpoint={_reference(checkpoint, out)},
-    ),
-{start}    distill=dict(
-{body},
-    ),
-)
-"""
-
-
-def _levels(wiring: Wiring) -> str:
-    """Returns what is compared with what as comments."""
-    rows = [
-        [str(index), 'x'.join(map(str, teacher)), 'x'.join(map(str, student)), _action(student, teacher)]
-        for index, (student, teacher) in enumerate(zip_equal(wiring.shapes_s, wiring.shapes_t))
-    ]
-    header = ['level', f'teacher {wiring.features_t}', f'student {wiring.features_s}', 'the student is']
-    comment = '\n'.join(f'#   {line}' for line in table(rows, header).splitlines())
-    return comment if wiring.head is None else f'{comment}\n{_levels(wiring.head)}'
-
-
-def _action(student: Shape, teacher: Shape) -> str:
-    actions = [f'projected {student[0]} -> {teacher[0]}'] if student[0] != teacher[0] else []
-    actions += ['resized'] if student[1:] != teacher[1:] else []
-    return ', '.join(actions) or 'compared as it is'
-
-
-def _source(value: Any, indent: int) -> str:
-    """Returns a nested dict as ``dict(key=value, ...)``."""
-    if not isinstance(value, dict):
-        return pformat(value, width=100)
-    one_line = 'dict(' + ', '.join(f'{key}={_source(item, 0)}' for key, item in value.items()) + ')'
-    if len(one_line) + indent < 110:
-        return one_line
-    pad = ' ' * (indent + 4)
-    items = ''.join(f'{pad}{key}={_source(item, indent + 4)},\n' for key, item in value.items())
-    return f'dict(\n{items}{" " * indent})'
-
-
-def _base(cfg: str, out: Path) -> str:
-    """Returns how the new config names its base."""
-    return cfg if '::' in cfg else os.path.relpath(Path(cfg).resolve(), out.resolve().parent)
-
-
-def _reference(path: str, out: Path) -> str:
-    """Returns how the new config names a file: relative to itself, so that both can move together."""
-    if '::' in path or path.startswith(('http://', 'https://')):
-        return repr(path)
-    return repr('{{ fileDirname }}/' + os.path.relpath(Path(path).expanduser().resolve(), out.resolve().parent))
+def make_config(*args: Any, force: bool = False, **kwargs: Any) -> list[Path]:
+    """Plans a config, see :func:`plan_config`, and writes it; returns the files written."""
+    return plan_config(*args, **kwargs).write(force)

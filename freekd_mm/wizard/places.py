@@ -2,49 +2,210 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Tuple, cast
 
+import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.config import build_model, find_model, without_pretrained
-from freekd_mm.runtime.probe import level_shapes, probe_model
-from freekd_mm.runtime.taps import Tap, TapRecorder
-from freekd_mm.runtime.wiring import match_levels
+from freekd_mm.runtime.probe import ProbeError, Size, config_size, first_accepted, level_shapes, probe_model
+from freekd_mm.runtime.taps import Tap, TapRecorder, flatten, hooks_on_forward
+from freekd_mm.runtime.wiring import as_maps, match_levels, without_vectors
+from freekd_mm.text import table
 from freekd_mm.wizard.heads import find_head
 from freekd_mm.wizard.methods import Shape, Wiring
+
+Levels = Tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A model as its config describes it, and what a dummy image gave."""
+    """A model as its config describes it, and what a dummy image gave.
+
+    Attributes:
+        model: The model, without weights.
+        features: Tap of its features in eval mode, as a teacher runs.
+        shapes: (C, H, W) of their levels.
+        trained: Tap of the same features in training, where some models return more.
+        vectors: How many vectors among them are left out.
+        modules: Shapes of what can be tapped, by module.
+    """
 
     model: nn.Module
     features: str
     shapes: tuple[Shape, ...]
+    trained: str
+    vectors: int = 0
+    modules: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+
+    def listing(self) -> str:
+        """Returns the modules that can be tapped with the shapes that they give, as a table."""
+        rows = [[path, ', '.join('x'.join(map(str, shape)) for shape in found)] for path, found in self.modules.items()]
+        return table(rows, [f'module of {type(self.model).__name__}', 'gives'])
 
 
-def probe_config(cfg: Config, role: str, size: tuple[int, int]) -> Probed:
+class Outputs:
+    """What every module of a model gives while it is entered, as tensors without values; serves the probe."""
+
+    def __init__(self, model: nn.Module, role: str, size: Size) -> None:
+        self.model, self.role, self.size = model, role, size
+        self.runs: dict[str, list[Any]] = {}
+        self._stack = ExitStack()
+
+    def counts(self) -> dict[str, int]:
+        """Returns whether there are features among the outputs."""
+        return {'features': sum(1 for _ in self.candidates())}
+
+    def __enter__(self) -> Outputs:
+        self.runs = {}
+        with ExitStack() as stack:
+            for path, module in self.model.named_modules():
+                if path and 'data_preprocessor' not in path:
+                    stack.callback(module.register_forward_hook(self._keep(path)).remove)
+                    stack.enter_context(hooks_on_forward(module))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._stack.__exit__(*exc_info)
+
+    def _keep(self, path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            try:
+                levels = flatten(output, Tap(path))
+            except TypeError:  # something other than tensors
+                levels = []
+            flat = isinstance(output, (tuple, list)) and len(output) == len(levels)
+            self.runs.setdefault(path, []).append((tuple(torch.empty_like(x, device='meta') for x in levels), flat))
+
+        return hook
+
+    def levels(self, path: str) -> tuple[Levels, bool]:
+        """Returns what a module that ran once gave, and whether an index counts its levels."""
+        runs = self.runs.get(path, [])
+        return runs[0] if len(runs) == 1 else ((), False)
+
+    def maps(self, path: str) -> Levels:
+        """Returns the feature maps of one image that a module gave, none where it gave something else."""
+        levels = without_vectors(self.levels(path)[0])
+        try:
+            maps = as_maps(levels, self.size)
+        except ValueError:  # tokens of something other than the image
+            return ()
+        return maps if all(level.dim() == 4 and len(level) == 1 for level in maps) else ()
+
+    def candidates(self) -> Iterator[str]:
+        """Yields the modules that give features: necks, backbones, other modules before the heads, their parts."""
+        names = [path for path in self.runs if self.maps(path)]
+
+        def rank(path: str) -> tuple[bool, int, bool]:
+            parts = path.split('.')
+            return parts[-1] != 'neck', len(parts), parts[0] != self.role
+
+        named = [path for path in names if path.split('.')[-1] in ('neck', 'backbone')]
+        # Modules finish in the order of their depth: the last are nearest to the heads.
+        others = [path for path in reversed(names) if 'head' not in path and path not in named]
+        shallow = sorted((path for path in others if path.count('.') < 2), key=lambda path: path.count('.'))
+        yield from (*sorted(named, key=rank), *shallow)
+
+
+def probe_config(cfg: Config, role: str, size: Size, features: str | None = None) -> Probed:
     """Builds a model without weights and finds the tap of its features.
 
     A neck is tapped whole. Without one: all levels of the backbone where their strides increase, else (as in
     dilated segmentation backbones) the last.
+
+    Args:
+        cfg: The model's config.
+        role: ``'student'`` or ``'teacher'``.
+        size: Height and width of the dummy image.
+        features: The tap, where the user chose one.
     """
     model_cfg, scope = find_model(cfg)
+    return probe_built(build_model(without_pretrained(model_cfg), scope), role, size, features)
+
+
+def probe_built(model: nn.Module, role: str, size: Size, features: str | None = None) -> Probed:
+    """Finds the tap of the features of a built model, see :func:`probe_config`."""
+    trained, evaluated = (Outputs(model, role, size) for _ in range(2))
+    if features is not None:
+        tap = [Tap.parse(features)]
+        recorder = TapRecorder(model, tap, role)
+        probe_model(model, recorder, size, training=role == 'student')
+        levels = without_vectors(recorder.levels(tap))
+        shapes = cast(Tuple[Shape, ...], level_shapes(as_maps(levels, size)))
+        vectors = len(recorder.levels(tap)) - len(levels)
+        recorder.clear()
+        return Probed(model, features, shapes, features, vectors)
+    for outputs in (trained, evaluated):
+        probe_model(model, cast(TapRecorder, outputs), size, training=outputs is trained)
+    listed = {path: level_shapes(evaluated.levels(path)[0]) for path in evaluated.runs if path.count('.') < 3}
+    modules = {path: shapes for path, shapes in listed.items() if any(len(shape) > 1 for shape in shapes)}
+    for path in evaluated.candidates():
+        found = _as_trained(path, trained, evaluated)
+        if found is not None:
+            return Probed(model, *found, modules)
+    raise ValueError(
+        f'the {role} should have a module that gives feature maps, the same in training as otherwise, but '
+        f'{type(model).__name__} has none among {", ".join(name for name, _ in model.named_children())}; -v lists '
+        'what its modules give, and --features names one'
+    )
+
+
+def _as_trained(path: str, trained: Outputs, evaluated: Outputs) -> tuple[str, tuple[Shape, ...], str, int] | None:
+    """Returns a module's tap, shapes, tap in training and number of vectors; None where training gives other maps."""
+    maps, own = evaluated.maps(path), trained.maps(path)
+    shapes = cast(Tuple[Shape, ...], level_shapes(maps))
+    levels, flat = evaluated.levels(path)
+    vectors = len(levels) - len(maps)
+    index = ''
+    # Backbones that keep a resolution say most at the end of it; a neck's levels all count.
+    if not path.endswith('neck') and len({shape[1:] for shape in shapes}) < len(shapes):
+        last = max(i for i, level in enumerate(levels) if level.dim() > 2)
+        index = f'[{last}]' if flat and vectors else '[-1:]'
+        shapes = shapes[-1:]
+    if level_shapes(own) == level_shapes(maps):
+        return f'{path}{index}', shapes, f'{path}{index}', vectors
+    given, flat = trained.levels(path)
+    same = [i for i, level in enumerate(given) if tuple(level.shape) == (1, *shapes[-1])]
+    if len(maps) != 1 or not same or not flat:
+        return None
+    return f'{path}{index}', shapes, f'{path}[{same[-1]}]', vectors
+
+
+def probe_teacher(teacher: Config, size: Size | None = None, features: str | None = None) -> tuple[Probed, Size]:
+    """Probes a teacher alone, see :func:`probe_pair`."""
+    model_cfg, scope = find_model(teacher)
     model = build_model(without_pretrained(model_cfg), scope)
-    module = 'neck' if getattr(model, 'neck', None) is not None else 'backbone'
-    if not isinstance(getattr(model, module, None), nn.Module):
-        raise ValueError(
-            f'the {role} should have a neck or a backbone, but {type(model).__name__} has '
-            f'{", ".join(name for name, _ in model.named_children())}; write the config by hand'
-        )
-    shapes = _shapes(model, module, role, size)
-    if module == 'backbone' and len(shapes) > 1 and len({shape[1:] for shape in shapes}) < len(shapes):
-        return Probed(model, 'backbone[-1:]', shapes[-1:])
-    return Probed(model, module, shapes)
+    return first_accepted(
+        [model], size, lambda size: (probe_built(model, 'teacher', size, features), size), config_size(teacher)
+    )
+
+
+def probe_pair(
+    student: Config, teacher: Config, size: Size | None = None, features: tuple[str | None, str | None] = (None, None)
+) -> tuple[Probed, Probed, Size]:
+    """Probes student and teacher with one image size that both take.
+
+    Args:
+        student: The student's config.
+        teacher: The teacher's.
+        size: Height and width where the user chose them; otherwise what the student's pipeline cuts or scales to,
+            made smaller, or where a model refuses that, a size that the models name, or a larger one.
+        features: Taps where the user chose them.
+    """
+    built = [build_model(without_pretrained(cfg), scope) for cfg, scope in map(find_model, (student, teacher))]
+
+    def probe(size: Size) -> tuple[Probed, Probed, Size]:
+        own = probe_built(built[0], 'student', size, features[0])
+        return own, probe_built(built[1], 'teacher', size, features[1]), size
+
+    return first_accepted(built, size, probe, config_size(student))
 
 
 def _shapes(model: nn.Module, path: str, role: str, size: tuple[int, int]) -> tuple[Shape, ...]:
@@ -56,7 +217,7 @@ def _shapes(model: nn.Module, path: str, role: str, size: tuple[int, int]) -> tu
     return shapes  # type: ignore[return-value]
 
 
-def find_logits(student: nn.Module, teacher: nn.Module, size: tuple[int, int]) -> tuple[str | None, int, bool, str]:
+def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> tuple[str | None, int, bool, str]:
     """Returns the tap of comparable logits, the classes, whether they are sigmoids, or what is in the way."""
     for path, test in (('bbox_head[0]', _is_dense_head), ('decode_head', _is_decode_head)):
         heads: list[Any] = [getattr(model, path.split('.')[0].split('[')[0], None) for model in (student, teacher)]
@@ -64,10 +225,13 @@ def find_logits(student: nn.Module, teacher: nn.Module, size: tuple[int, int]) -
             continue
         classes = [int(getattr(head, 'cls_out_channels', None) or head.out_channels) for head in heads]
         # Other classes are matched by name when the training starts.
-        anchors = [
-            [shape[0] // count for shape in _shapes(model, path, 'model', size)]
-            for model, count in zip_equal((student, teacher), classes)
-        ]
+        try:
+            anchors = [
+                [shape[0] // count for shape in _shapes(model, path, 'model', size)]
+                for model, count in zip_equal((student, teacher), classes)
+            ]
+        except (ProbeError, TypeError, ValueError) as error:  # a feature method needs none
+            return None, 0, False, str(error)
         if anchors[0] != anchors[1]:
             return None, 0, False, f'the heads have {anchors[0]} and {anchors[1]} anchors (other levels or anchors)'
         return path, classes[0], bool(getattr(heads[0], 'use_sigmoid_cls', False)), ''
@@ -87,7 +251,7 @@ def _is_decode_head(head: Any) -> bool:
     return isinstance(getattr(head, 'conv_seg', None), nn.Module)
 
 
-def find_classified(model: nn.Module, size: tuple[int, int]) -> str | None:
+def find_classified(model: nn.Module, size: Size) -> str | None:
     """Returns the module whose output the classifier of the decode head reads, None where there is no such module.
 
     Modules that hand their input on (dropout in eval mode, activations in place) do not count, and of a module and its
@@ -110,6 +274,8 @@ def find_classified(model: nn.Module, size: tuple[int, int]) -> str | None:
     handles.append(head.conv_seg.register_forward_pre_hook(lambda _, inputs: classified.append(inputs[0])))
     try:
         _shapes(model, 'decode_head', 'model', size)
+    except (ProbeError, TypeError, ValueError):  # a head that gives something other than logits
+        return None
     finally:
         for handle in handles:
             handle.remove()
@@ -122,7 +288,7 @@ def _is_same(a: Tensor, b: Any) -> bool:
     return isinstance(b, Tensor) and a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
-def find_wiring(student: Probed, teacher: Probed, size: tuple[int, int], head: bool = False) -> Wiring:
+def find_wiring(student: Probed, teacher: Probed, size: Size, head: bool = False) -> Wiring:
     """Pairs the levels of both and finds out what a logit loss could use.
 
     Args:
@@ -134,7 +300,7 @@ def find_wiring(student: Probed, teacher: Probed, size: tuple[int, int], head: b
     pairs = match_levels(student.shapes, teacher.shapes, 'features', logits=False)
     logits, classes, sigmoid, why = find_logits(student.model, teacher.model, size)
     wiring = Wiring(
-        student.features,
+        student.trained,
         teacher.features,
         tuple(student.shapes[pair.student] for pair in pairs),
         tuple(teacher.shapes[pair.teacher] for pair in pairs),

@@ -93,7 +93,7 @@ def test_what_the_head_classifies_can_be_left_out(seg_config: ConfigWriter, tmp_
     (file,) = make_config(*pair, 'wavelet', tmp_path / 'kd.py', head=False)
     assert set(Config.fromfile(file).model.distill) == {'wavelet'}
     # The masks of a prompt are those of the features that it was trained on.
-    (file,) = make_config(*pair, 'wavelet', tmp_path / 'kd.py', prompt='p.pth')
+    (file,) = make_config(*pair, 'wavelet', tmp_path / 'kd.py', prompt='p.pth', check=False)
     distill = Config.fromfile(file).model.distill
     assert distill.wavelet.loss.prompt == 'p.pth'
     assert 'prompt' not in distill.wavelet_head.loss
@@ -118,7 +118,9 @@ def test_stage_prompt_writes_stage_1_alone(det_pair: tuple[Path, Path, Path], tm
 
 def test_a_ready_prompt_is_used_as_it_is(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     student, teacher, checkpoint = det_pair
-    (file,) = make_config(str(student), str(teacher), str(checkpoint), 'wavelet', tmp_path / 'kd.py', prompt='p.pth')
+    (file,) = make_config(
+        str(student), str(teacher), str(checkpoint), 'wavelet', tmp_path / 'kd.py', prompt='p.pth', check=False
+    )
     cfg = Config.fromfile(file)
     assert cfg.model.distill.wavelet.loss.prompt == 'p.pth'
     assert 'frequency_prompt' not in cfg

@@ -1,0 +1,169 @@
+"""What a config says about data files, held against the files: before anything is built, trained or written."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS
+
+from freekd_mm.checks import did_you_mean
+
+LOADERS = ('train_dataloader', 'val_dataloader')
+LOCAL = (None, 'local', 'disk')
+SAMPLE = 50
+
+
+def check_files(cfg: Config) -> None:
+    """Raises for data files and folders that are not there."""
+    for name, dataset in _local_datasets(cfg):
+        places = _places(dataset)
+        for key, path in ((key, Path(place)) for key, place in places.items()):
+            # A prefix may be the beginning of file names: then its folder has to be there.
+            if path.exists() or (key != 'ann_file' and not places[key].endswith('/') and path.parent.is_dir()):
+                continue
+            raise FileNotFoundError(f'{key} of {name} should be there, but got {str(path)!r}; {_nearest(path)}')
+
+
+def check_data(cfg: Config) -> None:
+    """Raises for data that cannot be trained on: files missing, broken or empty, classes that match nothing."""
+    check_files(cfg)
+    for name, dataset in _local_datasets(cfg):
+        kind = _kind(dataset, cfg.get('default_scope'))
+        places = {key: Path(place) for key, place in _places(dataset).items()}
+        annotations = places.get('ann_file')
+        if annotations is not None and annotations.is_file():
+            if annotations.stat().st_size == 0:
+                raise ValueError(f'ann_file of {name} should hold annotations, but {str(annotations)!r} is empty')
+            if annotations.suffix == '.json':
+                _check_coco(name, annotations, _classes(dataset, kind), places.get('data_prefix.img'))
+        elif annotations is None and 'data_prefix.img_path' in places:
+            _check_label_maps(name, dataset, kind, places)
+
+
+def _local_datasets(cfg: Config) -> Iterator[tuple[str, dict]]:
+    for name in LOADERS:
+        loader = cfg.get(name)
+        for dataset in _datasets(loader.get('dataset')) if isinstance(loader, dict) else ():
+            backend = dataset.get('backend_args') or dataset.get('file_client_args') or {}
+            if backend.get('backend') in LOCAL:
+                yield name, dataset
+
+
+def _datasets(dataset: Any) -> Iterator[dict]:
+    """Yields the configs of data sets that read files, also within wrappers."""
+    if isinstance(dataset, (list, tuple)):
+        for part in dataset:
+            yield from _datasets(part)
+    elif isinstance(dataset, dict):
+        yield dataset
+        yield from _datasets(dataset.get('dataset'))
+        yield from _datasets(dataset.get('datasets'))
+
+
+def _places(dataset: dict) -> dict[str, str]:
+    """Returns the local files and folders that a data set names, by the names of its options."""
+    root = str(dataset.get('data_root') or '')
+    named = {'ann_file': dataset.get('ann_file')}
+    prefix = dataset.get('data_prefix')
+    if isinstance(prefix, dict):
+        named.update({f'data_prefix.{key}': value for key, value in prefix.items()})
+    return {
+        key: os.path.join(root, value)
+        for key, value in named.items()
+        if isinstance(value, str) and value and '://' not in value + root
+    }
+
+
+def _nearest(path: Path) -> str:
+    """Says how much of a path exists, and what is there instead."""
+    parent = path
+    while not parent.exists():
+        missing, parent = parent.name, parent.parent
+    if not parent.is_dir():
+        return f'{parent} is no folder.'
+    names = sorted(item.name for item in parent.iterdir())
+    listed = ', '.join(names[:8]) + (' ...' if len(names) > 8 else '')
+    return f'{parent.absolute()} has {listed or "nothing in it"}.{did_you_mean(missing, names)}'
+
+
+def _kind(dataset: dict, scope: str | None) -> Any:
+    """Returns the class of a data set, None where it is of a package or module that is not here."""
+    kind = dataset.get('type')
+    if not isinstance(kind, str):
+        return kind
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        return registry.get(kind)
+
+
+def _classes(dataset: dict, kind: Any) -> Sequence[str]:
+    """Returns the classes of a data set: the config's, else those of its class."""
+    own = (dataset.get('metainfo') or {}).get('classes')
+    classes = own or (getattr(kind, 'METAINFO', None) or {}).get('classes') or ()
+    return (classes,) if isinstance(classes, str) else classes
+
+
+def _check_coco(name: str, path: Path, classes: Sequence[str], folder: Path | None) -> None:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'ann_file of {name} should be JSON, but {str(path)!r} is broken: {error}') from error
+    if not isinstance(content, dict) or not {'images', 'annotations', 'categories'} <= content.keys():
+        return
+    if not content['images'] or not content['annotations']:
+        raise ValueError(
+            f'ann_file of {name} should hold images with annotations, but {str(path)!r} has '
+            f'{len(content["images"])} images and {len(content["annotations"])} annotations'
+        )
+    known = [str(category['name']) for category in content['categories']]
+    missing = [label for label in classes if label not in known]
+    capitals = {label.lower(): label for label in known}
+    hints = [f'{label!r} is {capitals[label.lower()]!r} there' for label in missing if label.lower() in capitals]
+    text = (
+        f'classes of {name} should be among the categories of {str(path)!r}, but {", ".join(map(repr, missing[:6]))} '
+        f'of {len(classes)} are not; it has {", ".join(known[:8])}'
+    )
+    if hints or (missing and len(missing) == len(classes)):
+        capital = f'. Capitals matter: {", ".join(hints[:3])}' if hints else ''
+        raise ValueError(f'{text}{capital}. Set metainfo=dict(classes=...) in the data set')
+    if missing:
+        print_log(text, 'current', logging.WARNING)
+    if folder is not None:
+        _check_sample(name, [folder / str(image['file_name']) for image in content['images']], 'images')
+
+
+def _check_label_maps(name: str, dataset: dict, kind: Any, places: dict[str, Path]) -> None:
+    """Looks for the label maps of a segmentation data set, which are named as its images but for the suffix."""
+    options = inspect.signature(kind).parameters if kind is not None else {}
+
+    def suffix(key: str, default: str) -> str:
+        own = options[key].default if key in options else default
+        return str(dataset.get(key) or (own if isinstance(own, str) else default))
+
+    folder, ending = places['data_prefix.img_path'], suffix('img_suffix', '.jpg')
+    images = sorted(folder.rglob(f'*{ending}')) if folder.is_dir() else []
+    if not images:
+        raise FileNotFoundError(f'data_prefix.img_path of {name} should hold images *{ending}, but {folder} has none')
+    maps = places.get('data_prefix.seg_map_path')
+    if maps is not None:
+        to = suffix('seg_map_suffix', '.png')
+        stems = [str(image.relative_to(folder))[: -len(ending)] for image in images]
+        _check_sample(name, [maps / f'{stem}{to}' for stem in stems], 'label maps')
+
+
+def _check_sample(name: str, files: Sequence[Path], what: str) -> None:
+    """Raises where some of a sample of files are missing."""
+    sample = files[:: max(1, len(files) // SAMPLE)][:SAMPLE]
+    missing = [path for path in sample if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f'{what} of {name} should be there, but {len(missing)} of {len(sample)} that were looked for are missing, '
+            f'for example {str(missing[0])!r}; {_nearest(missing[0])}'
+        )

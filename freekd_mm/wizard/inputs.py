@@ -1,0 +1,50 @@
+"""What ``make_config.py`` looks at before it writes: the teacher's checkpoint, the prompt, the student's data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from torch import nn
+
+from freekd_mm.checkpoints.sources import fetch, is_here, sha256
+from freekd_mm.engine.data_checks import check_data
+from freekd_mm.prompts.prompt_file import load_prompt
+from freekd_mm.runtime.compatibility import swap_hint, warn_if_swapped
+from freekd_mm.runtime.teacher import WeightsMismatchError, load_weights
+
+
+def check_inputs(
+    student: nn.Module | None, teacher: nn.Module, checkpoint: str, prompt: str | None, configs: Sequence[Config]
+) -> None:
+    """Raises for what training would find out later; warns where teacher and student look swapped.
+
+    Args:
+        student: The built student, None for stage 1 alone.
+        teacher: The built teacher; it gets its weights.
+        checkpoint: The teacher's file or URL; a URL is looked at where its file is in the cache.
+        prompt: A prompt file made before.
+        configs: The configs whose data will be used.
+    """
+    if is_here(checkpoint):
+        try:
+            load_weights(teacher, checkpoint)
+        except WeightsMismatchError as error:
+            raise WeightsMismatchError(f'{error}{swap_hint(student, checkpoint) if student else ""}') from error
+    if student is not None:
+        warn_if_swapped(student, teacher)
+    if prompt is not None:
+        if '://' not in prompt and not Path(prompt).is_file():
+            raise FileNotFoundError(f'the prompt should be an existing file, but got {prompt!r}')
+        file = load_prompt(prompt)
+        if file.teacher_sha256 and is_here(checkpoint) and sha256(fetch(checkpoint)) != file.teacher_sha256:
+            raise ValueError(
+                f'the prompt {prompt} should be made for the teacher {checkpoint}, but was made for {file.teacher}'
+            )
+    try:
+        check_data(configs[0])
+    except ImportError as error:  # data sets of a package that is not here
+        print_log(f'the data were not looked at: {error}', 'current', logging.WARNING)

@@ -1,0 +1,170 @@
+"""The configs that ``tools/make_config.py`` writes, as text, in the style of the config that they inherit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+from mmengine.config import Config
+
+from freekd_mm.compat.versions import remove_suffix, zip_equal
+from freekd_mm.runtime.config import load_config
+from freekd_mm.runtime.probe import SMALL, Size
+from freekd_mm.text import table
+from freekd_mm.wizard.methods import Shape, Wiring
+
+
+class Style:
+    """How a config of either style names its base, the base's variables, and files.
+
+    Args:
+        base: The config that is inherited: a file, or ``package::config``.
+        out: The file that will inherit it.
+    """
+
+    def __init__(self, base: str, out: Path) -> None:
+        self.base, self.folder = base, out.resolve().parent
+        # Configs of imports (``with read_base():``) inherit and are inherited by their like alone.
+        self.imports = '::' not in base and Config._is_lazy_import(base)
+
+    def header(self) -> str:
+        """Returns the lines that inherit the base."""
+        if not self.imports:
+            name = self.base if '::' in self.base else os.path.relpath(Path(self.base).resolve(), self.folder)
+            return f'_base_ = [{name!r}]\n'
+        path = Path(os.path.relpath(remove_suffix(str(Path(self.base).resolve()), '.py'), self.folder))
+        names = [part for part in path.parts if part != '..']
+        if not all(name.isidentifier() for name in names):
+            raise ValueError(
+                f'{self.base} inherits by imports, so what inherits it names it by an import as well: its path from '
+                f'{self.folder} should be made of Python names, but is {path}; write -o into the same folder'
+            )
+        dots = '.' * (1 + len(path.parts) - len(names))
+        return (
+            'from mmengine.config import read_base\n\nwith read_base():\n'
+            f'    from {dots}{".".join(names)} import *  # noqa: F403\n'
+        )
+
+    def variable(self, name: str) -> str:
+        """Returns how a variable of the base is written."""
+        return name if self.imports else f'{{{{_base_.{name}}}}}'
+
+    def hooks(self) -> str:
+        """Returns the base's hooks, to stand before others in a list."""
+        if not load_config(self.base).get('custom_hooks'):
+            return ''
+        return '*custom_hooks, ' if self.imports else '*_base_.custom_hooks, '
+
+    def file(self, path: str) -> str:
+        """Returns how a file is named: relative to the new config, so that both can move together."""
+        if '::' in path or path.startswith(('http://', 'https://')):
+            return repr(path)
+        relative = os.path.relpath(Path(path).expanduser().resolve(), self.folder)
+        if self.imports:
+            return f'(__file__.rpartition({"/"!r})[0] or {"."!r}) + {f"/{relative}"!r}'
+        return repr('{{ fileDirname }}/' + relative)
+
+
+def prompt_source(style: Style, checkpoint: str, modules: str, work_dir: Path, options: dict[str, Any]) -> str:
+    """Returns the config of stage 1.
+
+    Args:
+        style: Style of the teacher's config.
+        checkpoint: The teacher's checkpoint.
+        modules: Tap of its features in training.
+        work_dir: Where it trains.
+        options: Other options of the hook.
+    """
+    hook = {'type': 'freekd_mm.FrequencyPromptHook', 'modules': modules, **options}
+    return f"""# FreeKD, stage 1: the frequency prompt of the teacher. Written by tools/make_config.py; edit freely.
+{style.header()}
+load_from = {style.file(checkpoint)}
+custom_hooks = [{style.hooks()}{source(hook, 0)}]
+work_dir = {str(work_dir)!r}
+"""
+
+
+def distill_source(
+    style: Style,
+    teacher_cfg: str,
+    checkpoint: str,
+    method: str,
+    wiring: Wiring,
+    entries: dict[str, dict],
+    stage1: Path | None,
+    file: str,
+    size: Size,
+    inherit: list[str],
+) -> str:
+    """Returns the config of the distillation.
+
+    Args:
+        style: Style of the student's config.
+        teacher_cfg: The teacher's config.
+        checkpoint: The teacher's checkpoint.
+        method: Name of the method.
+        wiring: What is compared with what.
+        entries: The entries of ``distill``.
+        stage1: Config of stage 1 where it runs first.
+        file: The prompt file.
+        size: Size of the dummy image.
+        inherit: Modules that start with the teacher's weights.
+    """
+    stage = ''
+    if stage1 is not None:
+        stage = f"""
+# Stage 1 runs first where its file is not there yet.
+frequency_prompt = dict(cfg_path={style.file(str(stage1))}, file={file!r})
+"""
+    body = ',\n'.join(f'        {name}={source(entry, 8)}' for name, entry in entries.items())
+    start = f"    # Start with the teacher's weights.\n    inherit={inherit!r},\n" if inherit else ''
+    probe = f'    probe_size={size},\n' if size != (SMALL, SMALL) else ''
+    return f"""# Distils the student of the base config with {method}. Written by tools/make_config.py; edit freely.
+{style.header()}
+# Features, as a {size[0]}x{size[1]} image gives them:
+{_levels(wiring)}
+{stage}
+model = dict(
+    _delete_=True,
+    type='freekd_mm.DistilledModel',
+    architecture={style.variable('model')},
+    teacher=dict(
+        cfg_path={style.file(teacher_cfg)},
+        checkpoint={style.file(checkpoint)},
+    ),
+{start}{probe}    distill=dict(
+{body},
+    ),
+)
+""".replace('    _delete_=True,\n' if style.imports else '\0', '')
+
+
+def _levels(wiring: Wiring) -> str:
+    """Returns what is compared with what as comments."""
+    rows = [
+        [str(index), 'x'.join(map(str, teacher)), 'x'.join(map(str, student)), _action(student, teacher)]
+        for index, (student, teacher) in enumerate(zip_equal(wiring.shapes_s, wiring.shapes_t))
+    ]
+    header = ['level', f'teacher {wiring.features_t}', f'student {wiring.features_s}', 'the student is']
+    comment = '\n'.join(f'#   {line}' for line in table(rows, header).splitlines())
+    return comment if wiring.head is None else f'{comment}\n{_levels(wiring.head)}'
+
+
+def _action(student: Shape, teacher: Shape) -> str:
+    actions = [f'projected {student[0]} -> {teacher[0]}'] if student[0] != teacher[0] else []
+    actions += ['resized'] if student[1:] != teacher[1:] else []
+    return ', '.join(actions) or 'compared as it is'
+
+
+def source(value: Any, indent: int) -> str:
+    """Returns a nested dict as ``dict(key=value, ...)``."""
+    if not isinstance(value, dict):
+        return pformat(value, width=100)
+    one_line = 'dict(' + ', '.join(f'{key}={source(item, 0)}' for key, item in value.items()) + ')'
+    if len(one_line) + indent < 110:
+        return one_line
+    pad = ' ' * (indent + 4)
+    items = ''.join(f'{pad}{key}={source(item, indent + 4)},\n' for key, item in value.items())
+    return f'dict(\n{items}{" " * indent})'

@@ -1,0 +1,162 @@
+"""Tries one config of each model family of mmdet and mmseg, or any list of configs: does it take a distilled step?
+
+Student and teacher are built from the same config with random weights; the step is on two generated pictures. Each
+config runs in a process of its own. Results are kept in the work directory: a second run goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+DATA = 'configs of data sets, for models of other folders'
+TRACKERS = 'trackers, and networks for them'
+#: Folders of configs that are no families, and why.
+LEFT_OUT = {
+    **dict.fromkeys(['cityscapes', 'deepfashion', 'dsdl', 'lvis', 'objects365', 'openimages', 'pascal_voc'], DATA),
+    **dict.fromkeys(['v3det', 'wider_face'], DATA),
+    **dict.fromkeys(['bytetrack', 'deepsort', 'mask2former_vis', 'masktrack_rcnn', 'ocsort', 'qdtrack'], TRACKERS),
+    **dict.fromkeys(['reid', 'sort', 'strongsort'], TRACKERS),
+    '_base_': 'parts of configs',
+    'common': 'parts of configs',
+}
+BIG = re.compile(
+    r'r101|r152|x101|s101|regnetx-[^4]|swin-[bl]|[-_](?:x|l|large|huge|b[1-5])[-_]|ms-|2x|lsj|levir|hr(?:32|40|48)|w(?:32|40|48)'
+)
+SMALL = re.compile(r'r18|r34|tiny|nano|[-_](?:s|t|b0|small)[-_]|hr18s|w18s|mbv2|mnv2')
+
+
+def choose_configs() -> list[Path]:
+    """Returns one small config of each family of the installed packages."""
+    chosen = []
+    for package in ('mmdet', 'mmseg'):
+        folder = Path(__import__(package).__file__).parent / '.mim/configs'
+        for family in sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in LEFT_OUT):
+            files = [path for path in sorted(family.glob('*.py')) if not path.name.startswith('_')]
+            if files:
+                best = min(files, key=lambda p: (bool(BIG.search(p.name)), not SMALL.search(p.name), len(p.name)))
+                chosen.append(best)
+    return chosen
+
+
+def family_of(config: Path) -> str:
+    """Returns the folder of a config, behind its package where it is of one."""
+    parts = config.parts
+    return f'{parts[parts.index(".mim") - 1]}/{config.parent.name}' if '.mim' in parts else config.parent.name
+
+
+def try_config(config: Path, method: str) -> dict[str, Any]:
+    """Takes the distilled step, or where it fails the plain one; runs in a process of its own."""
+    from freekd_mm.wizard.survey import distilled_step, plain_step
+
+    try:
+        return {'distilled': distilled_step(str(config), str(config), method)}
+    except Exception as error:
+        found: dict[str, Any] = {'error': f'{type(error).__name__}: {error}'}
+    try:
+        found['plain'] = plain_step(str(config))
+    except Exception as error:
+        found['plain_error'] = f'{type(error).__name__}: {error}'
+    return found
+
+
+def run_all(configs: list[Path], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Runs what has no result yet, one process after the other."""
+    results = []
+    for config in configs:
+        family = family_of(config)
+        file = args.work_dir / f'{family.replace("/", "_")}_{config.stem}.json'
+        known = json.loads(file.read_text()) if file.is_file() else None
+        if known is None or (args.again and not succeeded(known)):
+            begin = time.monotonic()
+            command = [sys.executable, __file__, '--one', str(config), '--method', args.method, '-o', str(file)]
+            try:
+                # Some configs name others by a path from the folder of all configs.
+                done = subprocess.run(
+                    command, capture_output=True, text=True, timeout=args.time_limit, cwd=config.parents[2]
+                )
+                known = json.loads(file.read_text()) if done.returncode == 0 else {'error': done.stderr[-500:]}
+            except subprocess.TimeoutExpired:
+                known = {'error': f'not done after {args.time_limit:.0f} s'}
+            known.update(family=family, config=config.name, seconds=round(time.monotonic() - begin, 1))
+            file.write_text(json.dumps(known, indent=1))
+            print(f'{family}: {"distilled" if succeeded(known) else verdict(known)}', flush=True)
+        results.append(known)
+    return results
+
+
+def succeeded(result: dict[str, Any]) -> bool:
+    """Whether the distillation loss reached every level of the student, and the exported student is the plain one."""
+    found = result.get('distilled')
+    if not found:
+        return False
+    return found['exported'] == 0 and all(value > 0 for values in found['gradients'].values() for value in values)
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """Says why a config was not distilled, and whose fault it is."""
+    if 'distilled' in result:
+        found = result['distilled']
+        return f'ours: gradients {found["gradients"]}, exported student differs by {found["exported"]}'
+    for whose, key in (("the plain model's", 'plain_error'), ('ours', 'error')):
+        if key in result:
+            return f'{whose}: {" ".join(str(result[key]).split())[:300]}'
+    return 'no result'
+
+
+def markdown(results: list[dict[str, Any]], command: str) -> str:
+    """Returns the page."""
+    from freekd_mm.doctor.checkup import versions_line
+
+    good = [result for result in results if succeeded(result)]
+    lines = [
+        '# Which models can be distilled',
+        '',
+        f'{len(good)} of {len(results)} families took a distilled step. {versions_line()}',
+    ]
+    return '\n'.join(lines)
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('configs', nargs='*', type=Path, help='config files; default: one of each family')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/zoo'), help='where the results are kept')
+    parser.add_argument('--method', default='mse', help='a method of tools/make_config.py')
+    parser.add_argument('--time-limit', type=float, default=90, help='seconds for one config')
+    parser.add_argument('--again', action='store_true', help='try those once more that were not distilled')
+    parser.add_argument('-o', '--out', type=Path, help='the page to write, docs/zoo.md for example')
+    parser.add_argument('--one', type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs the survey and writes its page."""
+    args = parse_args()
+    if args.one is not None:
+        import torch
+
+        torch.set_num_threads(1)
+        args.out.write_text(json.dumps(try_config(args.one, args.method)))
+        return
+    args.work_dir = args.work_dir.resolve()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    os.environ['PYTHONPATH'] = os.pathsep.join(
+        [str(Path(__file__).resolve().parents[1]), os.environ.get('PYTHONPATH', '')]
+    )
+    configs = [path.resolve() for path in args.configs] or choose_configs()
+    results = run_all(configs, args)
+    print(f'{sum(map(succeeded, results))} of {len(results)} families distilled', flush=True)
+    if args.out is not None:
+        args.out.write_text(markdown(results, ' '.join(sys.argv)))
+
+
+if __name__ == '__main__':
+    main()
