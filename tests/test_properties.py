@@ -183,6 +183,7 @@ LOSSES = {
     'mse': dict(type='freekd_mm.FeatureMSELoss'),
     'dct': dict(type='freekd_mm.DCTAttentionLoss'),
     'dct fft': dict(type='freekd_mm.DCTAttentionLoss', transform='fft_real'),
+    'dct fft abs': dict(type='freekd_mm.DCTAttentionLoss', transform='fft_abs'),
     'freekd code': freekd('code'),
     'wavelet': dict(type='freekd_mm.WaveletLoss', channels=4, levels=2),
     'freekd plus': dict(type='freekd_mm.FreeKDPlusLoss', channels=4, levels=2),

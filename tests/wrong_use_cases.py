@@ -211,7 +211,7 @@ CASES = {
     'transform': (
         lambda p: entry(p, loss={'type': 'freekd_mm.DCTAttentionLoss', 'transform': 'dtc'}),
         ValueError,
-        "transform should be one of 'dct', 'fft_real', but got 'dtc'. Did you mean 'dct'?",
+        "transform should be one of 'dct', 'fft_real', 'fft_abs', but got 'dtc'. Did you mean 'dct'?",
     ),
     'dtype of the teacher': (
         lambda p: teacher(p, dtype='pf16'),

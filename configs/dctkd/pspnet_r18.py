@@ -3,6 +3,6 @@ _base_ = ['../_base_/pairs/pspnet_r18_r101.py']
 
 model = dict(
     distill=dict(
-        dctkd=dict(student='backbone[-1:]', loss=dict(type='freekd_mm.DCTAttentionLoss', loss_weight=0.01)),
+        dctkd=dict(student='backbone', loss=dict(type='freekd_mm.DCTAttentionLoss', loss_weight=1.0)),
     ),
 )

@@ -15,7 +15,7 @@ from freekd_mm.losses.base import DistillLoss
 from freekd_mm.registry import MODELS
 from freekd_mm.tensors import full_precision, mean
 
-Transform = Literal['dct', 'fft_real']
+Transform = Literal['dct', 'fft_real', 'fft_abs']
 
 
 class _Energy(torch.autograd.Function):
@@ -44,7 +44,7 @@ def _min_max(maps: Tensor, eps: float, by_max: bool = False) -> Tensor:
     Args:
         maps: (N, H, W).
         eps: A map is constant where its range is at most ``eps`` times its largest absolute value.
-        by_max: Divide by the maximum, as the released code does, rather than by the range.
+        by_max: Divide by the maximum rather than by the range.
     """
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     span = high - low
@@ -78,9 +78,9 @@ class DCTAttentionLoss(DistillLoss):
     normalisation. A constant map (of one pixel, for instance) has the spectrum 0 and no gradient.
 
     Args:
-        transform: ``'dct'``, the orthonormal DCT-II of the paper; ``'fft_real'``, what the released code
-            computes in its place: the absolute real part of the FFT, with both normalisations dividing by
-            the maximum.
+        transform: ``'dct'``, the orthonormal DCT-II of the paper. ``'fft_real'``, what the released code computes in
+            its place: the real part of the FFT, with its sign. ``'fft_abs'``, which an older state of that code has:
+            its absolute value, with both normalisations dividing by the maximum.
         eps: A map is constant where its range is at most ``eps`` times its largest absolute value.
         loss_weight: Factor on the returned value.
     """
@@ -89,7 +89,7 @@ class DCTAttentionLoss(DistillLoss):
 
     def __init__(self, transform: Transform = 'dct', eps: float = 1e-5, loss_weight: float = 1.0) -> None:
         super().__init__(loss_weight)
-        check_choice('transform', transform, ('dct', 'fft_real'))
+        check_choice('transform', transform, ('dct', 'fft_real', 'fft_abs'))
         check_positive('eps', eps)
         self.transform, self.eps = transform, eps
 
@@ -112,7 +112,7 @@ class DCTAttentionLoss(DistillLoss):
 
     def spectrum(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Returns S (N, h, w), the normalised spectrum of ``features`` (N, C, H, W) cut to ``size`` (h, w)."""
-        by_max = self.transform == 'fft_real'
+        by_max = self.transform == 'fft_abs'
         energy: Tensor = _Energy.apply(full_precision(features))
         maps = _min_max(energy, self.eps, by_max)
         maps = maps - maps.mean((1, 2), keepdim=True)
@@ -120,7 +120,8 @@ class DCTAttentionLoss(DistillLoss):
             return maps[:, : size[0], : size[1]]  # some FFT libraries refuse an empty batch
         if self.transform == 'dct':
             return _min_max(dct2d(maps)[:, : size[0], : size[1]], self.eps)
-        spectrum = torch.fft.fft2(maps).real.abs()
+        spectrum = torch.fft.fft2(maps).real
+        spectrum = spectrum.abs() if by_max else spectrum
         for dim, kept in ((1, size[0]), (2, size[1])):
             if kept < spectrum.shape[dim]:
                 spectrum = spectrum.index_select(dim, _low_frequencies(spectrum.shape[dim], kept, maps.device))

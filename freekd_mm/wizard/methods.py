@@ -109,7 +109,8 @@ class Method:
     summary: str
     entries: Callable[[Wiring], Entries]
     uses_prompt: bool = False
-    on_logits: bool = False
+    #: Whether what the decode heads classify is compared as well.
+    with_head: bool = True
 
 
 def _bands(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
@@ -176,7 +177,8 @@ def _crosskd(wiring: Wiring) -> Entries:
 
 
 def _dct(wiring: Wiring) -> Entries:
-    return {'dctkd': wiring.feature_entry({'type': 'freekd_mm.DCTAttentionLoss', 'loss_weight': 0.01})}
+    # Made for the stages of a backbone behind their ReLU; it compares any channels and sizes.
+    return {'dctkd': {'student': 'backbone', 'teacher': 'backbone', 'loss': {'type': 'freekd_mm.DCTAttentionLoss'}}}
 
 
 def _mmrazor(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
@@ -225,24 +227,26 @@ METHODS: dict[str, Method] = {
     'figkd': Method(
         'wavelet detail of the logits: same classes, features out of reach, or on top of a feature loss',
         _logits('figkd', 'FiGKDLoss'),
-        on_logits=True,
+        with_head=False,
     ),
     'kl': Method(
         'divergence of the class probabilities: the plain distillation of logits, on top of a feature loss',
         _logits('kl', 'LogitKLLoss'),
-        on_logits=True,
+        with_head=False,
     ),
     'crosskd': Method(
         "the student's features through the teacher's head, against its predictions: GFL, RetinaNet, FCOS, ATSS",
         _crosskd,
-        on_logits=True,
+        with_head=False,
     ),
     'ld': Method(
         'divergence of the box distributions: detectors with such heads (GFL), on top of a feature loss',
         _ld,
-        on_logits=True,
+        with_head=False,
     ),
-    'dctkd': Method('DCT of spatial attention: cheap, any channels, but choose its weight with care', _dct),
+    'dctkd': Method(
+        "DCT of the attention maps of the backbone's stages: cheap, any channels and sizes", _dct, with_head=False
+    ),
     'mse': Method(
         'plain L2 on the features, a baseline', lambda w: {'mse': w.feature_entry({'type': 'freekd_mm.FeatureMSELoss'})}
     ),
@@ -281,7 +285,7 @@ def method_entries(text: str, wiring: Wiring) -> Entries:
     for name in parse_methods(text):
         method = METHODS[name]
         found = method.entries(wiring)
-        if wiring.head is not None and not method.on_logits:
+        if wiring.head is not None and method.with_head:
             found.update({f'{key}_head': entry for key, entry in method.entries(wiring.head).items()})
         for key, entry in found.items():
             if key in entries:

@@ -13,7 +13,7 @@ from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses import DCTAttentionLoss
 from freekd_mm.registry import MODELS
 
-TRANSFORMS = ['dct', 'fft_real']
+TRANSFORMS = ['dct', 'fft_real', 'fft_abs']
 
 
 def naive_spectrum(features, transform, size):
@@ -21,13 +21,14 @@ def naive_spectrum(features, transform, size):
     attention = np.zeros(features.shape[1:])
     for channel in features:
         attention += channel**2 / features.shape[0]
-    by_max = transform == 'fft_real'
+    by_max = transform == 'fft_abs'
     attention = (attention - attention.min()) / (attention.max() if by_max else np.ptp(attention))
     attention = attention - attention.mean()
     if transform == 'dct':
         spectrum = scipy.fft.dctn(attention, norm='ortho')[: size[0], : size[1]]
     else:
-        spectrum = np.abs(np.real(np.fft.fft(np.fft.fft(attention, axis=0), axis=1)))
+        spectrum = np.real(np.fft.fft(np.fft.fft(attention, axis=0), axis=1))
+        spectrum = np.abs(spectrum) if by_max else spectrum
         # Frequencies -k // 2 ... (k - 1) // 2; NumPy's negative indices are the negative frequencies.
         spectrum = spectrum[np.ix_(*(np.arange(-(kept // 2), kept - kept // 2) for kept in size))]
     return (spectrum - spectrum.min()) / (spectrum.max() if by_max else np.ptp(spectrum))
@@ -65,6 +66,31 @@ def test_equals_the_formula(transform):
 def test_other_sizes_and_channels_share_the_low_block(transform, student, teacher):
     (s,), (t,) = features((3, 4, *student)), features((3, 7, *teacher), seed=1)
     assert DCTAttentionLoss(transform)(s, t).item() == pytest.approx(naive([s], [t], transform), rel=1e-9)
+
+
+def test_value_and_gradient_are_those_of_the_released_formula():
+    """Written from it: both normalisations by min and range, the real part of the FFT with its sign."""
+    students, teachers = (features((2, 5, 8, 6), (2, 7, 4, 3), seed=seed) for seed in (0, 1))
+
+    def spectrum(level):
+        maps = (level**2).mean(1)
+        maps = (maps - maps.amin((1, 2), True)) / (maps.amax((1, 2), True) - maps.amin((1, 2), True))
+        real = torch.fft.fft2(maps - maps.mean((1, 2), True)).real
+        return (real - real.amin((1, 2), True)) / (real.amax((1, 2), True) - real.amin((1, 2), True))
+
+    def released(levels):
+        apart = [((spectrum(s) - spectrum(t)) ** 2).sum((1, 2)).sqrt() for s, t in zip_equal(levels, teachers)]
+        return sum(apart).mean()
+
+    (ours, gradients), (theirs, expected) = (
+        (value, torch.autograd.grad(value, inputs))
+        for loss in (lambda levels: DCTAttentionLoss('fft_real')(levels, teachers), released)
+        for inputs in [[level.clone().requires_grad_() for level in students]]
+        for value in [loss(inputs)]
+    )
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    for own, other in zip_equal(gradients, expected):
+        torch.testing.assert_close(own, other, rtol=1e-8, atol=1e-12)
 
 
 def test_a_smooth_map_hardly_depends_on_the_resolution():
@@ -179,7 +205,10 @@ def test_properties(student, teacher, transform, scale, seed):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'transform': 'dtc'}, "transform should be one of 'dct', 'fft_real', but got 'dtc'. Did you mean 'dct'"),
+        (
+            {'transform': 'dtc'},
+            "transform should be one of 'dct', 'fft_real', 'fft_abs', but got 'dtc'. Did you mean 'dct'",
+        ),
         ({'eps': 0}, 'eps should be greater than 0, but got 0'),
     ],
 )
