@@ -57,7 +57,7 @@ CHECKPOINTS = {
     'big_segmenter.pth': 'big_segmenter.py',
 }
 #: Checkpoints that are only named.
-NAMED = ('alone/epoch_1.pth', 'freekd/epoch_1.pth')
+NAMED = ('alone/epoch_1.pth', 'wavelet/epoch_1.pth')
 #: Pages that go on from the distillation config of another page.
 WITH_KD_CONFIG = ('docs/reliability.md', 'docs/many-gpus.md', 'docs/choosing-weights.md', 'docs/faq.md')
 KD_CONFIG = """

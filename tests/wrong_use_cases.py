@@ -269,8 +269,8 @@ CASES = {
     ),
     'weight in quotes': (
         lambda p: entry(p, weight='1'),
-        TypeError,
-        "weight of distill 'test' should be a number, but got '1'",
+        ValueError,
+        "weight of distill 'test' should be a number, 'auto', or 'auto:0.3' for 0.3 times the task's pull, but got '1'",
     ),
     'no wavelet levels': (lambda p: loss(p, levels=0), ValueError, 'levels should be greater than 0, but got 0'),
     'loss that is no dict': (

@@ -14,7 +14,7 @@ On a CPU the arithmetic is nothing and the walk over memory is all, so:
   32 MiB the allocator maps fresh pages at each step, which takes ten times as long as filling them.
 
 Strided convolutions, products with the Haar matrix, pixel_unshuffle and adds of the four strided phases are all slower
-(``python -m speed layer``, figures in docs/benchmarks.md).
+(``python -m speed layer``, figures in docs/speed.md).
 """
 
 from __future__ import annotations

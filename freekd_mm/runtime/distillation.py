@@ -17,6 +17,7 @@ from freekd_mm.runtime.entry import Entry
 from freekd_mm.runtime.inherit import inherited_weights
 from freekd_mm.runtime.preprocess import PreprocessBridge
 from freekd_mm.runtime.probe import Size, first_accepted, probe_model
+from freekd_mm.runtime.pull import is_due, task_loss
 from freekd_mm.runtime.rng import isolated_rng, step_seed
 from freekd_mm.runtime.taps import Tap, TapRecorder
 from freekd_mm.runtime.teacher import FrozenTeacher, WeightsMismatchError, build_teacher
@@ -138,12 +139,14 @@ class Distillation(nn.Module):
         with self.student_recorder:
             losses = dict(student_loss())
         image = (inputs.shape[-2], inputs.shape[-1])
+        due = is_due(self.steps) or any(entry.pull.waiting for entry in self._entries)
+        task = task_loss(losses, inputs) if due and torch.is_grad_enabled() else None
         with isolated_rng(seed):
             for entry in self._entries:
                 if entry.active:
                     students = self.student_recorder.levels(entry.student_taps, runs)
                     self._check_gradient(entry, students)
-                    losses.update(entry(students, self._teacher.levels(entry.teacher_taps), image))
+                    losses.update(entry(students, self._teacher.levels(entry.teacher_taps), image, task))
         losses.update(_idle([entry for entry in self._entries if not entry.active], inputs))
         self.clear()
         self.steps += 1
@@ -158,12 +161,17 @@ class Distillation(nn.Module):
             )
 
     def get_extra_state(self) -> Tensor:
-        """Returns the number of steps, for the checkpoint."""
-        return torch.tensor(self.steps)
+        """Returns the number of steps and how hard each entry pulls, for the checkpoint."""
+        pulls = [value for entry in self._entries for value in (entry.pull.count, entry.pull.log_ratio)]
+        return torch.tensor([self.steps, *pulls], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Goes on behind the steps of a checkpoint."""
-        self.steps = int(state)
+        """Continues behind the steps of a checkpoint; its pulls count where it has the same number of entries."""
+        steps, *pulls = state.tolist()
+        self.steps = int(steps)
+        if len(pulls) == 2 * len(self._entries):
+            for entry, count, log_ratio in zip(self._entries, pulls[::2], pulls[1::2]):
+                entry.pull.count, entry.pull.log_ratio = int(count), log_ratio
 
     def entry(self, name: str) -> Entry:
         """Returns the entry called ``name``."""

@@ -9,10 +9,11 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from freekd_mm.checks import check_options, check_positive
+from freekd_mm.checks import check_options
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.components import build_component
 from freekd_mm.runtime.cross_head import CrossHead, crossing_taps
+from freekd_mm.runtime.pull import Pull
 from freekd_mm.runtime.taps import Tap, parse_taps
 from freekd_mm.runtime.teacher import FrozenTeacher
 from freekd_mm.runtime.wiring import Align, Shape, as_maps, match_levels, resize, without_vectors
@@ -32,7 +33,8 @@ class Entry(nn.Module):
         connector: None wires projection and resizing by itself; a config of a connector, which gets the
             student's levels and gives features with the teacher's channels, or a list with one a level; False
             compares as it is.
-        weight: Factor on the loss, on top of the loss' own.
+        weight: Factor on the loss, on top of the loss' own; ``'auto'`` lets it pull as hard as the task, see
+            :class:`freekd_mm.runtime.pull.Pull`.
         through: Options of :class:`freekd_mm.runtime.cross_head.CrossHead`: the student's features go on through the
             teacher's head, and what that says is compared.
     """
@@ -44,21 +46,20 @@ class Entry(nn.Module):
         student: str | Sequence[str] = 'neck',
         teacher: str | Sequence[str] | None = None,
         connector: dict | Sequence[dict] | bool | None = None,
-        weight: float = 1.0,
+        weight: float | str = 1.0,
         through: dict | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(name, str) or not name.isidentifier() or 'loss' in name:
             # mmengine adds up everything that is called a loss: the terms for the log would count twice.
             raise ValueError(f"name of a distill entry should be an identifier without 'loss' in it, but got {name!r}")
-        check_positive(f"weight of distill '{name}'", weight, zero=True)
+        self.pull = Pull(name, weight)
         self.name = name
         self.student_taps = parse_taps(student)
         self.teacher_taps = parse_taps(student if teacher is None else teacher)
         self.loss_cfg, self.connector_cfg, self.through_cfg = loss, connector, through
         self.crossing_taps = () if through is None else crossing_taps(through, f"through of distill '{name}'")
         self.through: CrossHead | None = None
-        self.weight = weight
         #: Factor of the weight schedule.
         self.scale = 1.0
         self.rows: list[list[str]] = []
@@ -204,7 +205,8 @@ class Entry(nn.Module):
     @property
     def active(self) -> bool:
         """Whether the entry contributes in this step."""
-        return self.weight * self.scale > 0 and any(getattr(loss, 'loss_weight', 1.0) != 0 for loss in self.losses)
+        wanted = self.scale > 0 and (self.pull.target is not None or self.pull.weight > 0)
+        return wanted and any(getattr(loss, 'loss_weight', 1.0) != 0 for loss in self.losses)
 
     def _connect(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Any:
         if self.connector is None:
@@ -234,9 +236,20 @@ class Entry(nn.Module):
         return features, teachers
 
     def forward(
-        self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]
+        self,
+        students: Sequence[Tensor],
+        teachers: Sequence[Tensor],
+        image: tuple[int, int],
+        task: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Returns ``{'distill.loss_<name>': ..., 'distill.<name>.<term>': ...}``, of :meth:`compared` features."""
+        """Returns ``{'distill.loss_<name>': ..., 'distill.<name>.<term>': ...}``, of :meth:`compared` features.
+
+        Args:
+            students: The student's recorded levels.
+            teachers: The teacher's recorded levels.
+            image: Height and width of the batch.
+            task: Sum of the student's own losses in a step whose pull is measured.
+        """
         features, teachers = self.compared(students, teachers, image)
         logs: dict[str, Tensor] = {}
         if len(self.losses) == 1 and getattr(self.losses[0], 'multi_level', False):
@@ -248,8 +261,12 @@ class Entry(nn.Module):
                 value = self._compare(loss, s, t)
                 terms[f'level{index}'] = value.detach()
                 total = total + value
+        if task is not None:
+            self.pull.measure(total, task, students)
+        factor = self.pull.weight * self.scale
+        if self.pull.count:
+            terms = {**terms, 'pull': total.new_tensor(self.pull.ratio * factor)}
         self._logged = (f'distill.loss_{self.name}', *(f'distill.{self.name}.{key}' for key in terms))
-        factor = self.weight * self.scale
         logs[f'distill.loss_{self.name}'] = total * factor if factor != 1 else total
         for key, term in terms.items():
             logs[f'distill.{self.name}.{key}'] = term

@@ -127,7 +127,7 @@ def test_resume_is_exact(runs):
         assert not differing(whole, parts), part
     # The model's own half of the file is the other one with EMA. The last factor of the cosine is 0: no step.
     steps = [
-        int(runs.files['parts'].get(part, {}).get(f'{prefix}distillation._extra_state', 0))
+        int(runs.files['parts'].get(part, {}).get(f'{prefix}distillation._extra_state', [0])[0])
         for part, prefix in (('state_dict', ''), ('ema_state_dict', 'module.'))
     ]
     assert max(steps) == (3 if runs.scope == 'mmdet' else 4)

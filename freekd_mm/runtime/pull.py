@@ -1,0 +1,150 @@
+"""How hard a distillation loss pulls at the student, compared with the task, and the weight that keeps it there."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.logging import print_log
+from torch import Tensor
+
+from freekd_mm.checks import check_positive
+
+#: Measured at each of the first steps, where the pull is extreme, and seldom afterwards.
+FIRST, EVERY = 10, 50
+#: The mean over the measurements so far, later over about the last four.
+SMOOTHING = 0.25
+#: What a warning is for: at least this often as hard as the task, or as weak.
+HARD, WEAK = 10.0, 0.02
+AUTO = 'auto'
+
+
+class Pull:
+    """The ratio of two gradient norms at the taps of an entry: of its loss, its weight left out, and of the task.
+
+    Args:
+        name: Name of the entry.
+        weight: Factor on the loss; ``'auto'`` holds the ratio at 1, ``'auto:0.3'`` at 0.3.
+    """
+
+    def __init__(self, name: str, weight: float | str) -> None:
+        self.name = name
+        self.target: float | None = None
+        self.fixed = 1.0
+        if isinstance(weight, str):
+            kind, _, target = weight.partition(':')
+            try:
+                self.target = float(target or 1)
+            except ValueError:
+                kind = ''
+            if kind != AUTO or not 0 < (self.target or 0) < math.inf:
+                raise ValueError(
+                    f"weight of distill '{name}' should be a number, 'auto', or 'auto:0.3' for 0.3 times the task's "
+                    f'pull, but got {weight!r}'
+                )
+        else:
+            check_positive(f"weight of distill '{name}'", weight, zero=True)
+            self.fixed = weight
+        self.count, self.log_ratio = 0, 0.0
+        self.off = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the weight is not known yet."""
+        return self.target is not None and self.count == 0
+
+    @property
+    def ratio(self) -> float:
+        """How often as hard as the task the loss pulls by itself."""
+        return math.exp(self.log_ratio)
+
+    @property
+    def weight(self) -> float:
+        """Factor on the loss; for ``'auto'`` the target over the ratio, and nothing before it is known."""
+        if self.target is None:
+            return self.fixed
+        return 0.0 if self.waiting else self.target / self.ratio
+
+    def measure(self, loss: Tensor, task: Tensor, levels: Sequence[Tensor]) -> None:
+        """Takes a measurement into account, the same on all processes.
+
+        Args:
+            loss: The entry's loss, its weight left out.
+            task: Sum of the student's own losses.
+            levels: The student's features at the taps.
+        """
+        if self.off:
+            return
+        try:
+            norms = torch.stack([_squared_norm(loss, levels), _squared_norm(task, levels)])
+        except RuntimeError as error:
+            if 'heckpoint' not in str(error):
+                raise
+            # Activation checkpoints of the reentrant kind can be walked back once only, and as a whole.
+            self._give_up('activation checkpoints lie between the taps and the loss')
+            return
+        all_reduce(norms)
+        own, other = norms.tolist()
+        if not (0 < own < math.inf and 0 < other < math.inf):
+            if self.count == 0 and other == 0:
+                self._give_up("the student's own losses do not pull there")
+            return
+        self.count += 1
+        step = 0.5 * math.log(own / other) - self.log_ratio
+        self.log_ratio += max(1 / self.count, SMOOTHING) * step
+        if self.count == FIRST:
+            self._say()
+
+    def _give_up(self, why: str) -> None:
+        """Trains on without measurements, unless the weight depends on them."""
+        if self.target is not None:
+            raise ValueError(
+                f"distill '{self.name}': weight='auto' needs the pull at the taps, but {why}; give a number"
+            )
+        print_log(f"distill '{self.name}': its pull at the taps is not measured, as {why}", 'current')
+        self.off = True
+
+    def _say(self) -> None:
+        """Says once, after the first steps, how hard the entry pulls."""
+        pull, level = self.ratio * self.weight, logging.INFO
+        text = f"distill '{self.name}' pulls {pull:.2g} times as hard as the task at its taps (first {FIRST} steps)"
+        if self.target is not None:
+            text += f': weight {self.weight:.3g}'
+        elif pull and not WEAK < pull < HARD:
+            level = logging.WARNING
+            what = 'drowns the task' if pull >= HARD else 'changes next to nothing'
+            text += f". That {what}: try weight={self.fixed / pull:.2g} for a ratio of 1, or weight='auto'"
+        print_log(text, 'current', level)
+
+
+def is_due(steps: int) -> bool:
+    """Tells whether a step is measured; it costs the student a backward pass through what lies behind the taps."""
+    return steps < FIRST or steps % EVERY == 0
+
+
+def task_loss(losses: dict, inputs: Tensor) -> Tensor:
+    """Returns the sum of a student's losses as mmengine adds them up.
+
+    Args:
+        losses: What the student returns.
+        inputs: The batch, for the device of a sum of nothing.
+    """
+    found = [_mean(value) for name, value in losses.items() if 'loss' in name]
+    return torch.stack([inputs.new_zeros((), requires_grad=True), *found]).sum()
+
+
+def _mean(value: Tensor | Iterable[Tensor]) -> Tensor:
+    return value.mean() if isinstance(value, Tensor) else torch.stack([item.mean() for item in value]).sum()
+
+
+def _squared_norm(loss: Tensor, levels: Sequence[Tensor]) -> Tensor:
+    """Returns the squared norm of the gradient of a loss by some features, in float32."""
+    wanted = [level for level in levels if level.requires_grad]
+    # Half precision loses small gradients.
+    scale = 1024.0 if any(level.dtype == torch.float16 for level in wanted) else 1.0
+    gradients = torch.autograd.grad(loss * scale, wanted, retain_graph=True, allow_unused=True)
+    zero = torch.zeros((), device=loss.device)
+    return sum(((gradient.float() / scale).square().sum() for gradient in gradients if gradient is not None), zero)
