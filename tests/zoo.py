@@ -22,6 +22,9 @@ METHODS: dict[str, str | None] = {
     'famkd': 'FAM-KD',
     'figkd': 'FiGKD',
     'dctkd': 'DCT-driven attention',
+    'ld': 'LD',
+    'crosskd': 'CrossKD',
+    'kl': 'KD',
 }
 SOURCES = {'mmdet': 'MMDetection', 'mmseg': 'MMSegmentation'}
 FOLDERS = (*METHODS, 'demo', 'benchmark')

@@ -21,7 +21,7 @@ from freekd_mm.registry import MODELS
 from freekd_mm.runtime.config import default_scope, find_model, load_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-METHODS = ('wavelet', 'freekd', 'famkd', 'figkd', 'dctkd')
+METHODS = ('wavelet', 'freekd', 'famkd', 'figkd', 'dctkd', 'ld', 'crosskd', 'kl')
 DISTILL = sorted(path.relative_to(CONFIGS).as_posix() for method in METHODS for path in (CONFIGS / method).glob('*.py'))
 PROMPTS = sorted(path.relative_to(CONFIGS).as_posix() for path in (CONFIGS / 'freekd/prompt').glob('*.py'))
 # mmpretrain needs torchvision, which has no CPU build everywhere: these run where it imports.
