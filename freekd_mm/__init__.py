@@ -1,9 +1,7 @@
 """Frequency-domain knowledge distillation for MMDetection and MMSegmentation."""
 
-from freekd_mm.compat import install as _install_compat
-from freekd_mm.version import __version__
+from __future__ import annotations
 
-# Registers an import hook only: neither torch nor any MM package is imported here.
-_install_compat()
+from freekd_mm.version import __version__
 
 __all__ = ['__version__']

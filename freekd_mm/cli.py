@@ -33,6 +33,9 @@ def prepare_config(args: argparse.Namespace) -> Any:
     """Loads the config and applies the common options."""
     from mmengine.config import Config
 
+    from freekd_mm.compat import install
+
+    install()
     if not Path(args.config).is_file():
         raise SystemExit(f'config should be an existing file, but got {args.config!r}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

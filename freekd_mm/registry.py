@@ -1,43 +1,80 @@
 """The registries of freekd_mm: children of mmengine's root registries.
 
-mmengine imports ``<scope>.registry`` by itself when a config names ``type='freekd_mm.X'``, and
-``locations`` are imported on the first look-up, so that a user's config needs no ``custom_imports``.
-Each location must import with mmengine alone; what needs mmcv, mmdet, mmseg or mmrazor imports them
-where it is used.
+mmengine imports ``<scope>.registry`` by itself when a config names ``type='freekd_mm.X'``. The tables below say
+which module holds ``X``, so a user's config needs no ``custom_imports``, and no other module is imported.
 """
 
 from __future__ import annotations
 
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-from freekd_mm.checkpoints.loading import install_safe_loader
-from freekd_mm.checkpoints.saving import install_atomic_saver
+from freekd_mm.compat.versions import remove_prefix
 
 SCOPE = 'freekd_mm'
 
-install_safe_loader()
-install_atomic_saver()
 
-MODELS = Registry(
+class TableRegistry(Registry):
+    """A registry that imports the module of a name when it is asked for that name.
+
+    Args:
+        name: Name of the registry, as in mmengine.
+        parent: mmengine's registry of such things.
+        table: The names that each module holds; the modules are written without ``freekd_mm.``.
+    """
+
+    def __init__(self, name: str, parent: Registry, table: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(name, parent=parent, scope=SCOPE)
+        #: The module that holds each name.
+        self.modules = {held: f'{SCOPE}.{module}' for module, names in table.items() for held in names}
+
+    @property
+    def names(self) -> list[str]:
+        """All names: ours, also those that are not imported yet, and what a user has registered here."""
+        return sorted({*self.modules, *self.module_dict})
+
+    def get(self, key: str) -> Any:
+        """Returns what is registered as ``key``, None where there is no such name."""
+        module = self.modules.get(remove_prefix(key, f'{SCOPE}.'))
+        if module is not None:
+            import_module(module)
+        return super().get(key)
+
+
+MODELS = TableRegistry(
     'model',
-    parent=MMENGINE_MODELS,
-    scope=SCOPE,
-    locations=[
-        'freekd_mm.losses',
-        'freekd_mm.prompts',
-        'freekd_mm.connectors',
-        'freekd_mm.runtime',
-    ],
+    MMENGINE_MODELS,
+    {
+        'prompts.generator': ['PoIMaskGenerator'],
+        'losses.dct_attention': ['DCTAttentionLoss'],
+        'losses.figkd': ['FiGKDLoss'],
+        'losses.freekd.loss': ['FreeKDLoss'],
+        'losses.freekd.plus': ['FreeKDPlusLoss'],
+        'losses.mse': ['FeatureMSELoss'],
+        'connectors.fam': ['FAMConnector'],
+        'connectors.review': ['FAMReviewConnector'],
+        'runtime.encoder': ['FeatureEncoder'],
+        'runtime.model': ['DistilledModel'],
+    },
 )
-HOOKS = Registry(
+HOOKS = TableRegistry(
     'hook',
-    parent=MMENGINE_HOOKS,
-    scope=SCOPE,
-    locations=['freekd_mm.engine', 'freekd_mm.stage1', 'freekd_mm.visualize'],
+    MMENGINE_HOOKS,
+    {
+        'engine.checkpoint_hook': ['SafeCheckpointHook'],
+        'engine.exact': ['ExactResumeHook'],
+        'engine.nonfinite': ['NonFiniteHook'],
+        'engine.schedule': ['DistillScheduleHook'],
+        'engine.signals': ['GracefulStopHook'],
+        'stage1.hook': ['FrequencyPromptHook'],
+        'visualize.hook': ['DistillPicturesHook'],
+        'benchmark.worker': ['BenchmarkStatusHook'],
+    },
 )
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=['freekd_mm.datasets'])
-TRANSFORMS = Registry('transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['freekd_mm.robustness'])
+TRANSFORMS = TableRegistry('transform', MMENGINE_TRANSFORMS, {'robustness.corrupt': ['Corrupt']})

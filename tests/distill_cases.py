@@ -12,7 +12,6 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-import freekd_mm.registry  # noqa: F401 - checkpoints load as data only from here on
 from freekd_mm.runtime.config import build_model
 
 CWD = {'type': 'mmrazor.ChannelWiseDivergence', 'loss_weight': 1.0}

@@ -18,7 +18,6 @@ from docs_pages import ROOT
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import HOOKS
 
-import freekd_mm.registry  # noqa: F401 - hooks and models by name
 from freekd_mm.engine.reliability import Reliability
 from freekd_mm.prompts.prompt_file import PromptFile, save_prompt
 from freekd_mm.registry import MODELS

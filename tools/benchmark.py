@@ -11,6 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
+from freekd_mm.compat import install
+
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
@@ -35,6 +37,7 @@ def main() -> int:
     args = parse_args()
     # The running jobs end with this process, however it is told to stop.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    install()
     from freekd_mm.benchmark.run import benchmark
 
     try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from freekd_mm.compat import install
+
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
@@ -22,6 +24,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Runs the demo from the repository's root."""
     args = parse_args()
+    install()
     from freekd_mm.demo.run import run_demo
 
     work_dir = args.work_dir.resolve() if args.work_dir else None

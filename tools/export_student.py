@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from freekd_mm.compat import install
+
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
@@ -19,6 +21,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Exports and prints what was written."""
     args = parse_args()
+    install()
     from mmengine.config import Config
 
     from freekd_mm.runtime.export import export_student

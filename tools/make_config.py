@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from freekd_mm.compat import install
 from freekd_mm.wizard.methods import list_methods
 
 
@@ -80,6 +81,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Writes the config and says what to run."""
     args = parse_args()
+    install()
     from freekd_mm.wizard.make_config import plan_config
 
     plan = plan_config(

@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from freekd_mm.compat import install
+
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
@@ -23,6 +25,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Writes the report; returns the exit status."""
     args = parse_args()
+    install()
     from freekd_mm.report.build import write_report
 
     try:

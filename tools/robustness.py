@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from freekd_mm.compat import install
+
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
@@ -26,6 +28,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Evaluates and prints the table; returns the exit status."""
     args = parse_args()
+    install()
     from freekd_mm.benchmark.configs import load_task_config
     from freekd_mm.progress import ProgressBar
     from freekd_mm.robustness import CORRUPTIONS

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from freekd_mm.compat import install
+
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
@@ -28,6 +30,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Writes the pictures; returns the exit status."""
     args = parse_args()
+    install()
     from mmengine.config import Config
 
     from freekd_mm.visualize.write import visualize

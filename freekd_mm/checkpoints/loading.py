@@ -3,7 +3,7 @@
 PyTorch >= 2.6 refuses everything but tensors by default, also the harmless mmengine and numpy objects in
 the meta of OpenMMLab's files, so that mmengine 0.10.7 cannot resume its own checkpoints; the forks' loader
 answers by falling back to plain unpickling. Here exactly the classes that such files hold are allowed by
-name, and mmengine's loader for local files is replaced by one that never falls back.
+name, and nothing ever falls back to unpickling.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import pickle
 import re
 from collections import OrderedDict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from freekd_mm.checkpoints.sources import fetch, is_trusted
-from freekd_mm.compat.on_import import when_imported
+from freekd_mm.checkpoints.sources import is_trusted
 
 
 class UntrustedCheckpointError(RuntimeError):
@@ -94,32 +92,3 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu', tru
         raise RuntimeError(
             f'{path} should be a PyTorch checkpoint, but cannot be read (cut short?): {error}'
         ) from error
-
-
-def _load_local(filename: str, map_location: Any = None) -> Any:
-    return _without_config(load_checkpoint_file(filename, map_location=map_location))
-
-
-def _load_http(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
-    return _without_config(load_checkpoint_file(fetch(filename), map_location=map_location))
-
-
-def _without_config(content: Any) -> Any:
-    """Renames ``meta['config']``, which mmengine runs as Python when it resumes. Only mmcv 1.x wrote it."""
-    meta = content.get('meta') if isinstance(content, dict) else None
-    if isinstance(meta, dict) and 'config' in meta:
-        meta['cfg'] = meta.pop('config')
-    return content
-
-
-def install_safe_loader() -> None:
-    """Makes mmengine load local and downloaded checkpoints (resume, load_from, init_cfg) as data only."""
-    when_imported('mmengine.runner.checkpoint', _make_safe)
-
-
-def _make_safe(module: ModuleType) -> None:
-    loader: Any = vars(module)['CheckpointLoader']
-    loader.register_scheme(prefixes='', loader=_load_local, force=True)
-    loader.register_scheme(prefixes=('http://', 'https://'), loader=_load_http, force=True)
-    # 'torchvision://', 'open-mmlab://' and 'mmcls://' end in this function.
-    vars(module)['load_from_http'] = _load_http

@@ -1,18 +1,15 @@
-"""Makes mmengine write its checkpoints atomically, and say what is missing when the disk is full."""
+"""Writes checkpoints whole or not at all, and says what is missing when the disk is full."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO, cast
 
 import torch
 
-from freekd_mm.compat.on_import import when_imported
 from freekd_mm.files import write_atomically
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -72,36 +69,9 @@ def save_atomically(content: Any, path: str | os.PathLike) -> Path:
         raise OSError(
             error.errno,
             f'{path} cannot be written: {error.strerror}. It takes {_megabytes(size)}, and {_megabytes(free)} are free '
-            f'in {path.parent}. What was there is intact: make room, and go on with --resume',
+            f'in {path.parent}. What was there is intact: make room, and continue with --resume',
         ) from error
 
 
 def _megabytes(size: int) -> str:
     return f'{size / 1e6:.1f} MB'
-
-
-def install_atomic_saver() -> None:
-    """Makes ``mmengine.runner.save_checkpoint``, which all its hooks use, atomic for local files."""
-    when_imported('mmengine.runner.checkpoint', _make_atomic)
-
-
-def _make_atomic(module: ModuleType) -> None:
-    from mmengine.fileio import LocalBackend, get_file_backend
-
-    original = module.save_checkpoint
-    if getattr(original, 'atomic', False):
-        return
-
-    def save_checkpoint(
-        checkpoint: dict, filename: str, file_client_args: dict | None = None, backend_args: dict | None = None
-    ) -> None:
-        remote = '://' in str(filename) or file_client_args is not None
-        if remote or not isinstance(get_file_backend(filename, backend_args=backend_args), LocalBackend):
-            original(checkpoint, filename, file_client_args, backend_args)
-        else:
-            save_atomically(checkpoint, filename)
-
-    save_checkpoint.atomic = True  # type: ignore[attr-defined]
-    for name in ('mmengine.runner.checkpoint', 'mmengine.runner', 'mmengine.runner.runner'):
-        if getattr(sys.modules.get(name), 'save_checkpoint', None) is original:
-            vars(sys.modules[name])['save_checkpoint'] = save_checkpoint

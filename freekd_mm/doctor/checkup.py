@@ -39,6 +39,8 @@ def answer(name, error):
 for name in sys.argv[1:]:
     answer(name, None)
     try:
+        if name == 'mmrazor.models':
+            importlib.import_module('freekd_mm.compat.mmrazor').install()
         importlib.import_module(name)
     except BaseException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

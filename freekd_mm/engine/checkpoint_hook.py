@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import did_you_mean
+from freekd_mm.compat import install
 from freekd_mm.compat.versions import cache
 from freekd_mm.files import write_text
 from freekd_mm.registry import HOOKS
@@ -35,6 +36,11 @@ REQUIRED = ('meta', 'state_dict', 'message_hub')
 
 class SafeCheckpointMixin:
     """Order of things for a hook like mmengine's: write, point to it, and only then remove what is outdated."""
+
+    def before_run(self: Any, runner: Runner) -> None:
+        """Checkpoints are written whole from here on."""
+        install()
+        super().before_run(runner)  # type: ignore[misc]
 
     def before_train(self: Any, runner: Runner) -> None:
         """After a resume, the checkpoint that it started from is the last one."""

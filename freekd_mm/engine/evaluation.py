@@ -7,6 +7,7 @@ import json
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
+from freekd_mm.compat import install
 from freekd_mm.engine.distributed import prepare_cpu_processes
 from freekd_mm.engine.visualizer import forget_visualizer
 from freekd_mm.files import write_text
@@ -36,8 +37,7 @@ def evaluate(cfg: Config, checkpoint: str, out: str | None = None, show_dir: str
     """
     from mmengine.runner import Runner
 
-    import freekd_mm.registry  # noqa: F401 - checkpoints load as data only from here on
-
+    install()
     cfg = plain_config(cfg)
     prepare_cpu_processes(cfg)
     cfg.load_from, cfg.resume = checkpoint, False

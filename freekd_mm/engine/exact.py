@@ -18,6 +18,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 
+from freekd_mm.compat import install
 from freekd_mm.engine.checkpoint_hook import ResumePoint
 from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.engine.seeding import AdvancedIterator, SeededBatches, make_exact, place_seed, seed_all
@@ -39,6 +40,7 @@ class ExactResumeHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
+        install()
         #: Batches of this epoch that are done.
         self.batches = 0
         self.evaluated = False

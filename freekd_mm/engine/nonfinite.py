@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.compat import install
 from freekd_mm.engine.diagnosis import diagnose
 from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.registry import HOOKS
@@ -51,6 +52,7 @@ class NonFiniteHook(Hook):
     def __init__(self, policy: str = 'error', patience: int = 20) -> None:
         check_choice('policy', policy, POLICIES)
         check_positive('patience', patience, integer=True)
+        install()
         self.policy, self.patience = policy, patience
         self.in_a_row = 0
         #: Iterations that were left out.

@@ -19,6 +19,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from freekd_mm.compat import install
 from freekd_mm.engine.checkpoint_hook import INTERRUPTED, point_to
 from freekd_mm.engine.exact import gradients_are_used
 from freekd_mm.registry import HOOKS
@@ -54,6 +55,7 @@ class GracefulStopHook(Hook):
     priority = 'LOWEST'
 
     def __init__(self) -> None:
+        install()
         self.asked = False
         self._previous: Any = None
         self._group: Any = None

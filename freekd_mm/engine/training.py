@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from freekd_mm.compat import install
 from freekd_mm.engine.distributed import prepare_cpu_processes
 from freekd_mm.prompts.prompt_file import NAME, use_prompt
 
@@ -28,6 +29,7 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: s
     Returns:
         The trained model.
     """
+    install()
     stage1 = cfg.get(NAME)
     if stage1:
         ensure_prompt(dict(stage1), cfg)
@@ -65,13 +67,13 @@ def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    import freekd_mm.registry  # noqa: F401 - checkpoints load as data only, and are written whole, from here on
     from freekd_mm.engine.failures import failing_together
     from freekd_mm.engine.preflight import check_config
     from freekd_mm.engine.reliability import Reliability, resume_from
     from freekd_mm.engine.visualizer import forget_visualizer
     from freekd_mm.engine.workdir import own_work_dir
 
+    install()
     reliability = Reliability.from_config(cfg)
     check_config(cfg)
     prepare_cpu_processes(cfg)

@@ -44,9 +44,8 @@ def check_component(cfg: Any, what: str, registry: Any, ours: Any) -> None:
     kind = cfg['type']
     found = _find(kind, cfg.get('_scope_'), registry) if isinstance(kind, str) else kind
     if found is None:
-        ours.import_from_location()
         # The name alone: it may be right, and the scope wrong or missing.
-        near = get_close_matches(kind.rsplit('.', 1)[-1], ours.module_dict, n=1)
+        near = get_close_matches(kind.rsplit('.', 1)[-1], ours.names, n=1)
         hint = f" Did you mean '{SCOPE}.{near[0]}'?" if near else ''
         raise ValueError(f'type of {what} should be a registered name, but got {kind!r}.{hint}')
     own = _options(found)

@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from freekd_mm.compat import install
 from freekd_mm.registry import MODELS
 
 
@@ -28,6 +29,7 @@ class FeatureEncoder(BaseModel):
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
+        install()
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck) if neck is not None else None

@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_atomically
 from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
@@ -57,6 +58,7 @@ def export_student(
     Raises:
         RuntimeError: The checkpoint does not hold the whole student, or the predictions differ.
     """
+    install()
     model_cfg, scope = find_model(cfg)
     file = load_checkpoint_file(checkpoint)
     if not isinstance(file, dict) or 'state_dict' not in file:

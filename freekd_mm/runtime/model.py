@@ -15,6 +15,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import nn
 
+from freekd_mm.compat import install
 from freekd_mm.compat.versions import cache
 from freekd_mm.registry import MODELS
 from freekd_mm.runtime.config import build_model
@@ -112,6 +113,7 @@ def DistilledModel(  # noqa: N802 - built by config like a class
     Returns:
         An instance of the student's class, with ``distillation`` attached.
     """
+    install()
     architecture = ConfigDict(architecture)
     if data_preprocessor is not None:
         architecture.setdefault('data_preprocessor', data_preprocessor)

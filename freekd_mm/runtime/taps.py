@@ -1,4 +1,4 @@
-"""Taps: named places in a model whose outputs are distilled, recorded with mmrazor's recorders.
+"""Taps: named places in a model whose outputs are distilled.
 
 A tap is written as a module path with an optional index into what the module returns::
 
@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -143,41 +144,27 @@ class TapRecorder:
         model: The tapped model.
         taps: Places to record; repeated module paths are recorded once.
         role: ``'student'`` or ``'teacher'``, for messages.
+        on_record: Called after each recorded output.
     """
 
-    def __init__(self, model: nn.Module, taps: Sequence[Tap], role: str) -> None:
-        from mmrazor.models.task_modules import ModuleOutputsRecorder
-
-        self.role = role
-        self.recorders: dict[str, Any] = {}
-        self.modules: dict[str, nn.Module] = {}
-        self._stack = ExitStack()
-        for tap in taps:
-            if tap.path not in self.recorders:
-                self.modules[tap.path] = check_module(model, tap.path, role)
-                recorder = ModuleOutputsRecorder(tap.path)
-                recorder.initialize(model)
-                self.recorders[tap.path] = recorder
-
-    def on_record(self, callback: Callable[[], None]) -> None:
-        """Calls ``callback`` after each recorded output."""
-
-        def hook(*_: Any) -> None:
-            if any(recorder.recording for recorder in self.recorders.values()):
-                callback()
-
-        for module in self.modules.values():
-            module.register_forward_hook(hook)
+    def __init__(
+        self, model: nn.Module, taps: Sequence[Tap], role: str, on_record: Callable[[], None] | None = None
+    ) -> None:
+        self.role, self.on_record = role, on_record
+        self.modules = {tap.path: check_module(model, tap.path, role) for tap in taps}
+        #: What each module returned, one item for each run.
+        self.outputs: dict[str, list[Any]] = {path: [] for path in self.modules}
+        self._entered = ExitStack()
 
     def counts(self) -> dict[str, int]:
         """Returns how often each module has run since the recorder was entered."""
-        return {path: len(recorder.data_buffer) for path, recorder in self.recorders.items()}
+        return {path: len(outputs) for path, outputs in self.outputs.items()}
 
     def levels(self, taps: Sequence[Tap], runs: dict[str, int] | None = None) -> tuple[Tensor, ...]:
         """Returns what the taps recorded, as one tuple of levels; with ``runs`` only of so many first runs by path."""
         levels: list[Tensor] = []
         for tap in taps:
-            outputs = self.recorders[tap.path].data_buffer
+            outputs = self.outputs[tap.path]
             if not outputs:
                 raise RuntimeError(f"tap '{tap}' of the {self.role} was not reached in the forward pass.")
             for output in outputs if runs is None else outputs[: runs[tap.path]]:
@@ -186,17 +173,21 @@ class TapRecorder:
 
     def clear(self) -> None:
         """Drops the recorded tensors, so that they do not outlive their step."""
-        for recorder in self.recorders.values():
-            recorder.reset_data_buffer()
+        for outputs in self.outputs.values():
+            outputs.clear()
+
+    def _record(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.outputs[path].append(output)
+        if self.on_record is not None:
+            self.on_record()
 
     def __enter__(self) -> TapRecorder:
-        with ExitStack() as stack:
-            for path, recorder in self.recorders.items():
-                recorder.__enter__()
-                stack.push(recorder.__exit__)
-                stack.enter_context(hooks_on_forward(self.modules[path]))
-            self._stack = stack.pop_all()
+        self.clear()
+        for path, module in self.modules.items():
+            handle = module.register_forward_hook(partial(self._record, path))
+            self._entered.callback(handle.remove)
+            self._entered.enter_context(hooks_on_forward(module))
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
-        self._stack.__exit__(*exc_info)
+        self._entered.close()

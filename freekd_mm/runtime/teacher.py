@@ -77,8 +77,7 @@ class FrozenTeacher:
         if self.dtype is not None:
             self.model.to(self.dtype)
         self.bridge = bridge
-        self.recorder = TapRecorder(self.model, taps, 'teacher')
-        self.recorder.on_record(self._stop_when_complete)
+        self.recorder = TapRecorder(self.model, taps, 'teacher', self._stop_when_complete)
         self.shared = SharedOutputs(outputs, model, taps) if outputs else None
         self._found: Outputs | None = None
         self._runs: dict[str, int] | None = None

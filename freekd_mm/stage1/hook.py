@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
 from freekd_mm.checks import check_options, check_positive
+from freekd_mm.compat import install
 from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.pictures import mask_pictures
 from freekd_mm.prompts.prompt import FrequencyPrompt
@@ -81,6 +82,7 @@ class FrequencyPromptHook(Hook):
         allow_random_teacher: bool = False,
         **prompt: Any,
     ) -> None:
+        install()
         check_positive('weight', weight, zero=True)
         check_positive('min_lr', min_lr, zero=True)
         lengths = dict(max_iters=max_iters, val_interval=val_interval, checkpoint_interval=checkpoint_interval)

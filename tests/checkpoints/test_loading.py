@@ -14,10 +14,13 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-import freekd_mm.registry  # noqa: F401 - puts the loader in place
-from freekd_mm.checkpoints import loading, sources
+from freekd_mm.checkpoints import sources
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, sha256, verify_hash_suffix
+from freekd_mm.compat import install
+from freekd_mm.compat import mmengine as changes
+
+install()
 
 
 class Attack:
@@ -143,7 +146,7 @@ class TestMMEngine:
         """Also by the names that stand for an address."""
         path = save({'state_dict': weights, 'meta': Attack(tmp_path / 'trace')}, tmp_path / 'x.pth')
         fetched = []
-        monkeypatch.setattr(loading, 'fetch', lambda source: fetched.append(source) or str(path))
+        monkeypatch.setattr(changes, 'fetch', lambda source: fetched.append(source) or str(path))
         name = {'open-mmlab://': 'vgg16_caffe', 'torchvision://': 'resnet18'}.get(prefix, 'somewhere/x.pth')
         try:
             with pytest.raises(UntrustedCheckpointError):

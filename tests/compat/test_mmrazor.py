@@ -11,10 +11,12 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-import freekd_mm
-from freekd_mm.compat.mmrazor import MMRazorFinder, install
+from freekd_mm.compat import install
+from freekd_mm.compat import mmrazor as compat
 
+install()
 pytest.importorskip('mmrazor')
+INSTALL = 'from freekd_mm.compat import install; install()\n'
 
 
 def run_python(code: str, tmp_path) -> subprocess.CompletedProcess:
@@ -106,10 +108,10 @@ def test_trains_a_segmenter(seg_config, loss):
 
 
 def test_mmrazor_names_inside_our_config(tmp_path):
-    code = """
+    code = f"""{INSTALL}
 from mmengine.registry import MODELS
-ours = MODELS.build({'type': 'freekd_mm.FeatureMSELoss'})
-theirs = MODELS.build({'type': 'mmrazor.PKDLoss'})
+ours = MODELS.build(dict(type='freekd_mm.FeatureMSELoss'))
+theirs = MODELS.build(dict(type='mmrazor.PKDLoss'))
 print(type(ours).__module__, type(theirs).__module__)
 """
     answer = run_python(code, tmp_path)
@@ -127,8 +129,8 @@ def test_stand_in_is_still_needed(tmp_path):
 
 def test_stand_in_is_needed_for_the_quantization_alone(tmp_path):
     """What breaks is the part that we replace, and nothing else."""
-    code = """
-import mmcv, freekd_mm
+    code = f"""{INSTALL}
+import mmcv
 from freekd_mm.compat import mmrazor as compat
 mmcv.__version__ = min(mmcv.__version__, compat.MMCV_MAXIMUM)
 compat.MMRazorFinder.find_spec = lambda self, *args: None
@@ -140,8 +142,8 @@ import mmrazor.structures.quantization
 
 
 def test_upper_bound_is_passed_and_mmcv_left_as_it_is(tmp_path):
-    code = """
-import mmcv, freekd_mm
+    code = f"""{INSTALL}
+import mmcv
 mmcv.__version__ = '2.9.9'
 import mmrazor
 print(mmcv.__version__)
@@ -159,21 +161,19 @@ def test_quantization_says_why_it_is_not_there():
 
 
 def test_finder_is_installed_once_and_leaves_others_alone():
-    install()
-    install()
-    finders = [finder for finder in sys.meta_path if isinstance(finder, MMRazorFinder)]
+    compat.install()
+    compat.install()
+    finders = [finder for finder in sys.meta_path if isinstance(finder, compat.MMRazorFinder)]
     assert len(finders) == 1
     assert finders[0].find_spec('mmdet') is None
     assert finders[0].find_spec('mmrazor.models') is None
-    assert freekd_mm.__version__
 
 
 def test_import_without_mmrazor(tmp_path):
     """Without mmrazor an import of it fails as it would without us."""
-    code = """
+    code = f"""{INSTALL}
 import sys
 from importlib.machinery import PathFinder
-import freekd_mm
 find = PathFinder.find_spec
 PathFinder.find_spec = classmethod(lambda cls, name, *rest: None if name == 'mmrazor' else find(name, *rest))
 import mmrazor

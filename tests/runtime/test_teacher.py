@@ -82,7 +82,7 @@ def test_copy_shares_it(model):
 def test_recorded_tensors_do_not_outlive_the_step(model):
     loss(model)
     recorders = (model.distillation.student_recorder, model.distillation.teacher.recorder)
-    assert all(not each.data_buffer for recorder in recorders for each in recorder.recorders.values())
+    assert all(not outputs for recorder in recorders for outputs in recorder.outputs.values())
 
 
 # Only as far as needed.

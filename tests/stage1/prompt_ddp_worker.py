@@ -10,7 +10,6 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-import freekd_mm.registry  # noqa: F401
 from freekd_mm.engine.distributed import leave_process_group
 
 

@@ -19,13 +19,15 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-import freekd_mm.registry  # noqa: F401 - checkpoints load as data only
 from freekd_mm.checkpoints.sources import sha256
+from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses import WaveletLoss
 from freekd_mm.prompts import load_prompt
 from freekd_mm.registry import HOOKS, MODELS
 from freekd_mm.stage1 import FrequencyPromptHook
+
+install()
 
 HOOK = dict(type='freekd_mm.FrequencyPromptHook', max_iters=4, probe_size=(64, 64))
 

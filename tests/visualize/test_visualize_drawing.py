@@ -107,7 +107,7 @@ def test_looking_leaves_no_trace(tmp_path: Path, scenes_root: Path) -> None:
     assert not frozen.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert not any(recorder.data_buffer for recorder in model.distillation.student_recorder.recorders.values())
+    assert not any(model.distillation.student_recorder.outputs.values())
     seen = view.entries[0]
     assert seen.remarks == []
     assert [len(found) for found in (seen.bands, seen.masks, seen.weights)] == [LEVELS] * 3

@@ -1,0 +1,254 @@
+"""The changes to other packages: one list, one call, a switch, and a test for each that fails when it can go."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import HOOKS, MODELS
+from test_rooms import PACKAGE, ROOT, modules
+
+from freekd_mm.compat import install, patches
+from freekd_mm.compat import mmengine as changes
+from freekd_mm.engine.evaluation import evaluate
+from freekd_mm.engine.training import run, train
+from freekd_mm.registry import HOOKS as OURS
+from freekd_mm.runtime.export import export_student
+
+
+def run_python(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Runs code in a new Python, as this one has the changes already."""
+    return subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+# ---------------------------------------------------------------------- the list
+
+SIGNS = ('.__class__ = ', 'register_scheme(', 'meta_path.', 'setattr(', 'signal.signal(', '.forward = ', '_at_fork(')
+
+
+def test_list_names_tests_that_are_there():
+    for test in [*(patch.until for patch in patches.PATCHES), *(change.test for change in patches.CHANGES)]:
+        file, _, function = test.partition('::')
+        assert (ROOT / file).is_file(), test
+        assert f'def {function}(' in (ROOT / file).read_text(encoding='utf-8') if function else True, test
+
+
+def test_list_names_the_modules_that_change_something():
+    """What gives an object another class or another method, or swaps a registered function, is in the list."""
+    listed = {change.where for change in patches.CHANGES}
+    assert listed < set(modules())
+    for module, path in modules().items():
+        if module.startswith('compat') or module in listed:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            code = ast.unparse(node) if isinstance(node, (ast.Assign, ast.Call)) else ''
+            assert not any(sign in code for sign in SIGNS), f'{path.relative_to(PACKAGE)}: {code}'
+            assert not (code.startswith('vars(') and '] = ' in code), f'{path.relative_to(PACKAGE)}: {code}'
+
+
+# ---------------------------------------------------------------------- who installs
+
+
+def test_imports_change_nothing_and_install_changes_all(tmp_path):
+    code = """
+import sys
+import freekd_mm.engine.reliability, freekd_mm.losses, freekd_mm.registry, freekd_mm.runtime, freekd_mm.stage1
+from mmengine.runner import CheckpointLoader, checkpoint, runner
+import mmengine.runner
+def changed():
+    loaders = [CheckpointLoader._get_checkpoint_loader(name) for name in ('a.pth', 'http://a/b.pth')]
+    places = [place.save_checkpoint for place in (mmengine.runner, runner, checkpoint)]
+    finders = [type(finder) for finder in sys.meta_path]
+    return [item.__module__.startswith('freekd_mm.')
+            for item in (*loaders, *places, checkpoint.load_from_http, *finders) if hasattr(item, '__module__')]
+assert not any(changed())
+from freekd_mm.compat import install
+install()
+install()
+assert sum(changed()) == 7, changed()
+"""
+    answer = run_python(code, tmp_path)
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """A list that grows when the patches would be installed, and this process is as if they were not."""
+    calls: list[int] = []
+    monkeypatch.setattr(patches, 'install_patches', lambda: calls.append(1))
+    install.cache_clear()
+    yield calls
+    install.cache_clear()
+
+
+CALLS = {
+    'train': lambda: train(Config()),
+    'run': lambda: run(Config()),
+    'evaluate': lambda: evaluate(Config(), ''),
+    'export': lambda: export_student(Config(), '', ''),
+    'model': lambda: MODELS.build(dict(type='freekd_mm.DistilledModel', architecture={}, teacher={}, distill={})),
+    'encoder': lambda: MODELS.build({'type': 'freekd_mm.FeatureEncoder', 'backbone': {}}),
+}
+
+
+@pytest.mark.parametrize('call', CALLS)
+def test_python_calls_and_models_install(installed, call):
+    with contextlib.suppress(Exception):
+        CALLS[call]()
+    assert installed
+
+
+#: These refuse to train without a DistilledModel, which has installed by then, or run in our own processes.
+NEEDS_US = {'DistillScheduleHook', 'DistillPicturesHook', 'BenchmarkStatusHook'}
+
+
+@pytest.mark.parametrize('name', sorted(set(OURS.modules) - NEEDS_US))
+def test_hooks_install_in_the_training_of_somebody_else(installed, name):
+    hook = HOOKS.build({'type': f'freekd_mm.{name}', **({'interval': 1} if 'Checkpoint' in name else {})})
+    if name == 'SafeCheckpointHook':
+        assert not installed
+        hook.before_run(SimpleNamespace())
+    assert installed
+
+
+def test_tools_install():
+    """All that read configs, and before they do."""
+    for tool in (ROOT / 'tools').glob('*.py'):
+        if tool.stem in ('doctor', 'make_scenes'):
+            continue
+        code = tool.read_text(encoding='utf-8')
+        assert '    install()\n' in code or 'prepare_config(args)' in code, tool
+
+
+# ---------------------------------------------------------------------- without them
+
+
+def test_switch_leaves_them_out_and_says_so(tmp_path):
+    code = """
+import os, pickle, torch
+from freekd_mm.compat import install
+install()
+install()
+from mmengine.runner import CheckpointLoader, save_checkpoint
+assert CheckpointLoader._get_checkpoint_loader('a.pth').__module__.startswith('mmengine')
+assert save_checkpoint.__module__.startswith('mmengine')
+
+class Attack:
+    def __reduce__(self):
+        return os.mkdir, ('trace',)
+
+from freekd_mm.checkpoints.loading import UntrustedCheckpointError
+from freekd_mm.prompts import load_prompt
+from freekd_mm.runtime.teacher import load_weights
+torch.save(dict(state_dict=dict(weight=torch.zeros(1)), meta=Attack()), 'a.pth')
+for load in (load_prompt, lambda file: load_weights(torch.nn.Linear(1, 1), file)):
+    try:
+        load('a.pth')
+    except UntrustedCheckpointError:
+        pass
+    else:
+        raise AssertionError('it was loaded')
+assert not os.path.exists('trace')
+"""
+    answer = run_python(code, tmp_path, **{patches.SWITCH: '1'})
+    assert answer.returncode == 0, answer.stderr
+    lines = [line for line in answer.stdout.splitlines() if patches.SWITCH in line]
+    assert len(lines) == 1
+    assert all(patch.lost in lines[0] for patch in patches.PATCHES)
+
+
+def test_loader_is_still_needed(tmp_path):
+    """mmengine alone does not read its own checkpoints, or runs code in them: else the loader should go."""
+    code = """
+import os, sys, torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+class Attack:
+    def __reduce__(self):
+        return os.mkdir, ('trace',)
+
+torch.save(HistoryBuffer([1.0], [1]), 'a.pth')
+torch.save(Attack(), 'b.pth')
+for file in ('a.pth', 'b.pth'):
+    try:
+        CheckpointLoader.load_checkpoint(file)
+    except Exception as error:
+        print(type(error).__name__)
+"""
+    answer = run_python(code, tmp_path)
+    reads_its_own = answer.stdout.split().count('UnpicklingError') < 2
+    assert not reads_its_own or (tmp_path / 'trace').exists(), 'mmengine loads as data: remove load_as_data'
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='needs a limit on the size of files')
+def test_saver_is_still_needed(tmp_path):
+    """mmengine alone damages the file that it cannot replace: else the saver should go."""
+    code = """
+import resource, signal, torch
+from mmengine.runner import save_checkpoint
+save_checkpoint(dict(weight=torch.zeros(1)), 'a.pth')
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    save_checkpoint(dict(weight=torch.zeros(1000)), 'a.pth')
+except OSError:
+    pass
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+torch.load('a.pth', weights_only=True)
+"""
+    answer = run_python(code, tmp_path)
+    assert answer.returncode != 0, 'mmengine writes whole files: remove save_whole'
+    assert 'line 12' in answer.stderr, answer.stderr
+
+
+# ---------------------------------------------------------------------- configs of the onedl line
+
+CONFIG = "_base_ = ['mmseg::_base_/default_runtime.py']\n"
+
+
+def test_mmseg_configs_are_found(tmp_path):
+    pytest.importorskip('mmseg')
+    install()
+    (tmp_path / 'my.py').write_text(CONFIG)
+    assert Config.fromfile(tmp_path / 'my.py').default_scope == 'mmseg'
+
+
+@pytest.mark.skipif(not changes._is_installed('onedl-mmsegmentation'), reason='the forks are not installed')
+def test_configs_of_forks_are_still_not_found(tmp_path, monkeypatch):
+    """Fails when the fork finds its own configs: then find_configs_of_forks should go."""
+    (tmp_path / 'my.py').write_text(CONFIG)
+    monkeypatch.setitem(sys.modules['mmengine.config.utils'].MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
+    with pytest.raises(ModuleNotFoundError, match='mmsegmentation is not installed'):
+        Config.fromfile(tmp_path / 'my.py')
+
+
+@pytest.mark.parametrize(
+    ('distributions', 'package'),
+    [
+        ({'mmsegmentation'}, 'mmsegmentation'),
+        ({'onedl-mmsegmentation'}, 'mmseg'),
+        ({'onedl-mmsegmentation', 'mmsegmentation'}, 'mmsegmentation'),
+        (set(), 'mmsegmentation'),
+    ],
+)
+def test_only_the_forks_are_changed(monkeypatch, distributions, package):
+    packages = {'mmseg': 'mmsegmentation', 'mmdet': 'mmdet'}
+    monkeypatch.setattr('mmengine.config.utils.MODULE2PACKAGE', packages)
+    monkeypatch.setattr(changes, '_is_installed', distributions.__contains__)
+    changes.find_configs_of_forks()
+    assert packages == {'mmseg': package, 'mmdet': 'mmdet'}
