@@ -54,7 +54,7 @@ MODELS = TableRegistry(
         'prompts.generator': ['PoIMaskGenerator'],
         'losses.dct_attention': ['DCTAttentionLoss'],
         'losses.figkd': ['FiGKDLoss'],
-        'losses.freekd.loss': ['FreeKDLoss'],
+        'losses.freekd.loss': ['FreeKDLoss', 'WaveletLoss'],
         'losses.freekd.plus': ['FreeKDPlusLoss'],
         'losses.mse': ['FeatureMSELoss'],
         'connectors.fam': ['FAMConnector'],
@@ -74,6 +74,7 @@ HOOKS = TableRegistry(
         'engine.signals': ['GracefulStopHook'],
         'stage1.hook': ['FrequencyPromptHook'],
         'visualize.hook': ['DistillPicturesHook'],
+        'benchmark.images': ['BenchmarkImagesHook'],
         'benchmark.worker': ['BenchmarkStatusHook'],
     },
 )

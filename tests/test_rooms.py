@@ -109,9 +109,9 @@ def test_importing_the_package_loads_next_to_nothing():
 @pytest.mark.parametrize(
     'code',
     [
-        'from freekd_mm.losses import FreeKDLoss; FreeKDLoss(4)',
+        'from freekd_mm.losses import WaveletLoss; WaveletLoss(4)',
         'from freekd_mm.losses import FiGKDLoss; FiGKDLoss()',
-        'from mmengine.registry import MODELS; MODELS.build(dict(type="freekd_mm.FreeKDLoss", channels=4))',
+        'from mmengine.registry import MODELS; MODELS.build(dict(type="freekd_mm.WaveletLoss", channels=4))',
         'from mmengine.registry import MODELS; MODELS.build(dict(type="freekd_mm.DCTAttentionLoss"))',
     ],
 )
