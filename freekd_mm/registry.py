@@ -56,11 +56,14 @@ MODELS = TableRegistry(
         'losses.figkd': ['FiGKDLoss'],
         'losses.freekd.loss': ['FreeKDLoss', 'WaveletLoss'],
         'losses.freekd.plus': ['FreeKDPlusLoss'],
+        'losses.heads': ['CrossKDLoss', 'LDLoss'],
+        'losses.logit_kl': ['LogitKLLoss'],
         'losses.mse': ['FeatureMSELoss'],
         'connectors.fam': ['FAMConnector'],
         'connectors.review': ['FAMReviewConnector'],
         'runtime.encoder': ['FeatureEncoder'],
         'runtime.model': ['DistilledModel'],
+        'benchmark.efficientnet_lite': ['EfficientNetLite'],
     },
 )
 HOOKS = TableRegistry(

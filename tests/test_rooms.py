@@ -27,8 +27,9 @@ connectors
 runtime
 engine
 stage1
+datasets
 wizard
-datasets, robustness
+robustness
 report
 visualize
 benchmark

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from freekd_mm.compat import install
+
 DATA = 'configs of data sets, for models of other folders'
 TRACKERS = 'trackers, and networks for them'
 #: Folders of configs that are no families, and why.
@@ -140,6 +142,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Runs the survey and writes its page."""
     args = parse_args()
+    install()
     if args.one is not None:
         import torch
 

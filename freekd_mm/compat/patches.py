@@ -138,15 +138,15 @@ CHANGES = (
     ),
     Change(
         'stage1.hook',
-        "the runner's optimizer, schedulers, loop and checkpoint hook; requires_grad of the teacher",
-        'one hook turns the config of a teacher into the training of its prompt',
+        "the runner's load_from and resume; requires_grad of the teacher",
+        'one hook turns the config of a teacher into the training of its prompt; load_from names the teacher there',
         'tests/stage1/test_prompt_hook.py',
     ),
     Change(
-        'stage1.origin',
-        "the runner's load_from and resume; init_cfg of the teacher's modules",
-        'load_from names the teacher, which is not the checkpoint to resume from',
-        'tests/stage1/test_prompt_hook.py',
+        'stage1.recipe',
+        "the runner's optimizer, schedulers, loops, log processor and checkpoint hook",
+        'the prompt alone is trained, for its own number of iterations',
+        'tests/stage1/test_recipe.py',
     ),
 )
 
