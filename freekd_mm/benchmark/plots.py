@@ -9,18 +9,22 @@ from statistics import mean
 from typing import Any
 
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
-from freekd_mm.benchmark.records import Record
+from freekd_mm.benchmark.records import Record, by_kind
 from freekd_mm.benchmark.table import summarize
 
 
 def write_plots(records: Sequence[Record], plan: Plan, folder: Path) -> list[Path]:
-    """Writes ``<plan>_val.png``, ``<plan>_test.png`` and ``<plan>_training.png``; returns those written."""
+    """Writes ``<plan>_val.png``, ``<plan>_test.png`` and ``<plan>_training.png``; returns those written.
+
+    They show the kind of machine that has the most lines: means over several would compare other seeds.
+    """
     try:
         import matplotlib
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install matplotlib, or leave them out with --no-plots') from error
     matplotlib.use('Agg')
     folder.mkdir(parents=True, exist_ok=True)
+    records = max(by_kind(records).values(), key=len)
     files = [_bars(records, plan, split, folder / f'{plan.name}_{split}.png') for split in ('val', 'test')]
     files.append(_curves(records, plan, folder / f'{plan.name}_training.png'))
     return [file for file in files if file is not None]
@@ -47,7 +51,7 @@ def _bars(records: Sequence[Record], plan: Plan, split: str, file: Path) -> Path
     for row, name in enumerate(names):
         summary = summaries[name]
         spread = 0 if math.isnan(summary.spread) else summary.spread
-        color = '#999999' if name == STUDENT else '#2a6fb0' if 'freekd' in name or 'wavelet' in name else '#d98b2b'
+        color = '#999999' if name == STUDENT else '#2a6fb0' if 'wavelet' in name else '#d98b2b'
         axes.errorbar(summary.mean, row, xerr=spread, fmt='o', color=color, capsize=3)
         axes.plot(list(summary.values.values()), [row] * len(summary.values), '|', color=color, alpha=0.6)
     for name, style in ((STUDENT, ':'), (TEACHER, '--')):

@@ -100,3 +100,11 @@ def newest(records: Sequence[Record]) -> list[Record]:
     configs = {(record['method'], record['seed']): record['hash'] for record in records}
     current = [record for record in records if record['hash'] == configs[record['method'], record['seed']]]
     return list({(record['method'], record['seed'], kind(record)): record for record in current}.values())
+
+
+def by_kind(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Returns the records of each kind of machine."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(kind(record), []).append(record)
+    return found

@@ -11,7 +11,7 @@ from typing import Dict, Tuple
 
 from freekd_mm.benchmark.images import pair_interval
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
-from freekd_mm.benchmark.records import Record, kind
+from freekd_mm.benchmark.records import Record, by_kind, kind
 from freekd_mm.benchmark.statistics import interval, p_value
 from freekd_mm.text import table as text_table
 
@@ -149,7 +149,7 @@ def markdown(records: Sequence[Record], plan: Plan, work_dir: Path | None = None
     """Returns the Markdown page of a plan: a table for each kind of machine, and what is compared."""
     unit = plan.unit or plan.metric
     parts = [f'# {plan.title or plan.name}']
-    for where, own in _by_kind(records).items():
+    for where, own in by_kind(records).items():
         parts += [f'## {where or "Machine not recorded"}', _markdown(HEADER, rows(own, plan), unit)]
     found = comparisons(records, plan, work_dir)
     if found:
@@ -161,7 +161,7 @@ def plain(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -
     """Returns the same for a terminal."""
     unit = plan.unit or plan.metric
     parts = []
-    for where, own in _by_kind(records).items():
+    for where, own in by_kind(records).items():
         parts += [where or 'machine not recorded', text_table(rows(own, plan), [name.format(unit) for name in HEADER])]
     found = comparisons(records, plan, work_dir)
     if found:
@@ -172,13 +172,6 @@ def plain(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -
 def _legend(records: Sequence[Record], plan: Plan) -> str:
     compared = len({record['method'] for record in records} & set(plan.methods))
     return f'Pairs share machine kind and seed. Rows chosen on val among {compared}, reported on test; p: sign flips.'
-
-
-def _by_kind(records: Iterable[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(kind(record), []).append(record)
-    return found
 
 
 def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]], unit: str) -> str:
