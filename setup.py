@@ -66,10 +66,13 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['freekd_mm', 'freekd_mm.*']),
+    package_data={'freekd_mm.pages': ['*.html']},
     cmdclass={'build_py': BuildWithMim},
     # No torch, mmcv, mmdet ... here: installing freekd_mm must not replace what a user has. For the same
     # reason PyWavelets has an upper bound where older NumPy is still in use: 1.9 asks for NumPy >= 1.25.
     install_requires=[
+        'Jinja2>=3.0',
+        'matplotlib>=3.5',
         'ptwt>=0.1.8',
         'PyWavelets>=1.4,<1.9; python_version < "3.12"',
         'PyWavelets>=1.4; python_version >= "3.12"',

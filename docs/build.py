@@ -18,7 +18,7 @@ PACKAGES = (
     'prompts',
     'connectors',
     'frequency',
-    'distill',
+    'runtime',
     'engine',
     'visualize',
     'benchmark',

@@ -1,51 +1,64 @@
-"""Pictures of PoI masks over an image."""
+"""Pictures side by side with their titles; PoI masks over an image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_bytes
 
-# Longer side of one tile, in pixels.
-TILE = 256
+#: Longer side of a tile, in pixels.
+SIDE = 256
+TITLE, GAP = 22, 6
+
+
+class Tile(NamedTuple):
+    """A picture with its title.
+
+    Attributes:
+        title: What it shows.
+        picture: (H, W, 3), RGB.
+    """
+
+    title: str
+    picture: np.ndarray
 
 
 def mask_pictures(image: np.ndarray, masks: Mapping[str, Sequence[Tensor]], folder: Path) -> list[Path]:
-    """Writes one PNG a prompted output, see :func:`mask_picture`.
+    """Writes one PNG per prompted output, a row per group of bands.
 
     Args:
         image: (H, W, 3), RGB.
-        masks: By place, e.g. ``'neck[0]'``: one (T, h, w) a group of bands.
+        masks: By place, e.g. ``'neck[0]'``: one (T, h, w) per group of bands.
         folder: Where to write ``neck_0.png``.
     """
     written = []
     for place, groups in masks.items():
         name = place.replace('[', '_').replace(']', '').replace('.', '_')
-        written.append(write_bytes(folder / f'{name}.png', png(mask_picture(image, groups))))
+        rows = [[Tile('image', shrink(image)), *row] for row in mask_tiles(image, groups)]
+        written.append(write_bytes(folder / f'{name}.png', png(grid(rows))))
     return written
 
 
-def mask_picture(image: np.ndarray, groups: Sequence[Tensor]) -> np.ndarray:
-    """Returns the image and the masks of the tokens beside it, RGB; one row a group of bands.
-
-    Red is 1 and blue is 0; rows run from the low band over the finest to the coarsest level.
+def mask_tiles(image: np.ndarray, groups: Sequence[Tensor], prefix: str = '') -> list[list[Tile]]:
+    """Returns the masks of the tokens over the image, a row per group of bands; red is 1 and blue is 0.
 
     Args:
         image: (H, W, 3), RGB.
-        groups: One (T, h, w) a group of bands.
+        groups: One (T, h, w) per group: the low band, then the details from the finest on.
+        prefix: What the titles begin with.
     """
-    canvas = tile(image)
-    rows = []
-    for tokens in groups:
-        tiles = [canvas]
-        for mask in tokens.numpy():
-            tiles.append(overlay(canvas, mask))
-        rows.append(np.hstack(tiles))
-    return np.vstack(rows)
+    canvas = shrink(image)
+    names = ['low band', *(f'details {index}' for index in range(1, len(groups)))]
+    return [
+        [Tile(f'{prefix}{name}, token {token}', overlay(canvas, mask)) for token, mask in enumerate(tokens.numpy())]
+        for name, tokens in zip_equal(names, groups)
+    ]
 
 
 def overlay(canvas: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -58,25 +71,39 @@ def overlay(canvas: np.ndarray, values: np.ndarray) -> np.ndarray:
     return cv2.addWeighted(canvas, 0.4, heat, 0.6, 0)
 
 
-def tile(image: np.ndarray) -> np.ndarray:
-    """Returns an image, scaled down to at most TILE pixels a side."""
+def shrink(image: np.ndarray) -> np.ndarray:
+    """Returns an image, scaled to SIDE pixels on its longer side."""
     import cv2
 
-    scale = min(1.0, TILE / max(image.shape[:2]))
+    scale = SIDE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+
+
+def grid(rows: Sequence[Sequence[Tile]]) -> np.ndarray:
+    """Returns rows of tiles as one RGB picture, each below its title, on white."""
+    drawn = [np.hstack([_titled(tile) for tile in row]) for row in rows]
+    width = max(row.shape[1] for row in drawn)
+    return np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in drawn])
+
+
+def _titled(tile: Tile) -> np.ndarray:
+    import cv2
+
+    framed = np.pad(tile.picture, ((TITLE, GAP), (0, GAP), (0, 0)), constant_values=255)
+    place = (2, TITLE - 7)
+    return cv2.putText(framed, tile.title, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40, 40, 40), 1, cv2.LINE_AA)
 
 
 def png(picture: np.ndarray) -> bytes:
-    """Returns the PNG file of an RGB or RGBA picture (H, W, 3 or 4)."""
+    """Returns the PNG file of an RGB picture (H, W, 3)."""
     import cv2
 
-    order = cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR
-    return cv2.imencode('.png', cv2.cvtColor(picture, order), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
+    return cv2.imencode('.png', picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
 
 
 def jpeg(picture: np.ndarray) -> bytes:
     """Returns the JPEG file of an RGB picture: a tenth of the size of a PNG where there is a photo in it."""
     import cv2
 
-    return cv2.imencode('.jpg', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    return cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()

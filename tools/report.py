@@ -17,8 +17,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='work directory of a training run')
     parser.add_argument('--out', type=Path, default=Path('report.html'), help='file to write (default: %(default)s)')
-    parser.add_argument('--names', nargs='+', help='what to call the runs, one a work directory')
+    parser.add_argument('--names', nargs='+', help='what to call the runs, one per work directory')
     parser.add_argument('--title', help='title of the page')
+    parser.add_argument(
+        '--pictures',
+        type=int,
+        default=0,
+        metavar='N',
+        help='show what the models predict on N pictures of the test data, and what was distilled: builds the models '
+        'of the configs in these folders, so these should be your own',
+    )
     return parser.parse_args()
 
 
@@ -29,7 +37,7 @@ def main() -> int:
     from freekd_mm.report.build import write_report
 
     try:
-        path, left_out = write_report(args.work_dirs, args.out, args.names, args.title)
+        path, left_out = write_report(args.work_dirs, args.out, args.names, args.title, args.pictures)
     except (OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

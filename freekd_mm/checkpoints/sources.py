@@ -40,6 +40,11 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def short_hash(path: str | os.PathLike) -> str:
+    """Returns the first eight digits of a file's SHA-256, as in the names of OpenMMLab's files."""
+    return sha256(path)[:8]
+
+
 def verify_hash_suffix(path: str | os.PathLike, name: str) -> None:
     """Raises unless the file's SHA-256 starts with the hash at the end of ``name``, if it has one.
 

@@ -6,105 +6,136 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 
-from freekd_mm.demo.demo_page import Model, write_demo_report
-from freekd_mm.demo.steps import Command, Steps, Training
-from freekd_mm.demo.tasks import TASKS, Task
+from freekd_mm.demo.steps import Step, Steps
+from freekd_mm.pages.page import parts
+from freekd_mm.report.build import write_report
+from freekd_mm.report.metrics import main_metrics
 from freekd_mm.text import table
 from freekd_mm.wizard.methods import METHODS, parse_methods
 
 # Stage 1 on the toy data: short, and its share of the demo's minutes is small.
 PROMPT_ITERATIONS = 100
+#: Pictures with the predictions of all models.
+PICTURES = 4
+#: By task, the command that does the same on a real data set.
+ON_REAL_DATA = {
+    'det': 'python tools/train.py configs/wavelet/gfl_r50_r101.py',
+    'seg': 'python tools/train.py configs/wavelet/pspnet_r18_r101.py',
+}
+HONEST = (
+    'A generated toy data set, one seed, minutes of training: it shows the way and that everything works. It is no '
+    'benchmark, and a difference of a few points between two of its models may be chance.'
+)
 
 
-def run_demo(task_name: str, method: str, root: Path, seed: int = 0, work_dir: Path | None = None) -> list[dict]:
+def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path | None = None) -> list[list[str]]:
     """Trains teacher and student alone, distils, tests, exports; prints the table and returns its rows.
 
     Args:
-        task_name: ``'det'`` or ``'seg'``.
+        task: ``'det'`` or ``'seg'``.
         method: A method of ``tools/make_config.py``.
         root: The repository.
         seed: Seed of both students.
         work_dir: Where to write; ``work_dirs/demo`` by default.
     """
     start = time.monotonic()
-    task = TASKS[task_name]
-    base = (work_dir or root / 'work_dirs/demo') / task_name
+    base = (work_dir or root / 'work_dirs/demo') / task
     steps = Steps(root, base)
-    data = Config.fromfile(root / task.student).data_root
-    steps.run(Command('scenes', 'drew the scenes', [sys.executable, 'tools/make_scenes.py', data]))
+    teacher, student = (f'configs/demo/{task}_{role}.py' for role in ('teacher', 'student'))
+    steps.run(_tool('scenes', 'drew the scenes', 'make_scenes', Config.fromfile(root / student).data_root))
+    steps.run(_training(root, teacher, base / 'teacher'))
 
-    teacher = _training('teacher', task.teacher, base / 'teacher', 0, root)
-    alone = _training(f'student_seed{seed}', task.student, base / f'student_seed{seed}', seed, root)
-    steps.train(teacher)
-
-    name = f'{method}_seed{seed}'
-    config = base / 'configs' / f'{name}.py'
-    make = [
-        *(sys.executable, 'tools/make_config.py', task.student, task.teacher, '--method', method, '-o', str(config)),
-        *('--teacher-checkpoint', str(newest_checkpoint(teacher.work_dir))),
-        *('--prompt-iters', str(PROMPT_ITERATIONS), '--prompt-dir', str(base / 'prompt')),
-    ]
-    steps.run(Command(f'make_config_{name}', f'wrote {config.name}', make))
-    distilled = _training(name, str(config), base / name, seed, root)
-    uses_prompt = any(METHODS[part].uses_prompt for part in parse_methods(method))
-    if uses_prompt:
-        steps.train(alone, _prompt(base, config))
-        steps.train(distilled)
+    alone, distilled = base / f'student_seed{seed}', base / f'{method}_seed{seed}'
+    config = base / 'configs' / f'{distilled.name}.py'
+    make = [student, teacher, '--method', method, '-o', config]
+    make += ['--teacher-checkpoint', newest_checkpoint(base / 'teacher')]
+    make += ['--prompt-iters', PROMPT_ITERATIONS, '--prompt-dir', base / 'prompt']
+    steps.run(_tool(f'make_config_{distilled.name}', f'wrote {config.name}', 'make_config', *make))
+    trainings = [_training(root, student, alone, seed), _training(root, str(config), distilled, seed)]
+    if any(METHODS[part].uses_prompt for part in parse_methods(method)):
+        prompt = _training(root, str(config.with_name(f'{config.stem}_prompt.py')), base / 'prompt')
+        steps.run(trainings[0], prompt)
+        steps.run(trainings[1])
     else:
-        steps.train(alone, distilled)
+        steps.run(*trainings)
 
-    runs = [
-        ('teacher', task.teacher, teacher),
-        ('student alone', task.student, alone),
-        (f'student, {method}', str(config), distilled),
-    ]
-    exported = base / f'{name}.pth'
-    export = [
-        *(sys.executable, 'tools/export_student.py', str(config)),
-        *(str(newest_checkpoint(distilled.work_dir)), '-o', str(exported)),
-    ]
-    steps.run(
-        *(_test(base, label, path, run.name, newest_checkpoint(run.work_dir)) for label, path, run in runs),
-        Command(f'export_{name}', f'exported {exported.name}', export),
-    )
-    plain = 'the exported file in plain MM'
-    steps.run(_test(base, plain, task.student, f'{name}_plain', exported))
-    rows = [_row(base, label, path, run.name, task, root) for label, path, run in runs]
-    rows.append(_row(base, plain, task.student, f'{name}_plain', task, root))
-
-    cells, header = [_cells(row, task) for row in rows], ['model', task.unit, 'parameters', 'ms per image']
-    print('\n' + table(cells, header))
+    exported = base / f'{distilled.name}.pth'
+    runs = {
+        'teacher': (teacher, newest_checkpoint(base / 'teacher')),
+        'student alone': (student, newest_checkpoint(alone)),
+        f'student, {method}': (str(config), newest_checkpoint(distilled)),
+        'the exported file in plain MM': (student, exported),
+    }
+    export = (config, newest_checkpoint(distilled), '-o', exported)
+    steps.run(_tool(f'export_{distilled.name}', f'exported {exported.name}', 'export_student', *export))
+    steps.run(*(_test(base, label, *run) for label, run in runs.items()))
+    rows = []
+    for label, (path, _) in runs.items():
+        result = json.loads(_result(base, label).read_text())
+        metric = main_metrics(result)[0]
+        file = f'{Path(result["checkpoint"]).name} ({result["sha256"]})'
+        rows.append([label, metric.cell(result[metric.key]), *measure(root / path), file])
+    header = ['model', metric.label, 'parameters', 'ms per image', 'file (SHA-256)']
+    print('\n' + table(rows, header))
     print(
         '\nOne seed on generated pictures: a toy that shows the way, not a benchmark.\n'
-        f'On real data: {task.on_real_data}\n'
+        f'On real data: {ON_REAL_DATA[task]}\n'
         f'Everything is in {base}; {time.monotonic() - start:.0f} s in this run.'
     )
-    models = [Model(label, root / path, run.work_dir, newest_checkpoint(run.work_dir)) for label, path, run in runs]
-    report = write_demo_report(base / 'report.html', task, models, header, cells)
+    names = ['student alone', f'student, {method}', 'teacher']
+    report = demo_report(base / 'report.html', [alone, distilled, base / 'teacher'], names, task, header, rows)
     print(f'The report, with curves and pictures: {report}')
     return rows
 
 
-def _training(name: str, config: str, work_dir: Path, seed: int, root: Path) -> Training:
-    cfg = Config.fromfile(root / config) if (root / config).is_file() else None
-    return Training(name, f'training {name}', config, work_dir, _iterations(cfg) if cfg else 0, seed)
+def demo_report(
+    out: Path,
+    folders: Sequence[Path],
+    names: Sequence[str],
+    task: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+) -> Path:
+    """Writes the report of a finished demo; returns its path.
+
+    Args:
+        out: The HTML file.
+        folders: Work directories of the models.
+        names: What to call them.
+        task: The demo's task.
+        header: Columns of the demo's table.
+        rows: The demo's table.
+    """
+    on_real_data = 'With the data set of this config in place (see docs/getting-started.md):'
+    first = [
+        parts.section('The demo', [parts.notes([HONEST]), parts.table(header, rows, 't' + 'n' * len(header))]),
+        parts.section('The same on real data', [parts.paragraph(on_real_data), parts.code(ON_REAL_DATA[task])]),
+    ]
+    return write_report(folders, out, names, f'freekd_mm demo: {names[1]}', PICTURES, first)[0]
+
+
+def _tool(name: str, label: str, tool: str, *words: object) -> Step:
+    return Step(name, label, [sys.executable, f'tools/{tool}.py', *map(str, words)])
+
+
+def _training(root: Path, config: str, work_dir: Path, seed: int = 0) -> Step:
+    options = [f'randomness.seed={seed}', 'default_hooks.logger.interval=5']
+    step = _tool('', '', 'train', config, '--work-dir', work_dir, '--resume', '--cfg-options', *options)
+    iterations = PROMPT_ITERATIONS if work_dir.name == 'prompt' else _iterations(Config.fromfile(root / config))
+    return Step(work_dir.name, f'training {work_dir.name}', step.command, work_dir, iterations)
 
 
 def _iterations(cfg: Config) -> int:
     """Returns the iterations of a run: given, or epochs times batches of the scenes."""
     if cfg.train_cfg.get('max_iters'):
         return int(cfg.train_cfg.max_iters)
-    annotations = json.loads((Path(cfg.data_root) / 'scenes.json').read_text())['settings']
-    return int(cfg.train_cfg.max_epochs * (annotations['num_train'] // cfg.train_dataloader.batch_size))
-
-
-def _prompt(base: Path, config: Path) -> Training:
-    stage1 = config.with_name(f'{config.stem}_prompt.py')
-    return Training('prompt', 'stage 1, the prompt', str(stage1), base / 'prompt', PROMPT_ITERATIONS)
+    settings = json.loads((Path(cfg.data_root) / 'scenes.json').read_text())['settings']
+    return int(cfg.train_cfg.max_epochs * (settings['num_train'] // cfg.train_dataloader.batch_size))
 
 
 def newest_checkpoint(work_dir: Path) -> Path:
@@ -112,41 +143,28 @@ def newest_checkpoint(work_dir: Path) -> Path:
     return Path((work_dir / 'last_checkpoint').read_text().strip())
 
 
-def _test(base: Path, label: str, config: str, name: str, checkpoint: Path) -> Command:
+def _result(base: Path, label: str) -> Path:
+    return base / f'test_{label.replace(", ", "_").replace(" ", "_")}.json'
+
+
+def _test(base: Path, label: str, config: str, checkpoint: Path) -> Step:
     """Returns the command that evaluates a checkpoint."""
-    options = ('--out', str(base / f'test_{name}.json'), '--work-dir', str(base / f'test_{name}'))
-    return Command(
-        f'test_{name}', f'tested {label}', [sys.executable, 'tools/test.py', config, str(checkpoint), *options]
-    )
+    out = _result(base, label)
+    words = (config, checkpoint, '--out', out, '--work-dir', out.with_suffix(''))
+    return _tool(out.stem, f'tested {label}', 'test', *words)
 
 
-def _row(base: Path, label: str, config: str, name: str, task: Task, root: Path) -> dict:
-    """Returns a row of the table: what the evaluation found, and measures of the model."""
-    score = json.loads((base / f'test_{name}.json').read_text())[task.metric] * task.factor
-    return {'label': label, 'score': score, **measure(root / config)}
-
-
-def measure(config: Path) -> dict:
+def measure(config: Path) -> list[str]:
     """Returns parameters and milliseconds per image of the plain model of a config, on one thread."""
     import torch
+    from torch.utils.benchmark import Timer
 
     from freekd_mm.runtime.config import build_model, find_model, without_pretrained
 
     model_cfg, scope = find_model(Config.fromfile(config))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
         model = build_model(without_pretrained(model_cfg), scope).eval()
-    image = torch.zeros(1, 3, 160, 160)
-    torch.set_num_threads(1)
-    times = []
-    with torch.no_grad():
-        for _ in range(20):
-            start = time.perf_counter()
-            model(image, None, mode='tensor')
-            times.append(time.perf_counter() - start)
-    # The quickest: whatever else the computer does only adds to it.
-    return {'parameters': sum(p.numel() for p in model.parameters()), 'milliseconds': 1000 * min(times)}
-
-
-def _cells(row: dict, task: Task) -> list[str]:
-    return [row['label'], f'{row["score"]:.1f}', f'{row["parameters"] / 1e6:.2f} M', f'{row["milliseconds"]:.0f}']
+        found = {'model': model, 'image': torch.zeros(1, 3, 160, 160)}
+        seconds = Timer('model(image, None, mode="tensor")', globals=found).timeit(20).median
+    return [f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M', f'{1000 * seconds:.0f}']

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
+from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.compat import install
 from freekd_mm.engine.distributed import prepare_cpu_processes
 from freekd_mm.engine.visualizer import forget_visualizer
 from freekd_mm.files import write_text
+
+#: Written beside the log of every evaluation.
+RESULT = 'result.json'
 
 
 def plain_config(cfg: Config) -> Config:
@@ -32,7 +37,8 @@ def evaluate(cfg: Config, checkpoint: str, out: str | None = None, show_dir: str
     Args:
         cfg: The training config; of a distilled student or plain.
         checkpoint: Checkpoint written in training, or an exported student.
-        out: JSON file for the metrics.
+        out: JSON file for the metrics, with the checkpoint and the first digits of its SHA-256; the same is written
+            to ``<work_dir>/<timestamp>/result.json``.
         show_dir: Directory for pictures of the predictions.
     """
     from mmengine.runner import Runner
@@ -51,7 +57,10 @@ def evaluate(cfg: Config, checkpoint: str, out: str | None = None, show_dir: str
         metrics = runner.test()
     finally:
         forget_visualizer(runner.visualizer)
-    if out and is_main_process():
-        # Evaluators return NumPy numbers, too.
-        write_text(out, json.dumps(metrics, indent=2, default=float) + '\n')
+    if is_main_process():
+        # A number without the file that it is of would be credited to another one.
+        result = {**metrics, 'checkpoint': str(checkpoint), 'sha256': short_hash(fetch(checkpoint))}
+        for file in [Path(runner.log_dir) / RESULT, *([Path(out)] if out else [])]:
+            # Evaluators return NumPy numbers, too.
+            write_text(file, json.dumps(result, indent=2, default=float) + '\n')
     return metrics

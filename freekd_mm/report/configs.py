@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.config import is_distilled
 
 #: Where a run wrote, and what mmengine notes for itself: no setting of the training.
 IGNORED = ('work_dir', 'experiment_name', 'launcher', 'visualizer', 'vis_backends', 'filename', '_scope_')
 MISSING = object()
 MAX_TEXT = 90
+#: The type of a loss in the leaves of a distillation config.
+LOSS = re.compile(r'distillation\.distill\.(\w+)\.loss(?:\.\d+)?\.type$')
 #: What a table shows where a run has no value.
 EMPTY = '\u2013'
 
@@ -25,36 +29,41 @@ def read_config(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         return {}
+    source = file.read_text(encoding='utf-8')
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of escapes in a user's strings
-            body = ast.parse(file.read_text(encoding='utf-8')).body
+            body = ast.parse(source).body
     except (SyntaxError, ValueError):
         return {}
-    config: dict[str, Any] = {}
-    for node in body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            config[node.targets[0].id] = _value(node.value)
-    return config
+    return {
+        node.targets[0].id: _value(node.value, source)
+        for node in body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
 
 
-def _value(node: ast.expr) -> Any:
+def _value(node: ast.expr, source: str) -> Any:
     """Returns the value of a literal, of ``dict(...)``, or the source of anything else."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
-        merged: dict[Any, Any] = {}
-        for keyword in node.keywords:
-            value = _value(keyword.value)
-            merged.update({keyword.arg: value} if keyword.arg else value if isinstance(value, dict) else {})
-        return merged
+    pairs: list[tuple[Any, ast.expr]] | None = None
     if isinstance(node, ast.Dict):
-        keys = [ast.unparse(key) if key is None else _value(key) for key in node.keys if key is not None]
-        return dict(zip(map(str, keys), map(_value, node.values)))
-    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
-        return [_value(item) for item in node.elts]
+        pairs = [(key and _value(key, source), value) for key, value in zip_equal(node.keys, node.values)]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+        pairs = [(keyword.arg, keyword.value) for keyword in node.keywords]
+    if pairs is not None:
+        merged: dict[str, Any] = {}
+        for key, item in pairs:
+            value = _value(item, source)
+            # ``**`` of something that is no literal: its source.
+            merged.update({str(key): value} if key is not None else value if isinstance(value, dict) else {'**': value})
+        return merged
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items = [_value(item, source) for item in node.elts]
+        return tuple(items) if isinstance(node, ast.Tuple) else items
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):
-        return ast.unparse(node)
+        return ast.get_source_segment(source, node)
 
 
 def flatten(config: Any, path: str = '') -> dict[str, Any]:
@@ -62,7 +71,7 @@ def flatten(config: Any, path: str = '') -> dict[str, Any]:
     items: Any = None
     if isinstance(config, dict):
         items = config.items()
-    elif isinstance(config, list) and any(isinstance(item, dict) for item in config):
+    elif isinstance(config, (list, tuple)) and any(isinstance(item, dict) for item in config):
         items = ((str(index), item) for index, item in enumerate(config))
     if items is None or not config:
         return {path: config} if path else {}
@@ -89,15 +98,14 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Returns the settings that are not the same in all configs: name, and the value of each as text."""
     leaves = [comparable(config) for config in configs]
-    names = list({name: None for own in leaves for name in own})
     rows = []
-    for name in names:
+    for name in {name: None for own in leaves for name in own}:
         values = [own.get(name, MISSING) for own in leaves]
         if any(value != values[0] for value in values[1:]):
-            rows.append((name, [EMPTY if value is MISSING else text(value) for value in values]))
+            rows.append([name, *(EMPTY if value is MISSING else text(value) for value in values)])
     return rows
 
 
@@ -127,21 +135,25 @@ def facts(config: dict[str, Any]) -> dict[str, str]:
     found = comparable(config)
     optimizer = config.get('optim_wrapper') or {}
     own = optimizer.get('optimizer') or {}
-    train, loader = config.get('train_cfg') or {}, config.get('train_dataloader') or {}
-    length = next((f'{train[key]} {unit}' for key, unit in LENGTHS.items() if train.get(key)), None)
+    train = config.get('train_cfg') or {}
+    length = next((f'{train[f"max_{unit}"]} {unit}' for unit in ('epochs', 'iters') if train.get(f'max_{unit}')), None)
     prompt = next((hook for hook in config.get('custom_hooks') or [] if _is_prompt_hook(hook)), None)
     if prompt:  # stage 1 has a loop and an optimizer of its own
         length, own = f'{prompt.get("max_iters", "default")} iterations of stage 1', prompt.get('optimizer') or {}
+    batch = found.get('train_dataloader.batch_size')
+    teacher = found.get('distillation.teacher.cfg_path') or found.get('distillation.teacher.model.type')
+    losses = {name: str(value).split('.')[-1] for name, value in found.items() if LOSS.match(name)}
     rows = {
-        'model': _join(found.get('model.type'), _model(found, 'model.')),
-        'teacher': _teacher(config),
-        'method': _methods(config),
-        'data': _join(found.get('train_dataloader.dataset.type'), found.get('train_dataloader.dataset.data_root')),
+        'model': _join(found, 'model.type', 'model.backbone.type', 'model.backbone.depth'),
+        'width': found.get('model.backbone.base_channels'),
+        'teacher': teacher and f'{shorten(str(teacher))}, {found.get("distillation.teacher.dtype", "fp32")}',
+        'method': ', '.join(f'{name.split(".")[2]} ({loss})' for name, loss in losses.items()),
+        'data': _join(found, 'train_dataloader.dataset.type', 'train_dataloader.dataset.data_root'),
         'schedule': length,
-        'batch size': loader.get('batch_size') and f'{loader["batch_size"]} a process',
-        'optimizer': _join(own.get('type'), own.get('lr') is not None and f'learning rate {own["lr"]}'),
+        'batch size': batch and f'{batch} per process',
+        'optimizer': own.get('type') and f'{own["type"]}, learning rate {own.get("lr", "default")}',
         'precision': 'mixed (AMP)' if str(optimizer.get('type', '')).startswith('Amp') else None,
-        'start from': config.get('load_from') or None,
+        'start from': config.get('load_from'),
     }
     return {name: text(str(value)) for name, value in rows.items() if value}
 
@@ -150,36 +162,5 @@ def _is_prompt_hook(hook: Any) -> bool:
     return isinstance(hook, dict) and str(hook.get('type')).endswith('FrequencyPromptHook')
 
 
-LENGTHS = {'max_epochs': 'epochs', 'max_iters': 'iterations'}
-
-
-def _join(*parts: Any) -> str | None:
-    return ', '.join(shorten(str(part)) for part in parts if part) or None
-
-
-def _model(leaves: dict[str, Any], prefix: str) -> str:
-    names = [leaves.get(f'{prefix}backbone.{key}') for key in ('type', 'depth')]
-    width = leaves.get(f'{prefix}backbone.base_channels')
-    return '-'.join(str(name) for name in names if name) + (f' of width {width}' if width else '')
-
-
-def _teacher(config: dict[str, Any]) -> str | None:
-    teacher = (config.get('model') or {}).get('teacher') if isinstance(config.get('model'), dict) else None
-    if not isinstance(teacher, dict):
-        return None
-    inline = teacher.get('model') if isinstance(teacher.get('model'), dict) else {}
-    source = teacher.get('cfg_path') or (inline or {}).get('type')
-    return f'{shorten(str(source))}, {teacher.get("dtype", "fp32")}' if source else None
-
-
-def _methods(config: dict[str, Any]) -> str | None:
-    model = config.get('model')
-    entries = model.get('distill') if isinstance(model, dict) else None
-    if not isinstance(entries, dict):
-        return None
-    found = []
-    for name, entry in entries.items():
-        loss = entry.get('loss') if isinstance(entry, dict) else None
-        kind = str(loss.get('type', '')).rsplit('.', 1)[-1] if isinstance(loss, dict) else ''
-        found.append(f'{name} ({kind})')
-    return ', '.join(found)
+def _join(leaves: dict[str, Any], *names: str) -> str:
+    return ', '.join(shorten(str(leaves[name])) for name in names if leaves.get(name))

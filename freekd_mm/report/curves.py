@@ -5,18 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from freekd_mm.compat.versions import remove_prefix
-from freekd_mm.report.charts import Line, bar_chart, line_chart
+from freekd_mm.pages.charts import Line, key, line_chart
+from freekd_mm.pages.page import parts
+from freekd_mm.report.configs import EMPTY
 from freekd_mm.report.metrics import describe, is_main
-from freekd_mm.report.page import charts, details, heading, legend, paragraph
 from freekd_mm.report.runs import Run
 
-#: ``distill.<entry>.<term>``, as the distillation logs the parts of a loss.
-TERM = re.compile(r'^distill\.(?P<entry>\w+)\.(?P<term>.+)$')
-LEVEL = re.compile(r'^level(?P<level>\d+)(?:/(?P<band>.+))?$')
+#: ``distill.<entry>.<term>``, as the distillation logs the parts of a loss; a term may be ``level<i>/<band>``.
+TERM = re.compile(r'^distill\.(?P<entry>\w+)\.(?:level(?P<level>\d+)(?:/(?P<band>.+))?|(?P<term>.+))$')
 #: Logged with the losses, but no curve of the training.
 OTHERS = ('base_lr', 'time', 'data_time', 'memory', 'epoch', 'iter', 'step')
-BANDS = {'low': 'low band', 'high': 'high bands', '': 'all bands'}
+BANDS = {'low': 'low band', 'high': 'high bands', None: 'all bands'}
+TITLES = {
+    'loss': 'total loss, all terms with their weights',
+    'lr': 'learning rate',
+    'grad_norm': 'norm of the gradient, before clipping',
+}
 
 
 def count_epochs(runs: Sequence[Run]) -> bool:
@@ -24,123 +31,86 @@ def count_epochs(runs: Sequence[Run]) -> bool:
     return all(run.by_epoch for run in runs if run.evaluations)
 
 
-def metric_section(runs: Sequence[Run]) -> str:
-    """Returns the metrics, those that count first; bars where no run has more than one evaluation."""
+def metric_curves(runs: Sequence[Run]) -> list[Markup]:
+    """Returns the metrics, those that count first; a table where no run has more than one evaluation."""
     keys = list({key: None for run in runs for key in run.metric_keys()})
     if not keys:
-        return ''
+        return []
     epochs = count_epochs(runs)
+    points = {key: [run.metric(key, epochs) for run in runs] for key in keys}
+    if all(len(own) <= 1 for found in points.values() for own in found):
+        rows = [
+            [describe(key).label, *(describe(key).cell(own[0][1]) if own else EMPTY for own in points[key])]
+            for key in keys
+        ]
+        header = ['the only evaluation', *(run.name for run in runs)]
+        return [parts.table(header, rows, 't' + 'n' * len(runs))]
+
+    def chart(key: str) -> Markup:
+        metric, x_label = describe(key), 'epoch' if epochs else 'iteration'
+        lines = [
+            Line(run.name, [(x, y * metric.factor) for x, y in own], index)
+            for index, (run, own) in enumerate(zip(runs, points[key]))
+        ]
+        return line_chart(metric.label, lines, x_label, metric.unit, dots=True)
+
     main = [key for key in keys if is_main(key)] or keys[:1]
-    others = [key for key in keys if key not in main]
-    shown = _legend(runs, [run for run in runs if run.evaluations]) + charts(
-        *(_metric(runs, key, epochs) for key in main)
-    )
-    return shown + (
-        details('All other metrics', charts(*(_metric(runs, key, epochs) for key in others))) if others else ''
-    )
+    found = [_legend(runs, [run for run in runs if run.evaluations]), parts.charts(list(map(chart, main)))]
+    others = [chart(key) for key in keys if key not in main]
+    return [*found, parts.details('All other metrics', [parts.charts(others)])] if others else found
 
 
-def _metric(runs: Sequence[Run], key: str, epochs: bool) -> str:
-    metric = describe(key)
-    lines = [
-        Line(run.name, [(x, y * metric.factor) for x, y in run.metric(key, epochs)], index)
-        for index, run in enumerate(runs)
-    ]
-    if all(len(line.points) <= 1 for line in lines):
-        bars = [(line.label, line.points[0][1], line.style) for line in lines if line.points]
-        return bar_chart(f'{metric.label}, the only evaluation', bars, metric.unit)
-    return line_chart(metric.label, lines, 'epoch' if epochs else 'iteration', metric.unit, dots=True)
+def loss_curves(runs: Sequence[Run]) -> list[Markup]:
+    """Returns the total loss and those of the task; those of the distillation are apart from them."""
+    keys = [key for key in _keys(runs) if 'loss' in key and not key.startswith('distill.')]
+    return _curves(runs, sorted(keys, key=lambda key: key != 'loss'))
 
 
-def loss_section(runs: Sequence[Run]) -> str:
-    """Returns the total loss, those of the task, and apart from them those of the distillation."""
-    keys = _keys(runs)
-    of_task = [key for key in keys if 'loss' in key and not key.startswith('distill.')]
-    of_task.sort(key=lambda key: key != 'loss')
-    if not of_task:
-        return ''
-    return _legend(runs, [run for run in runs if run.train]) + charts(
-        *(_curve(runs, key, TITLES.get(key, key)) for key in of_task)
-    )
-
-
-def distillation_section(runs: Sequence[Run]) -> str:
+def distillation_curves(runs: Sequence[Run]) -> list[Markup]:
     """Returns the weighted losses of the distillation entries, then their parts by level and band."""
-    keys = _keys(runs)
-    weighted = [key for key in keys if key.startswith('distill.loss_') or key.startswith('distill.scale')]
-    having = [run for run in runs if any(key in run.train_keys() for key in weighted)]
-    if not having:
-        return ''
-    weighted_charts = [_curve(runs, key, f'{remove_prefix(key, "distill.")}, weighted') for key in weighted]
-    parts = [_legend(runs, having) + charts(*weighted_charts)]
-    terms = [_terms(run) for run in having]
-    if any(terms):
-        parts.append(heading('By feature level and wavelet band'))
-        parts.append(
-            paragraph(
-                'The share of each level in the loss, before its weight; level 0 has the highest resolution.', soft=True
-            )
-        )
-        most = max(len(re.findall('<polyline', figure)) for figures in terms for figure in figures)
-        parts.append(legend([f'level {level}' for level in range(most)]))
-        parts += [charts(*figures) for figures in terms]
-    return ''.join(parts)
+    found = _curves(runs, [key for key in _keys(runs) if key.startswith(('distill.loss_', 'distill.scale'))])
+    terms = [parts.charts(_terms(run)) for run in runs if any(map(TERM.match, run.train_keys()))]
+    if found and terms:
+        count = 1 + max(int(match['level'] or 0) for match in filter(None, map(TERM.match, _keys(runs))))
+        explained = 'The share of each level in the loss, before its weight; level 0 has the highest resolution.'
+        found += [parts.heading('By feature level and wavelet band'), parts.remark(explained)]
+        found += [parts.legend([key(f'level {level}', level) for level in range(count)]), *terms]
+    return found
 
 
-def _terms(run: Run) -> list[str]:
-    """Returns one chart an entry and band, with a line a level."""
-    groups: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    figures = []
-    for key in run.train_keys():
-        match = TERM.match(key)
-        if not match:
-            continue
-        level = LEVEL.match(match['term'])
-        if level:
-            groups.setdefault((match['entry'], level['band'] or ''), []).append((int(level['level']), key))
-        else:
-            line = Line(key, run.series(key))
-            figures.append(line_chart(f'{_named(run, match["entry"])}: {match["term"]}', [line], 'iteration', 'value'))
-    by_level = [
-        line_chart(
-            f'{_named(run, entry)}: {BANDS.get(band, band)}',
-            [Line(f'level {level}', run.series(key), level) for level, key in sorted(found)],
-            'iteration',
-            'share in the loss',
-        )
-        for (entry, band), found in groups.items()
-    ]
-    return by_level + figures
+def _terms(run: Run) -> list[Markup]:
+    """Returns one chart per entry and band, with a line per level."""
+    charts: dict[str, list[Line]] = {}
+    for name in run.train_keys():
+        match = TERM.match(name)
+        if match:
+            entry = run.name if run.name.endswith(match['entry']) else f'{run.name}, {match["entry"]}'
+            term = match['term'] or BANDS.get(match['band'], match['band'])
+            level = int(match['level'] or 0)
+            charts.setdefault(f'{entry}: {term}', []).append(Line(f'level {level}', run.series(name), level))
+    return [line_chart(title, lines, 'iteration', 'share in the loss') for title, lines in charts.items()]
 
 
-def _named(run: Run, entry: str) -> str:
-    return run.name if run.name.endswith(entry) else f'{run.name}, {entry}'
-
-
-def _legend(runs: Sequence[Run], shown: Sequence[Run]) -> str:
-    """Names the runs that a section shows, in the colours that they have everywhere."""
-    return legend([run.name for run in shown], [runs.index(run) for run in shown])
-
-
-def optimisation_section(runs: Sequence[Run]) -> str:
+def optimisation_curves(runs: Sequence[Run]) -> list[Markup]:
     """Returns the learning rate, the norm of the gradient, and what a prompt's training logs."""
-    keys = _keys(runs)
-    figures = []
-    if 'lr' in keys:
-        figures.append(_curve(runs, 'lr', 'learning rate'))
-    if 'grad_norm' in keys:
-        figures.append(_curve(runs, 'grad_norm', 'norm of the gradient, before clipping'))
-    figures += [_curve(runs, key, f'prompt: {key[7:].replace("_", " ")}') for key in keys if key.startswith('prompt/')]
-    return _legend(runs, [run for run in runs if run.train]) + charts(*figures) if any(figures) else ''
+    return _curves(runs, [key for key in _keys(runs) if key in ('lr', 'grad_norm') or key.startswith('prompt/')])
 
 
-TITLES = {'loss': 'total loss, all terms with their weights'}
+def _curves(runs: Sequence[Run], keys: Sequence[str]) -> list[Markup]:
+    """Returns a chart per logged value, with a line per run, below the names of the runs that have any of them."""
+    charts = []
+    for name in keys:
+        title = TITLES.get(name) or remove_prefix(name, 'distill.') + (', weighted' if 'distill.' in name else '')
+        lines = [Line(run.name, run.series(name), index) for index, run in enumerate(runs)]
+        charts.append(line_chart(title, lines, 'iteration', 'loss' if 'loss' in name else 'value'))
+    having = [run for run in runs if any(name in run.train_keys() for name in keys)]
+    return [_legend(runs, having), parts.charts(charts)] if any(charts) else []
+
+
+def _legend(runs: Sequence[Run], shown: Sequence[Run]) -> Markup:
+    """Names the runs that a section shows, in the colours that they have everywhere."""
+    return parts.legend([key(run.name, runs.index(run)) for run in shown])
 
 
 def _keys(runs: Sequence[Run]) -> list[str]:
     return list({key: None for run in runs for key in run.train_keys() if key not in OTHERS})
-
-
-def _curve(runs: Sequence[Run], key: str, title: str) -> str:
-    lines = [Line(run.name, run.series(key), index) for index, run in enumerate(runs)]
-    return line_chart(title, lines, 'iteration', 'value' if 'loss' not in key else 'loss')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 COCO = re.compile(r'^(?:\w+/)?(?P<kind>bbox|segm|proposal|keypoints)_mAP(?:_(?P<part>50|75|s|m|l))?$')
@@ -33,6 +33,10 @@ class Metric:
     def smaller_is_better(self) -> bool:
         """Whether it is an error."""
         return any(word in self.key.lower() for word in ('loss', 'error', 'mae', 'mse'))
+
+    def best(self, points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        """Returns the point (step, value) with the best value."""
+        return (min if self.smaller_is_better else max)(points, key=lambda point: point[1])
 
     def cell(self, value: float) -> str:
         """Returns a value for a table."""

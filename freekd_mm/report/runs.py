@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,32 +13,15 @@ from typing import Any
 from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import pairwise, zip_equal
 from freekd_mm.report.configs import read_config
-from freekd_mm.report.environment import read_environment
+from freekd_mm.report.files import TIMES, Tested, last_checkpoint, read_tests
+from freekd_mm.report.log import iterations_per_epoch, read_environment
 from freekd_mm.report.metrics import is_known
 
 LOGS = 'vis_data'
-SCALARS = 'scalars.json'
-#: In a line of an evaluation, but no result of it.
-TIMES = ('data_time', 'time', 'step')
 
 
 class NoRunError(ValueError):
     """A folder holds no logs of mmengine."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The metrics at one point of a training.
-
-    Attributes:
-        step: As it was logged: the epoch or the iteration.
-        iteration: Training iterations that were logged until then, as far as known.
-        values: Metrics by name.
-    """
-
-    step: int
-    iteration: int
-    values: dict[str, float]
 
 
 @dataclass
@@ -46,35 +30,49 @@ class Run:
 
     Attributes:
         name: What the report calls it.
+        folder: Its work directory.
         by_epoch: Whether evaluations are counted in epochs.
+        epoch_length: Iterations per epoch, 0 where it is not known.
         train: Logged training values by iteration.
-        evaluations: In order.
+        evaluations: Metrics by epoch or iteration, as they were logged.
         config: The config as plain values; empty where there is none.
         environment: What the log says about the machine.
-        tested: Metrics of the last test in the same folder.
-        sessions: How many times it was started.
+        tests: Evaluations of checkpoints of this run.
+        foreign_tests: Evaluations that were written to the same folder, of files that are not this run's.
+        logs: The files that all this was read from.
         notes: What a reader should know.
     """
 
     name: str
+    folder: Path = Path()
     by_epoch: bool = False
+    epoch_length: int = 0
     train: dict[int, dict[str, float]] = field(default_factory=dict)
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
-    tested: dict[str, float] = field(default_factory=dict)
-    sessions: int = 0
+    tests: list[Tested] = field(default_factory=list)
+    foreign_tests: list[Tested] = field(default_factory=list)
+    logs: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
+    def steps(self) -> int:
+        """Epochs or iterations that were done: of the last evaluation or checkpoint."""
+        checkpoint = last_checkpoint(self.folder)
+        named = re.search(r'_(\d+)\.pth$', checkpoint.name) if checkpoint else None
+        return max([*self.evaluations, int(named[1]) if named else 0])
+
+    @property
     def iterations(self) -> int:
-        """The last iteration that was logged."""
-        return max(self.train, default=0)
+        """The last iteration, which need not be one that was logged."""
+        done = self.steps * self.epoch_length if self.by_epoch else self.steps
+        return max([*self.train, done])
 
     @property
     def epochs(self) -> int:
-        """The last epoch that was logged; 0 for a run in iterations."""
-        return int(max((row.get('epoch', 0) for row in self.train.values()), default=0))
+        """The last epoch, perhaps not at its end; 0 for a run in iterations."""
+        return int(max([0, *(row.get('epoch', 0) for row in self.train.values())]))
 
     def series(self, key: str) -> list[tuple[float, float]]:
         """Returns (iteration, value) of a training value."""
@@ -82,8 +80,14 @@ class Run:
 
     def metric(self, key: str, epochs: bool) -> list[tuple[float, float]]:
         """Returns (epoch or iteration, value) of a metric."""
-        found = [(e.step if epochs else e.iteration, e.values[key]) for e in self.evaluations if key in e.values]
-        return [(step, value) for step, value in found if math.isfinite(value)]
+        found = [(step, row[key]) for step, row in sorted(self.evaluations.items()) if key in row]
+        return [(step if epochs else self.iteration_of(step), value) for step, value in found if math.isfinite(value)]
+
+    def iteration_of(self, step: int) -> int:
+        """Returns the training iterations until an evaluation; as far as they were logged where no log says more."""
+        if not self.by_epoch or self.epoch_length:
+            return step * (self.epoch_length or 1)
+        return max([0, *(at for at, row in self.train.items() if row.get('epoch', 0) <= step)])
 
     def train_keys(self) -> list[str]:
         """Returns the names of the training values, in the order of the log."""
@@ -91,20 +95,7 @@ class Run:
 
     def metric_keys(self) -> list[str]:
         """Returns the names of the metrics, in the order of the log."""
-        return list({key: None for evaluation in self.evaluations for key in evaluation.values})
-
-
-@dataclass
-class _Session:
-    """What one start of a run logged."""
-
-    train: dict[int, dict[str, float]] = field(default_factory=dict)
-    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
-    broken: int = 0
-
-    def epoch_of_first_line(self) -> int | None:
-        row = self.train[min(self.train)] if self.train else {}
-        return int(row['epoch']) if 'epoch' in row else None
+        return list({key: None for row in self.evaluations.values() for key in row})
 
 
 def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None) -> tuple[list[Run], list[str]]:
@@ -120,7 +111,7 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None)
     """
     paths = [Path(folder) for folder in folders]
     if names is not None and len(names) != len(paths):
-        raise ValueError(f'names should be {len(paths)}, one a work directory, but got {len(names)}')
+        raise ValueError(f'names should be {len(paths)}, one per work directory, but got {len(names)}')
     runs, left_out = [], []
     for path, name in zip_equal(paths, names or short_names(paths)):
         try:
@@ -152,12 +143,26 @@ def read_run(folder: Path, name: str) -> Run:
     starts = [folder] if (folder / LOGS).is_dir() else sorted(p.parent for p in folder.glob(f'*/{LOGS}') if p.is_dir())
     if not starts:
         raise NoRunError(f'{name}: {_no_logs(folder)}')
-    run = Run(name, sessions=len(starts))
-    _join(run, [_read_session(start) for start in starts])
+    run = Run(name, folder)
+    for test in read_tests(folder):
+        (run.tests if test.is_of(folder) else run.foreign_tests).append(test)
+    broken = dropped = 0
     for start in starts:
-        run.config = read_config(start / LOGS / 'config.py') or run.config
-        run.environment = read_environment(start / f'{start.name}.log') or run.environment
-        run.tested = _read_test(start / f'{start.name}.json') or run.tested
+        train, evaluations, unread = _read_session(start)
+        broken += unread
+        if train or evaluations or not run.config:
+            run.config = read_config(start / LOGS / 'config.py') or run.config
+            log = start / f'{start.name}.log'
+            run.environment = read_environment(log) or run.environment
+            run.epoch_length = iterations_per_epoch(log) or run.epoch_length
+        dropped += _join(run, train, evaluations)
+        run.logs += [_scalars(start)] if train or evaluations else []
+    if broken:
+        run.notes.append(f'{_count(broken, "line")} of the log cannot be read and are left out')
+    if dropped:
+        run.notes.append(
+            f'{_count(dropped, "logged step")} of a session are left out: a later one went back before them'
+        )
     run.notes += _state(run)
     return run
 
@@ -171,32 +176,34 @@ def _no_logs(folder: Path) -> str:
     )
 
 
-def _read_session(start: Path) -> _Session:
-    """Reads the JSON lines of one start; a training value has a learning rate or an iteration, a metric has none."""
-    session = _Session()
-    file = start / LOGS / SCALARS
-    if not file.is_file():
-        file = next(iter(sorted((start / LOGS).glob('*.json'))), file)
-    if not file.is_file():
-        return session
-    last = 0
-    for line in file.read_text(encoding='utf-8', errors='replace').splitlines():
+def _scalars(start: Path) -> Path:
+    file = start / LOGS / 'scalars.json'
+    return file if file.is_file() else next(iter(sorted((start / LOGS).glob('*.json'))), file)
+
+
+def _read_session(start: Path) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]], int]:
+    """Returns training values, evaluations and the number of broken lines of one start.
+
+    A training value has a learning rate or an iteration, an evaluation has none.
+    """
+    train: dict[int, dict[str, float]] = {}
+    evaluations: dict[int, dict[str, float]] = {}
+    last, broken, file = 0, 0, _scalars(start)
+    for line in file.read_text(encoding='utf-8', errors='replace').splitlines() if file.is_file() else ():
         try:
-            row = json.loads(line)
+            values = _numbers(json.loads(line))
         except json.JSONDecodeError:
-            session.broken += bool(line.strip())
+            broken += bool(line.strip())
             continue
-        values = _numbers(row)
         if 'iter' in values or 'lr' in values:
             last = int(values.get('step', values.get('iter', last)))
-            session.train.setdefault(last, {}).update(values)
+            train.setdefault(last, {}).update(values)
         elif 'step' in values:
             own = {key: value for key, value in values.items() if key not in TIMES and is_known(key, value)}
-            # By epochs in a run of iterations: mmengine counts none, and logs 0.
-            step = int(values['step']) or last
             if own:
-                session.evaluations.setdefault(step, {}).update(own)
-    return session
+                # By epochs in a run of iterations: mmengine counts none, and logs 0.
+                evaluations.setdefault(int(values['step']) or last, {}).update(own)
+    return train, evaluations, broken
 
 
 def _numbers(row: Any) -> dict[str, float]:
@@ -205,45 +212,22 @@ def _numbers(row: Any) -> dict[str, float]:
     return {str(k): v for k, v in row.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 
-def _read_test(file: Path) -> dict[str, float]:
-    if not file.is_file():
-        return {}
-    try:
-        row = json.loads(file.read_text(encoding='utf-8'))
-    except json.JSONDecodeError:
-        return {}
-    return {key: value for key, value in _numbers(row).items() if key not in TIMES}
+def _join(run: Run, train: dict[int, dict[str, float]], evaluations: dict[int, dict[str, float]]) -> int:
+    """Adds a later session: it takes the place of all from its first step on, which did not lead to its weights.
 
-
-def _join(run: Run, sessions: Sequence[_Session]) -> None:
-    """Joins the sessions in the order of their start.
-
-    A later one takes the place of all that was logged from its first step on: that part did not lead to its weights.
+    Returns the number of logged steps that are gone.
     """
-    run.by_epoch = any(session.epoch_of_first_line() is not None for session in sessions)
-    metrics: dict[int, dict[str, float]] = {}
     dropped = 0
-    for session in sessions:
-        if session.train:
-            first = min(session.train)
-            gone = [step for step in run.train if step >= first]
-            dropped += len([step for step in gone if step not in session.train])
-            for step in gone:
-                del run.train[step]
-            border = (session.epoch_of_first_line() or 0) if run.by_epoch else first
-            metrics = {step: values for step, values in metrics.items() if step < border}
-        run.train.update(session.train)
-        metrics.update(session.evaluations)
-    for step, values in sorted(metrics.items()):
-        before = [i for i, row in run.train.items() if row.get('epoch', 0) <= step] if run.by_epoch else []
-        run.evaluations.append(Evaluation(step, max(before, default=0) if run.by_epoch else step, values))
-    broken = sum(session.broken for session in sessions)
-    if broken:
-        run.notes.append(f'{_count(broken, "line")} of the log cannot be read and are left out')
-    if dropped:
-        run.notes.append(
-            f'{_count(dropped, "logged step")} of a session are left out: a later one went back before them'
-        )
+    if train:
+        first = min(train)
+        run.by_epoch = run.by_epoch or 'epoch' in train[first]
+        border = train[first].get('epoch', 0) if run.by_epoch else first
+        dropped = len([step for step in run.train if step >= first and step not in train])
+        run.train = {step: row for step, row in run.train.items() if step < first}
+        run.evaluations = {step: row for step, row in run.evaluations.items() if step < border}
+    run.train.update(train)
+    run.evaluations.update(evaluations)
+    return dropped
 
 
 def _state(run: Run) -> list[str]:
@@ -251,23 +235,19 @@ def _state(run: Run) -> list[str]:
     if not run.train and not run.evaluations:
         return ['nothing was logged: the run ended before its first log line, or it is still starting']
     plan = run.config.get('train_cfg') or {}
-    done, planned, unit = (
-        (run.epochs, plan.get('max_epochs'), 'epoch')
-        if run.by_epoch
-        else (run.iterations, plan.get('max_iters'), 'iteration')
-    )
+    unit, planned = ('epoch', plan.get('max_epochs')) if run.by_epoch else ('iteration', plan.get('max_iters'))
     notes = []
-    if isinstance(planned, int) and run.train and done < planned - (0 if run.by_epoch else _interval(run)):
-        notes.append(f'it is not at its end: logged until {unit} {done} of {planned}')
+    if isinstance(planned, int) and run.train:
+        # A run may end some iterations behind its last log line.
+        steps = sorted(run.train)
+        behind = max((b - a for a, b in pairwise(steps)), default=steps[0]) - 1
+        done = max(run.steps, run.epochs) if run.by_epoch else run.iterations
+        length = run.epoch_length if run.by_epoch else 1
+        if done < planned if run.by_epoch and not length else planned * length - run.iterations > behind:
+            notes.append(f'it is not at its end: logged until {unit} {done} of {planned}')
     if not run.evaluations and 'loss_prompt_dissimilarity' not in run.train_keys():
         notes.append('there is no evaluation in its logs')
     return notes
-
-
-def _interval(run: Run) -> int:
-    """The largest step between two log lines: a run may end that much behind its last line."""
-    steps = sorted(run.train)
-    return max((b - a for a, b in pairwise(steps)), default=steps[0]) - 1
 
 
 def _count(number: int, word: str) -> str:

@@ -1,20 +1,24 @@
-"""Draws what models predict, and the ground truth, on pictures of a data set."""
+"""Shows what models predict, and the ground truth, on the same pictures of a data set."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
+from markupsafe import Markup
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
+from torch import nn
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.pages.page import parts, picture
 from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
 from freekd_mm.runtime.model import student_state_dict
 
@@ -26,6 +30,26 @@ SIDE = 400
 COLORS = ((220, 60, 60), (60, 120, 220), (60, 170, 90), (230, 160, 40), (150, 90, 200), (40, 180, 190), (200, 90, 150))
 
 
+class Column(NamedTuple):
+    """What one model predicts.
+
+    Attributes:
+        label: Name of the model.
+        samples: Its data samples, one per picture.
+    """
+
+    label: str
+    samples: list[Any]
+
+
+class Drawn(NamedTuple):
+    """A picture (H, W, 3), RGB, the classes in it, and how many boxes it shows, in words."""
+
+    picture: np.ndarray
+    classes: set[int]
+    boxes: str = ''
+
+
 def some_samples(cfg: Config, count: int) -> tuple[list[Any], dict[str, Any]]:
     """Returns some items of a config's test data, evenly spread, and what it says about its classes."""
     with default_scope(cfg.get('default_scope')):
@@ -34,28 +58,49 @@ def some_samples(cfg: Config, count: int) -> tuple[list[Any], dict[str, Any]]:
     return [dataset[int(index)] for index in chosen], dict(dataset.metainfo)
 
 
-def predict(cfg: Config, checkpoint: str | Path, data: Sequence[Any]) -> list[Any]:
-    """Returns the data samples with the predictions of a checkpoint, of a plain model or of a distilled student."""
+def build_student(cfg: Config, checkpoint: str | Path) -> nn.Module:
+    """Returns the plain model of a config, or of a distilled student, with the weights of a checkpoint."""
     model_cfg, scope = find_model(cfg)
+    model = build_model(without_pretrained(model_cfg), scope)
+    model.load_state_dict(student_state_dict(load_checkpoint_file(checkpoint)['state_dict']))
+    return model
+
+
+def predict(model: nn.Module, data: Sequence[Any]) -> list[Any]:
+    """Returns the data samples with the predictions of a model."""
+    scope = type(model).__module__.split('.')[0]
     with default_scope(scope), torch.no_grad():
-        model = build_model(without_pretrained(model_cfg), scope).eval()
-        model.load_state_dict(student_state_dict(load_checkpoint_file(checkpoint)['state_dict']))
-        return [model.test_step(pseudo_collate([copy.deepcopy(item)]))[0] for item in data]  # type: ignore[operator]
+        return [model.eval().test_step(pseudo_collate([copy.deepcopy(item)]))[0] for item in data]  # type: ignore[operator]
 
 
-def draw(sample: Any, meta: dict[str, Any], truth: bool = False) -> tuple[np.ndarray, str]:
-    """Returns an RGB picture with the predictions or the ground truth, and how many objects it shows.
+def side_by_side(columns: Sequence[Column], data: Sequence[Any], meta: dict[str, Any]) -> list[Markup]:
+    """Returns a row of pictures per image: the ground truth, then each model."""
+    rows, colors = [], palette(meta)
+    classes: set[int] = set()
+    for index, item in enumerate(data):
+        drawn = [('ground truth', draw(item['data_samples'], colors, truth=True))]
+        drawn += [(column.label, draw(column.samples[index], colors)) for column in columns]
+        figures = [picture(d.picture, f'{label}{d.boxes}', photo=True) for label, d in drawn]
+        rows.append(parts.pictures(figures, len(figures)))
+        classes.update(*(d.classes for _, d in drawn))
+    names = dict(enumerate(meta.get('classes') or ()))
+    legend = [(names.get(label, label), f'rgb{colors[label % len(colors)]}', '') for label in sorted(classes)]
+    return [parts.legend(legend), *rows]
+
+
+def draw(sample: Any, colors: Sequence[tuple[int, ...]], truth: bool = False) -> Drawn:
+    """Draws the predictions or the ground truth.
 
     Args:
         sample: A data sample of mmdet or mmseg, with ``img_path``.
-        meta: What the data set says about its classes.
+        colors: One per class.
         truth: Draw the ground truth.
     """
-    image = read_rgb(sample.metainfo['img_path'])
+    image = cv2.imread(sample.metainfo['img_path'])[..., ::-1]
     prefix = 'gt' if truth else 'pred'
     if hasattr(sample, f'{prefix}_sem_seg'):
         labels = getattr(sample, f'{prefix}_sem_seg').data[0].cpu().numpy()
-        return draw_labels(image, labels, palette(meta)), ''
+        return Drawn(draw_labels(image, labels, colors), set(labels[labels < len(colors)].tolist()))
     found = getattr(sample, f'{prefix}_instances').cpu()
     boxes = getattr(found.bboxes, 'tensor', found.bboxes).numpy()
     if truth:
@@ -63,11 +108,13 @@ def draw(sample: Any, meta: dict[str, Any], truth: bool = False) -> tuple[np.nda
     else:
         kept = found.scores.numpy() >= SCORE
         found, boxes = found[kept], boxes[kept]
-    return draw_boxes(image, boxes, found.labels.numpy(), palette(meta)), f'{len(boxes)} boxes'
+    labels = found.labels.numpy()
+    count = f', {len(boxes)} boxes' + ('' if truth else f' of score {SCORE} or more')
+    return Drawn(draw_boxes(image, boxes, labels, colors), set(labels.tolist()), count)
 
 
 def palette(meta: dict[str, Any]) -> list[tuple[int, ...]]:
-    """Returns a colour a class, RGB."""
+    """Returns a colour per class, RGB."""
     count = len(meta.get('classes') or COLORS)
     own = meta.get('palette')
     if isinstance(own, (list, tuple)) and len(own) >= count:
@@ -75,33 +122,21 @@ def palette(meta: dict[str, Any]) -> list[tuple[int, ...]]:
     return [COLORS[index % len(COLORS)] for index in range(count)]
 
 
-def read_rgb(file: str | Path) -> np.ndarray:
-    """Returns an image file as RGB."""
-    from PIL import Image
-
-    return np.asarray(Image.open(file).convert('RGB'))
-
-
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, colors: Sequence[tuple[int, ...]]
 ) -> np.ndarray:
     """Returns the picture, enlarged where it is small, with boxes (N, 4) in the colours of their classes."""
-    import cv2
-
     scale = max(1.0, SIDE / max(image.shape[:2]))
     canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    for box, label in zip_equal((boxes * scale).round().astype(int), labels):
-        corners = ((int(box[0]), int(box[1])), (int(box[2]), int(box[3])))
+    for box, label in zip_equal((boxes * scale).round().astype(int).tolist(), labels):
         # A dark rim, so that every colour is seen on every ground.
-        cv2.rectangle(canvas, *corners, (15, 15, 15), 5)
-        cv2.rectangle(canvas, *corners, colors[label % len(colors)], 3)
+        for color, width in (((15, 15, 15), 5), (colors[label % len(colors)], 3)):
+            cv2.rectangle(canvas, box[:2], box[2:], color, width)
     return canvas
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, colors: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Returns the picture with the classes (H, W) of its pixels over it; what has none stays as it is."""
-    import cv2
-
     table = np.zeros((256, 3), np.uint8)
     table[: len(colors)] = colors
     known = (labels < len(colors))[..., None]

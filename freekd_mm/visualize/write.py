@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 
+from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.files import write_bytes, write_text
-from freekd_mm.pictures import jpeg, png
+from freekd_mm.files import write_bytes
+from freekd_mm.pages.page import parts, picture, write_page
+from freekd_mm.pictures import png
 from freekd_mm.prompts.prompt_file import use_prompt
-from freekd_mm.report.page import Page, notes, picture, pictures
 from freekd_mm.visualize.draw import overviews
 from freekd_mm.visualize.features import View
 from freekd_mm.visualize.loading import INIT, compare, quiet, read_images
-from freekd_mm.visualize.view_parts import view_parts
+from freekd_mm.visualize.page import view_parts
 
 
 def visualize(
@@ -45,7 +45,7 @@ def visualize(
     with quiet():
         views = compare(cfg, checkpoint, read_images(cfg, images), before, entries)
     if Path(out).suffix.lower() in ('.html', '.htm'):
-        return [_write_page(Path(out), cfg, checkpoint, images, views, before)]
+        return [_write_page(Path(out), cfg, Path(checkpoint), images, views, before)]
     written = []
     for file, (view, first) in zip_equal(images, views):
         for name, drawn in overviews(view, first):
@@ -63,20 +63,20 @@ def _near(file: str | Path) -> str:
 def _write_page(
     out: Path,
     cfg: Config,
-    checkpoint: str | Path,
+    checkpoint: Path,
     images: Sequence[str | Path],
     views: Sequence[tuple[View, View | None]],
     before: str | Path | None,
 ) -> Path:
+    first = 'the student as its training starts' if before == INIT else before and _named(Path(before))
+    remarks = [f'"Before" is {first}, "after" is {_named(checkpoint)}.' if before else _named(checkpoint)]
+    found = [parts.notes(remarks)]
+    for file, (view, old) in zip_equal(images, views):
+        shown = parts.pictures([picture(view.image, 'as the models see it', photo=True)])
+        found.append(parts.section(Path(file).name, [shown, *view_parts(view, old)]))
     name = Path(cfg.filename).name if cfg.filename else 'a config'
-    page = Page(
-        f'What {name} distils', f'{Path(checkpoint).name}, {time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}'
-    )
-    if before:
-        what = 'the student as its training starts' if before == INIT else Path(before).name
-        page.add(notes([f'"Before" is {what}, "after" is {Path(checkpoint).name}.']))
-    for file, (view, first) in zip_equal(images, views):
-        page.section(
-            Path(file).name, pictures(picture(jpeg(view.image), 'as the models see it')), view_parts(view, first)
-        )
-    return write_text(out, page.html())
+    return write_page(out, f'What {name} distils', checkpoint.name, found)
+
+
+def _named(file: Path) -> str:
+    return f'{"/".join(file.parts[-2:])} ({short_hash(file)})'

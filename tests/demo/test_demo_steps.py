@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from freekd_mm.demo.steps import Command, Steps, Training, iterations_done
+from freekd_mm.demo.steps import Step, Steps, iterations_done
 
 WRITE = "import sys; open(sys.argv[1], 'a').write('x')"
 
@@ -17,29 +17,29 @@ def test_a_step_runs_once(tmp_path: Path) -> None:
     out = tmp_path / 'out'
     for _ in range(2):
         steps = Steps(tmp_path, tmp_path / 'demo')
-        steps.run(Command('write', 'wrote', [sys.executable, '-c', WRITE, str(out)]))
+        steps.run(Step('write', 'wrote', [sys.executable, '-c', WRITE, str(out)]))
     assert out.read_text() == 'x'
 
 
 def test_a_failing_step_names_its_command_and_log_and_runs_again(tmp_path: Path) -> None:
     steps = Steps(tmp_path, tmp_path / 'demo')
     with pytest.raises(SystemExit, match=r'(?s)ZeroDivisionError.*the demo stopped: .* failed\..*boom\.log'):
-        steps.run(Command('boom', 'never', [sys.executable, '-c', '1 / 0']))
-    assert steps.done('boom') is None
+        steps.run(Step('boom', 'never', [sys.executable, '-c', '1 / 0']))
+    assert not (tmp_path / 'boom.done').exists()
 
 
-def test_trainings_run_side_by_side_and_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(self: Training) -> list[str]:
-        return [sys.executable, '-c', WRITE, str(self.work_dir / 'out')]
-
-    monkeypatch.setattr(Training, 'command', command)
-    trainings = [Training(name, name, 'config.py', tmp_path / name, iterations=4) for name in ('one', 'two')]
-    for training in trainings:
-        training.work_dir.mkdir()
+def test_trainings_run_side_by_side_with_one_bar_and_are_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     steps = Steps(tmp_path, tmp_path / 'demo')
+    command = [sys.executable, '-c', WRITE]
+    trainings = [
+        Step(name, name, [*command, str(tmp_path / name)], tmp_path / 'work', iterations=4) for name in ('one', 'two')
+    ]
     for _ in range(2):
-        steps.train(*trainings)
-    assert [(tmp_path / name / 'out').read_text() for name in ('one', 'two')] == ['x', 'x']
+        steps.run(*trainings)
+    assert [(tmp_path / name).read_text() for name in ('one', 'two')] == ['x', 'x']
+    assert capsys.readouterr().err.count('one and two: 8/8') == 1
 
 
 def test_the_progress_is_read_from_the_newest_log(tmp_path: Path) -> None:
@@ -52,9 +52,3 @@ def test_the_progress_is_read_from_the_newest_log(tmp_path: Path) -> None:
         lines = [*map(json.dumps, (*entries, evaluation)), '{"iter": 9, "step": 9']  # the last is half written
         (folder / 'scalars.json').write_text('\n'.join(lines))
     assert iterations_done(tmp_path) == 7
-
-
-def test_the_command_is_one_that_a_user_can_run(tmp_path: Path) -> None:
-    command = Training('student', 'student', 'configs/demo/det_student.py', tmp_path, 10, seed=3).command()
-    assert command[1:3] == ['tools/train.py', 'configs/demo/det_student.py']
-    assert 'randomness.seed=3' in command

@@ -16,6 +16,7 @@ from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from torch import nn
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.compat.versions import remove_prefix
 from freekd_mm.engine import training
 from freekd_mm.engine.evaluation import evaluate, plain_config
@@ -180,7 +181,10 @@ def test_distillation_from_segmenter_to_evaluation(scenes_root, tmp_path):
     out = tmp_path / 'metrics.json'
     metrics = evaluate(config, str(Path(runner.work_dir) / 'iter_2.pth'), out=str(out))
     assert metrics['mIoU'] == trained
-    assert json.loads(out.read_text())['mIoU'] == trained
+    result = json.loads(out.read_text())
+    assert result['mIoU'] == trained
+    assert (Path(result['checkpoint']).name, result['sha256']) == ('iter_2.pth', short_hash(result['checkpoint']))
+    assert [json.loads(file.read_text()) for file in Path(config.work_dir).glob('*/result.json')] == [result]
 
 
 def test_plain_config_leaves_the_users_hooks(scenes_root):

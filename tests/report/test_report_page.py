@@ -8,12 +8,13 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from html_checks import CHROMIUM, check_in_browser, check_page
 from test_report_runs import ap, step, write_session
 
+from freekd_mm.pages.charts import MOST_POINTS, Line, key, line_chart, thin
 from freekd_mm.report.build import write_report
-from freekd_mm.report.charts import MOST_POINTS, WIDTH, Line, line_chart, number, thin, ticks
 
 REPO = Path(__file__).parents[2]
 
@@ -50,9 +51,14 @@ def test_the_report_holds_all_runs_and_needs_nothing_else(runs: list[Path], tmp_
 
 def test_each_run_has_one_colour_in_all_charts(runs: list[Path], tmp_path: Path) -> None:
     html = write_report(runs, tmp_path / 'report.html', names=['plain', 'kd'])[0].read_text()
-    found = set(re.findall(r'<polyline class="(s\d)" points="[^"]*"><title>(\w+)</title>', html))
-    assert {style for style, name in found if name == 'plain'} == {'s0'}
-    assert {style for style, name in found if name == 'kd'} == {'s1'}
+    charts = re.findall(r'<figure class="chart".*?</figure>', html)
+    of_kd = [chart for chart in charts if re.match(r'[^>]* of kd"', chart)]
+    of_both = [chart for chart in charts if re.match(r'[^>]* of plain, kd"', chart)]
+    assert of_kd
+    assert of_both
+    assert all('stroke: var(--c1)' in chart and 'stroke: var(--c0)' not in chart for chart in of_kd)
+    assert all(chart.index('stroke: var(--c0)') < chart.index('stroke: var(--c1)') for chart in of_both)
+    assert '<line style="stroke: var(--c1)"' in html
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here')
@@ -78,35 +84,37 @@ def test_the_tool_says_what_it_left_out_and_fails_without_any_run(
     assert capsys.readouterr().err.startswith('error: nothing: should hold')
 
 
-def test_ticks_are_round_and_hold_the_values() -> None:
-    assert ticks(0.0, 0.97) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
-    assert ticks(3, 41) == pytest.approx([0, 10, 20, 30, 40, 50])
-    assert ticks(-2e-5, 3e-5, 3)[0] <= -2e-5
-
-
-def test_numbers_are_short() -> None:
-    shown = [number(value) for value in (0.0, 0.00012, 12345678.0, 0.25, 40.0, 25000.0)]
-    assert shown == ['0', '1.2e-4', '1.23e7', '0.25', '40', '25000']
+def curve(chart: str) -> np.ndarray:
+    """The pixels (N, 2) of the only curve of a chart."""
+    (path,) = re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--c0\)[^>]*/>', re.sub('<defs>.*?</defs>', '', chart))
+    return np.array(re.sub('[ML]', '', path).split(), float).reshape(-1, 2)
 
 
 def test_a_spike_does_not_press_a_curve_flat() -> None:
     calm = [(step, 1 + 0.1 * math.sin(step)) for step in range(100)]
-    chart = line_chart('loss', [Line('run', [(0, 1e6), *calm])], 'iteration', 'loss')
+    chart = line_chart('loss', [Line('run', [(-1, 1e6), *calm])], 'iteration', 'loss')
     assert 'cut off above 1.4' in chart
-    heights = [float(point.split(',')[1]) for point in re.search(r'points="([^"]*)"', chart)[1].split()[1:]]
-    assert max(heights) - min(heights) > 10
+    assert np.ptp(curve(chart)[1:, 1]) > 10
+
+
+def test_a_chart_has_the_letters_and_colours_of_the_page() -> None:
+    chart = line_chart('t', [Line('a', [(1, 1.0), (2, 2.0)]), Line('b', [(1, 2.0)], 9)], 'iteration', 'loss & more')
+    assert '>loss &amp; more</text>' in chart
+    assert 'system-ui' in chart
+    assert '#' not in re.sub(r'(id="|href="#|url\(#)\w+', '', chart)
+    assert key('b', 9) == ('b', 'var(--c1)', '7 4')
 
 
 def test_long_curves_are_averaged_and_values_that_are_not_finite_are_left_out() -> None:
     points = thin([(float(x), float(x % 2)) for x in range(100 * MOST_POINTS)])
     assert len(points) <= MOST_POINTS
-    assert {round(y, 6) for _, y in points} == {0.5}
+    assert points[:, 1] == pytest.approx(0.5)
     chart = line_chart('t', [Line('run', [(1, 1.0), (2, math.nan), (3, math.inf), (4, 2.0)])], 'x', 'y')
-    assert len(re.search(r'points="([^"]*)"', chart)[1].split()) == 2
+    assert len(curve(chart)) == 2
     assert line_chart('t', [Line('run', [(1, math.nan)])], 'x', 'y') == ''
 
 
-def test_one_value_is_drawn_within_the_chart() -> None:
-    chart = line_chart('t', [Line('run', [(5, 3.0)])], 'x', 'y', dots=True)
-    x = float(re.search(r'cx="([^"]*)"', chart)[1])
-    assert 0 < x < WIDTH
+def test_the_only_evaluation_is_a_table(runs: list[Path], tmp_path: Path) -> None:
+    run = write_session(tmp_path / 'short', '1', [step(1, 1, loss=1.0), ap(0.25, 1)])
+    assert 'the only evaluation' in check_page(write_report([run], tmp_path / 'r.html')[0])
+    assert 'the only evaluation' not in check_page(write_report([run, runs[0]], tmp_path / 'r.html')[0])

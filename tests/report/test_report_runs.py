@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from html_checks import check_page
 
+from freekd_mm.checkpoints.sources import short_hash
+from freekd_mm.report.build import write_report
 from freekd_mm.report.configs import differences, facts, read_config, text
-from freekd_mm.report.environment import read_environment
+from freekd_mm.report.log import iterations_per_epoch, read_environment
 from freekd_mm.report.runs import NoRunError, read_run, read_runs
 
 
@@ -40,7 +44,7 @@ def test_the_sessions_of_a_resumed_run_are_joined_and_the_later_one_wins(tmp_pat
     assert run.metric('coco/bbox_mAP', epochs=True) == [(1, 0.1), (2, 0.25), (3, 0.3)]
     assert run.metric('coco/bbox_mAP', epochs=False) == [(10, 0.1), (20, 0.25), (30, 0.3)]
     assert run.metric_keys() == ['coco/bbox_mAP']
-    assert run.sessions == 2
+    assert len(run.logs) == 2
     assert any('1 line of the log' in note for note in run.notes)
 
 
@@ -51,7 +55,7 @@ def test_what_a_later_session_went_back_before_is_no_part_of_the_run(tmp_path: P
     write_session(tmp_path, '2', [step(10, loss=9.0)])
     run = read_run(tmp_path, 'run')
     assert run.series('loss') == [(10, 9.0)]
-    assert run.evaluations == []
+    assert run.evaluations == {}
     assert any('2 logged steps' in note for note in run.notes)
 
 
@@ -90,7 +94,7 @@ def test_foreign_folders_are_left_out_and_named(tmp_path: Path) -> None:
         read_runs([tmp_path / 'runs'])
     with pytest.raises(FileNotFoundError, match=r"should be an existing folder, but got .*Did you mean 'good'\?"):
         read_runs([tmp_path / 'runs/goof'])
-    with pytest.raises(ValueError, match='names should be 1, one a work directory, but got 2'):
+    with pytest.raises(ValueError, match='names should be 1, one per work directory, but got 2'):
         read_runs([tmp_path / 'foreign'], ['a', 'b'])
 
 
@@ -107,6 +111,10 @@ def test_a_config_is_read_without_being_run(tmp_path: Path) -> None:
     )
     assert read_config(file) == {'a': {'x': [1, -2.5, 'pq'], 'k.l': {'y': None}}, 'b': 'os.getcwd()'}
     assert not (tmp_path / 'ran').exists()
+    file.write_text("b = 1\na = {**b, 'b': 1, 'c': (2, 3)}\n")
+    assert read_config(file) == {'b': 1, 'a': {'**': 'b', 'b': 1, 'c': (2, 3)}}
+    file.write_text("a = {**dict(x=1), 'b': 1}\n")
+    assert read_config(file) == {'a': {'x': 1, 'b': 1}}
     file.write_text('a = (')
     assert read_config(file) == {}
 
@@ -121,7 +129,7 @@ def test_a_distilled_student_differs_from_the_plain_one_in_the_distillation_alon
         'distill': {'wavelet': {'loss': loss}},
     }
     configs = [{'model': student, 'work_dir': 'a'}, {'model': distilled, 'work_dir': 'b'}]
-    rows = dict(differences(configs))
+    rows = {name: values for name, *values in differences(configs)}
     assert all(name.startswith('distillation.') for name in rows)
     assert rows['distillation.distill.wavelet.loss.channels'][1] == '256'
     assert rows['distillation.teacher.cfg_path'][1] == '…/project/teacher.py'
@@ -143,3 +151,45 @@ def test_versions_are_read_from_the_head_of_the_log(tmp_path: Path) -> None:
         '    PyTorch: of the config below\n'
     )
     assert read_environment(tmp_path / 'a.log') == {'Python': '3.11.7', 'GPU': 'NVIDIA H200', 'PyTorch': '2.13.0'}
+
+
+def write_result(file: Path, checkpoint: Path, value: float) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {'coco/bbox_mAP': value, 'checkpoint': str(checkpoint), 'sha256': short_hash(checkpoint)}
+    file.write_text(json.dumps(content))
+
+
+def test_a_result_is_that_of_a_run_only_where_the_file_is(tmp_path: Path) -> None:
+    run = write_session(tmp_path / 'student', '1', [step(1, 1, loss=1.0), ap(0.1, 1)])
+    (run / 'epoch_1.pth').write_bytes(b'weights')
+    (tmp_path / 'student_kd.pth').write_bytes(b'other weights')
+    write_result(run / 'test/2/result.json', run / 'epoch_1.pth', 0.094)
+    write_result(run / 'test/3/result.json', tmp_path / 'student_kd.pth', 0.126)
+    words = check_page(write_report([run], tmp_path / 'r.html')[0])
+    results, others = words.split('files of none of their runs')
+    assert '9.40' in results
+    assert '12.60' not in results
+    assert 'student/test/2/result.json' in results
+    assert short_hash(run / 'epoch_1.pth') in results
+    assert re.search(rf'student_kd\.pth \({short_hash(tmp_path / "student_kd.pth")}\)\s+box AP 12\.60', others)
+    # A later training wrote another file of that name.
+    (run / 'epoch_1.pth').write_bytes(b'new weights')
+    assert [test.values['coco/bbox_mAP'] for test in read_run(run, 'run').foreign_tests] == [0.094, 0.126]
+
+
+def test_the_last_iteration_need_not_be_logged(tmp_path: Path) -> None:
+    rows = [step(30, 1, loss=3.0), ap(0.1, 1), step(66, 2, loss=2.0), ap(0.2, 2)]
+    run = write_session(tmp_path, '1', rows, 'train_cfg = dict(max_epochs=2)\n')
+    log = '2026/01/01 - INFO - Epoch(train)  [1][ 30/36]  lr: 1.0e-01  loss: 3.0\n'
+    (run / '1/1.log').write_text(log)
+    assert iterations_per_epoch(run / '1/1.log') == 36
+    found = read_run(run, 'run')
+    assert (found.iterations, found.epochs, found.notes) == (72, 2, [])
+    assert found.metric('coco/bbox_mAP', epochs=False) == [(36, 0.1), (72, 0.2)]
+
+
+def test_the_last_iteration_is_that_of_the_last_checkpoint(tmp_path: Path) -> None:
+    run = write_session(tmp_path / 'run', '1', [step(50, loss=3.0)], 'train_cfg = dict(max_iters=70)\n')
+    (run / 'iter_70.pth').write_bytes(b'')
+    (run / 'last_checkpoint').write_text('/elsewhere/run/iter_70.pth')
+    assert read_run(run, 'run').iterations == 70

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import tiny_configs
@@ -15,9 +16,14 @@ from picture_cases import LEVELS, STUDENT, TEACHER, entry
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import dwt2d
+<<<<<<< HEAD
 from freekd_mm.losses import FreeKDLoss, WaveletLoss
+=======
+from freekd_mm.losses import FreeKDLoss
+from freekd_mm.pictures import GAP, SIDE, TITLE, Tile, grid, mask_pictures, mask_tiles
+>>>>>>> eab5c67 (Pages are a Jinja2 template and matplotlib charts; the demo's report is the ordinary one; every number in a report names its file)
 from freekd_mm.runtime.preprocess import as_rgb
-from freekd_mm.visualize.draw import on_white, overviews, pyramid, weights_picture
+from freekd_mm.visualize.draw import overviews, pyramid
 from freekd_mm.visualize.features import band_maps, compared_by, look
 from freekd_mm.visualize.predictions import draw_boxes, draw_labels
 
@@ -67,11 +73,21 @@ def test_pictures_have_the_proportions_of_the_image() -> None:
     assert picture.shape[1] == pytest.approx(2 * picture.shape[0], abs=2)
 
 
-def test_a_bar_plot_shows_on_every_ground() -> None:
-    drawn = weights_picture(np.array([0.5, 1.5, 1.0]), 0)
-    assert drawn.shape[2] == 4
-    assert (drawn[..., 3] == 0).mean() > 0.3
-    assert on_white(drawn)[drawn[..., 3] == 0].min() == 255
+def test_tiles_have_their_titles_above_them() -> None:
+    dark = np.zeros((20, 300, 3), np.uint8)
+    drawn = grid([[Tile('one', dark), Tile('two', dark)], [Tile('three', dark)]])
+    assert drawn.shape == (2 * (20 + TITLE + GAP), 2 * (300 + GAP), 3)
+    assert (drawn[:TITLE, :100] < 100).any()
+    assert (drawn[TITLE : TITLE + 20, :300] == 0).all()
+    assert (drawn[-20:, 310:] == 255).all()
+
+
+def test_masks_say_their_band_and_token(tmp_path: Path) -> None:
+    image, masks = np.full((64, 64, 3), 200, np.uint8), [torch.rand(2, 4, 4), torch.rand(2, 8, 8)]
+    titles = [[tile.title for tile in row] for row in mask_tiles(image, masks)]
+    assert titles == [[f'{band}, token {token}' for token in (0, 1)] for band in ('low band', 'details 1')]
+    (file,) = mask_pictures(image, {'neck[0]': masks}, tmp_path)
+    assert cv2.imread(str(file)).shape == (2 * (SIDE + TITLE + GAP), 3 * (SIDE + GAP), 3)
 
 
 def test_an_image_comes_back_as_it_was_loaded() -> None:

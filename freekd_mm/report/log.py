@@ -1,4 +1,4 @@
-"""What the head of an mmengine log says about the machine and the versions."""
+"""What the text log of mmengine says: versions, devices, the length of an epoch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ WANTED = {
 }
 RULE = '-' * 30
 HEAD = 200
+#: ``Epoch(train)  [1][ 30/36]``.
+EPOCH = re.compile(r'Epoch\(train\)\s+\[\s*\d+\]\[\s*\d+/(\d+)\]')
 LINE = re.compile(r'^ {4}(?P<name>[A-Za-z][\w ,.]*?): (?P<value>.+)$')
 
 
@@ -43,3 +45,14 @@ def read_environment(log: Path) -> dict[str, str]:
                 elif name in WANTED:
                     found[WANTED[name]] = value.split(' (')[0] if name == 'Python' else value
     return found
+
+
+def iterations_per_epoch(log: Path) -> int:
+    """Returns the iterations of an epoch, as the first line of the training says; 0 where there is none."""
+    if log.is_file():
+        with open(log, encoding='utf-8', errors='replace') as lines:
+            for line in lines:
+                match = EPOCH.search(line)
+                if match:
+                    return int(match[1])
+    return 0
