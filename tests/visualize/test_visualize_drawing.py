@@ -16,12 +16,8 @@ from picture_cases import LEVELS, STUDENT, TEACHER, entry
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import dwt2d
-<<<<<<< HEAD
 from freekd_mm.losses import FreeKDLoss, WaveletLoss
-=======
-from freekd_mm.losses import FreeKDLoss
 from freekd_mm.pictures import GAP, SIDE, TITLE, Tile, grid, mask_pictures, mask_tiles
->>>>>>> eab5c67 (Pages are a Jinja2 template and matplotlib charts; the demo's report is the ordinary one; every number in a report names its file)
 from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.visualize.draw import overviews, pyramid
 from freekd_mm.visualize.features import band_maps, compared_by, look
