@@ -30,8 +30,9 @@ stage1
 datasets
 wizard
 robustness
-report
+pages
 visualize
+report
 benchmark
 demo
 doctor
