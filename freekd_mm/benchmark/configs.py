@@ -14,7 +14,7 @@ from mmengine.config import Config, ConfigDict
 from freekd_mm.benchmark.plan import Method, Plan
 from freekd_mm.checks import did_you_mean
 from freekd_mm.runtime.config import load_config
-from freekd_mm.wizard.methods import PROMPTED, Wiring, method_entries
+from freekd_mm.wizard.methods import PROMPTED, Wiring, method_entries, method_hooks
 from freekd_mm.wizard.places import find_wiring, probe_config
 
 PROBE_SIZE = (128, 128)
@@ -127,8 +127,9 @@ class ConfigMaker:
             )
             if method.inherit:
                 cfg.model['inherit'] = list(method.inherit)
-        if method.hooks:
-            cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *method.hooks]
+        hooks = [*(method_hooks(method.entries, self.wiring) if isinstance(method.entries, str) else ()), *method.hooks]
+        if hooks:
+            cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
         return cfg
 
     def entries(self, method: Method, prompt: Path | None) -> dict[str, Any]:

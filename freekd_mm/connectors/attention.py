@@ -95,9 +95,10 @@ class LocalCrossAttention(nn.Module):
         channels: Channels of ``guide``, ``x`` and the output.
         num_heads: Number of heads; it must divide the channels. With one head a channel the attention is
             the released code's, which never sums over channels and keeps nine scores a channel.
+        position_std: Deviation of the relative positions to begin with; the released code has 1.
     """
 
-    def __init__(self, channels: int, num_heads: int = 4) -> None:
+    def __init__(self, channels: int, num_heads: int = 4, position_std: float = 0.02) -> None:
         super().__init__()
         check_positive('channels', channels, integer=True)
         check_positive('num_heads', num_heads, integer=True)
@@ -107,8 +108,8 @@ class LocalCrossAttention(nn.Module):
         self.query = nn.Conv2d(channels, channels, 1, bias=False)
         self.key = nn.Conv2d(channels, channels, 1, bias=False)
         self.value = nn.Conv2d(channels, channels, 1, bias=False)
-        self.rows = nn.Parameter(0.02 * torch.randn(channels // 2, KERNEL))
-        self.columns = nn.Parameter(0.02 * torch.randn(channels - channels // 2, KERNEL))
+        self.rows = nn.Parameter(position_std * torch.randn(channels // 2, KERNEL))
+        self.columns = nn.Parameter(position_std * torch.randn(channels - channels // 2, KERNEL))
 
     def relative_position(self) -> Tensor:
         """Returns r (C, 9), the neighbours row by row."""

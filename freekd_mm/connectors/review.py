@@ -16,6 +16,7 @@ from freekd_mm.connectors.fam import FAMConnector, Mode
 from freekd_mm.registry import MODELS
 
 Heads = Union[int, Literal['channels'], None]
+Variant = Literal['ours', 'code']
 HEADS = 4
 
 
@@ -26,15 +27,26 @@ class ReviewFusion(nn.Module):
         channels: Channels of this level.
         deeper_channels: Channels of the deeper level's result.
         num_heads: Heads of the attention, see :class:`FAMReviewConnector`.
+        variant: ``'ours'`` or ``'code'``, likewise.
     """
 
-    def __init__(self, channels: int, deeper_channels: int, num_heads: Heads) -> None:
+    def __init__(self, channels: int, deeper_channels: int, num_heads: Heads, variant: Variant) -> None:
         super().__init__()
-        same = channels == deeper_channels
-        self.project = nn.Identity() if same else nn.Conv2d(deeper_channels, channels, 1)
+        code = variant == 'code'
+        self.project: nn.Module = nn.Identity()
+        if channels != deeper_channels:
+            self.project = nn.Conv2d(deeper_channels, channels, 1, bias=not code)
+            if code:
+                nn.init.kaiming_uniform_(self.project.weight, a=1)
+                self.project = nn.Sequential(self.project, nn.BatchNorm2d(channels), nn.ReLU())
         if num_heads is None:
-            num_heads = math.gcd(HEADS, channels)
-        self.attention = LocalCrossAttention(channels, channels if num_heads == 'channels' else num_heads)
+            num_heads = 'channels' if code else math.gcd(HEADS, channels)
+        self.attention = LocalCrossAttention(
+            channels, channels if num_heads == 'channels' else num_heads, 1.0 if code else 0.02
+        )
+        if code:
+            for module in (self.attention.query, self.attention.key, self.attention.value):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
     def forward(self, x: Tensor, deeper: Tensor) -> Tensor:
         """Returns (N, C, H, W) for this level's x (N, C, H, W) and the deeper result (N, C', h, w)."""
@@ -52,9 +64,9 @@ class FAMReviewConnector(FAMConnector):
 
     FAM-KD's, as its released code has it: the top-down order, queries from the deeper result, keys and
     values from this level, nearest-neighbour upsampling, fused features (before FAM) going up, one FAM a
-    level. Ours: real low-rank filters for any input size; heads with a scaled dot product
-    (``num_heads='channels'`` is the released code's product without a sum over channels); a plain 1x1
-    convolution where the channels of two levels differ (the released code adds batch norm and ReLU).
+    level. ``variant='code'`` is the released code in all else as well: a softmax for each channel, relative
+    positions of deviation 1, batch norm and ReLU where the channels of two levels differ and behind FAM, its
+    high-pass and its initial values. With ``mode='dense'`` it is that code to the letter, for one input size.
 
     Args:
         in_channels: Channels of the student's levels, finest first; one integer for all or one a level.
@@ -62,7 +74,10 @@ class FAMReviewConnector(FAMConnector):
         num_levels: Number of levels; None takes the length of the channels, or 1.
         mode: ``'lowrank'``, ``'depthwise'`` or ``'dense'``, see :class:`freekd_mm.frequency.SpectralFilter2d`.
         num_heads: Heads of the attention; they must divide the channels of every level but the deepest.
-            ``'channels'``: one a channel. None: four, or two or one where four do not divide.
+            ``'channels'``: one a channel. None: four, or two or one where four do not divide; with
+            ``variant='code'`` one a channel.
+        variant: ``'ours'``: heads with a scaled dot product, a plain 1x1 convolution between levels. ``'code'``:
+            see above; sets ``post`` and ``region`` where they are not given.
         fam: Every other option of :class:`freekd_mm.connectors.FAMConnector`.
     """
 
@@ -74,13 +89,17 @@ class FAMReviewConnector(FAMConnector):
         mode: Mode = 'lowrank',
         *,
         num_heads: Heads = None,
+        variant: Variant = 'ours',
         **fam: Any,
     ) -> None:
+        check_choice('variant', variant, ('ours', 'code'))
+        if variant == 'code':
+            fam = {'post': 'bn_relu', 'region': 'code', **fam}
         super().__init__(in_channels, out_channels, num_levels, mode, **fam)
         if isinstance(num_heads, str):
             check_choice('num_heads', num_heads, ('channels',))
         self.fusions = nn.ModuleList(
-            ReviewFusion(channels, deeper, num_heads)
+            ReviewFusion(channels, deeper, num_heads, variant)
             for channels, deeper in zip_equal(self.in_channels[:-1], self.in_channels[1:])
         )
 

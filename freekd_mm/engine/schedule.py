@@ -25,6 +25,7 @@ class DistillScheduleHook(Hook):
 
     Args:
         warmup_iters: Iterations from 0 to the full weight.
+        warmup: The same as a share of the training, between 0 and 1.
         decay: ``'constant'``, or ``'linear'`` or ``'cosine'`` from the end of the warm-up to ``end``.
         end: Factor at the end of training.
         stop_epoch: From this epoch (counted from 0) on the factor is zero.
@@ -42,14 +43,21 @@ class DistillScheduleHook(Hook):
         stop_epoch: int | None = None,
         stop_iter: int | None = None,
         entries: Sequence[str] | None = None,
+        warmup: float = 0.0,
     ) -> None:
+        check_positive('warmup', warmup, zero=True)
+        if warmup > 1 or (warmup and warmup_iters):
+            raise ValueError(
+                f'warmup should be a share of the training, at most 1, and without warmup_iters, but got {warmup} and '
+                f'warmup_iters={warmup_iters}'
+            )
         check_positive('warmup_iters', warmup_iters, integer=True, zero=True)
         check_choice('decay', decay, DECAYS)
         check_positive('end', end, zero=True)
         for name, stop in (('stop_epoch', stop_epoch), ('stop_iter', stop_iter)):
             if stop is not None:
                 check_positive(name, stop, integer=True, zero=True)
-        self.warmup_iters, self.decay, self.end = warmup_iters, decay, end
+        self.warmup_iters, self.warmup, self.decay, self.end = warmup_iters, warmup, decay, end
         self.stop_epoch, self.stop_iter, self.entries = stop_epoch, stop_iter, entries
 
     def factor(self, iteration: int, max_iters: int, epoch: int = 0) -> float:
@@ -58,11 +66,12 @@ class DistillScheduleHook(Hook):
             return 0.0
         if self.stop_iter is not None and iteration >= self.stop_iter:
             return 0.0
-        if iteration < self.warmup_iters:
-            return (iteration + 1) / (self.warmup_iters + 1)
+        rising = self.warmup_iters or int(self.warmup * max_iters)
+        if iteration < rising:
+            return (iteration + 1) / (rising + 1)
         if self.decay == 'constant':
             return 1.0
-        progress = min((iteration - self.warmup_iters) / max(max_iters - 1 - self.warmup_iters, 1), 1.0)
+        progress = min((iteration - rising) / max(max_iters - 1 - rising, 1), 1.0)
         remaining = (1 + math.cos(math.pi * progress)) / 2 if self.decay == 'cosine' else 1 - progress
         return self.end + (1 - self.end) * remaining
 

@@ -13,7 +13,7 @@ from freekd_mm.compat.versions import remove_suffix, zip_equal
 from freekd_mm.runtime.config import load_config
 from freekd_mm.runtime.probe import SMALL, Size
 from freekd_mm.text import table
-from freekd_mm.wizard.methods import Shape, Wiring
+from freekd_mm.wizard.methods import Shape, Wiring, method_hooks
 
 
 class Style:
@@ -118,6 +118,8 @@ def distill_source(
 # Stage 1 runs first where its file is not there yet.
 frequency_prompt = dict(cfg_path={style.file(str(stage1))}, file={file!r})
 """
+    hooks = ', '.join(source(hook, 0) for hook in method_hooks(method, wiring))
+    schedule = f'\ncustom_hooks = [{style.hooks()}{hooks}]\n' if hooks else ''
     body = ',\n'.join(f'        {name}={source(entry, 8)}' for name, entry in entries.items())
     start = f"    # Start with the teacher's weights.\n    inherit={inherit!r},\n" if inherit else ''
     probe = f'    probe_size={size},\n' if size != (SMALL, SMALL) else ''
@@ -138,7 +140,7 @@ model = dict(
 {body},
     ),
 )
-""".replace('    _delete_=True,\n' if style.imports else '\0', '')
+{schedule}""".replace('    _delete_=True,\n' if style.imports else '\0', '')
 
 
 def _levels(wiring: Wiring) -> str:

@@ -113,6 +113,75 @@ def test_review_equals_the_recursion(num_heads):
     torch.testing.assert_close(outputs, naive_review(connector, levels))
 
 
+def released_review(connector, levels):
+    """The released code's adapters, written from its formula: whole complex spectra, unfolded windows, batch norms."""
+
+    def norm_relu(norm, x):
+        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
+        x = (x - mean) / (var + norm.eps).sqrt()
+        return (x * norm.weight[:, None, None] + norm.bias[:, None, None]).relu()
+
+    def fam(module, x):
+        weight = module.spectral.weight
+        spectrum = torch.fft.fft2(x, norm='ortho')
+        spectrum = torch.einsum('bixy,oixy->boxy', spectrum, torch.complex(weight[..., 0], weight[..., 1]))
+        spectrum = torch.fft.fftshift(spectrum, (2, 3))
+        (cy, cx) = (size // 2 for size in x.shape[2:])
+        keep = torch.ones_like(spectrum.real)
+        keep[:, :, cy - int(0.1 * cy) : cy + int(0.1 * cy), cx - int(0.1 * cx) : cx + int(0.1 * cx)] = 0
+        spectrum = torch.fft.ifftshift(spectrum * keep, (2, 3))
+        y = module.gamma_1 * torch.fft.ifft2(spectrum, norm='ortho').real + module.gamma_2 * module.local(x)
+        return norm_relu(module.post[0], y)
+
+    def attend(attention, x, guide):
+        half = x.shape[1] // 2
+        keys, values = (
+            convolution(F.pad(x, (1, 1, 1, 1))).unfold(2, 3, 1).unfold(3, 3, 1)
+            for convolution in (attention.key, attention.value)
+        )
+        rows, columns = attention.rows[:, None, None, :, None], attention.columns[:, None, None, None, :]
+        keys = torch.cat((keys[:, :half] + rows, keys[:, half:] + columns), 1)
+        weights = (attention.query(guide)[..., None] * keys.flatten(-2)).softmax(-1)
+        return (weights * values.flatten(-2)).sum(-1)
+
+    outputs, deeper = [], None
+    for index in reversed(range(len(levels))):
+        x = levels[index]
+        if deeper is not None:
+            fusion = connector.fusions[index]
+            if x.shape[1] != deeper.shape[1]:
+                deeper = norm_relu(fusion.project[1], fusion.project[0](deeper))
+            x = attend(fusion.attention, x, F.interpolate(deeper, x.shape[2:], mode='nearest'))
+        outputs.append(fam(connector.levels[index], x))
+        deeper = x
+    return tuple(reversed(outputs))
+
+
+def test_variant_code_is_the_released_code():
+    sizes = ((20, 24), (10, 12), (5, 6))
+    torch.manual_seed(0)
+    connector = FAMReviewConnector([4, 6, 6], [5, 6, 8], mode='dense', size=sizes, variant='code').double()
+    shapes = [(2, c, *size) for c, size in zip_equal((4, 6, 6), sizes)]
+    levels = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    inputs = [*levels, *connector.parameters()]
+    ours, theirs = connector(levels), released_review(connector, levels)
+    for own, other in zip_equal(ours, theirs):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
+    upstream = [torch.randn_like(level) for level in ours]
+    gradients = [torch.autograd.grad(out, inputs, upstream) for out in (ours, theirs)]
+    for own, other in zip_equal(*gradients):
+        torch.testing.assert_close(own, other, rtol=1e-7, atol=1e-9)
+
+
+def test_variant_code_begins_as_the_released_code():
+    torch.manual_seed(0)
+    fusion = FAMReviewConnector([256, 512], 16, variant='code', rank=2).fusions[0]
+    assert fusion.attention.rows.std().item() == pytest.approx(1, abs=0.1)
+    assert fusion.attention.key.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
+    assert fusion.project[0].bias is None
+    assert fusion.attention.num_heads == 256
+
+
 def test_deeper_levels_reach_finer_ones_only():
     connector = FAMReviewConnector(4, 4, num_levels=3, rank=2)
     levels = [torch.randn(1, 4, size, size) for size in (8, 4, 2)]
@@ -209,6 +278,7 @@ def test_channels_last():
         ((6, 6, 2), {'num_heads': 4}, ValueError, 'num_heads should divide the channels 6, but got 4'),
         ((4, 4, 2), {'num_heads': 'channel'}, ValueError, "num_heads should be one of 'channels'.*Did you mean"),
         ((4, 4, 2), {'num_heads': 0}, ValueError, 'num_heads should be greater than 0'),
+        ((4, 4, 2), {'variant': 'cod'}, ValueError, "variant should be one of 'ours', 'code'.*Did you mean 'code'"),
         ((4, 4, 2), {'rnk': 2}, TypeError, "unexpected keyword argument 'rnk'"),
     ],
 )

@@ -28,6 +28,12 @@ def test_warmup_is_linear_and_never_zero():
     assert factors(warmup_iters=4) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1])
 
 
+def test_warmup_as_a_share_of_the_training():
+    assert factors(warmup=0.4) == factors(warmup_iters=4)
+    assert factors(6, warmup=0.2, decay='linear') == factors(6, warmup_iters=1, decay='linear')
+    assert factors(5, warmup=0.1) == [1.0] * 5
+
+
 def test_linear_decay_behind_the_warmup():
     assert factors(6, warmup_iters=1, decay='linear') == pytest.approx([0.5, 1, 0.75, 0.5, 0.25, 0])
     assert factors(5, decay='linear', end=0.5) == pytest.approx([1, 0.875, 0.75, 0.625, 0.5])
@@ -56,6 +62,8 @@ def test_short_runs(count):
         ({'decay': 'cos'}, ValueError, r"decay should be one of .*, but got 'cos'"),
         ({'warmup_iters': 1.5}, TypeError, r'warmup_iters should be an integer'),
         ({'warmup_iters': -1}, ValueError, r'warmup_iters should be at least 0'),
+        ({'warmup': 1.5}, ValueError, r'warmup should be a share of the training, at most 1'),
+        ({'warmup': 0.1, 'warmup_iters': 3}, ValueError, r'without warmup_iters, but got 0.1 and warmup_iters=3'),
         ({'end': -0.1}, ValueError, r'end should be at least 0'),
         ({'stop_epoch': 2.5}, TypeError, r'stop_epoch should be an integer'),
         ({'stop_iter': -3}, ValueError, r'stop_iter should be at least 0'),

@@ -100,6 +100,14 @@ def test_what_the_head_classifies_can_be_left_out(seg_config: ConfigWriter, tmp_
     assert 'prompt' not in distill.wavelet_head.loss
 
 
+def test_a_warm_up_stands_behind_the_hooks_of_the_base(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    student, teacher, checkpoint = det_pair
+    student.write_text(student.read_text() + "custom_hooks = [{'type': 'EMAHook'}]\n")
+    (file,) = make_config(str(student), str(teacher), str(checkpoint), 'pkd+famkd', tmp_path / 'kd.py')
+    hook = {'type': 'freekd_mm.DistillScheduleHook', 'warmup': 0.08, 'entries': ['famkd']}
+    assert Config.fromfile(file).custom_hooks == [{'type': 'EMAHook'}, hook]
+
+
 def test_the_wiring_is_spelled_out(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     student, teacher, checkpoint = det_pair
     (file,) = make_config(str(student), str(teacher), str(checkpoint), 'pkd', tmp_path / 'kd.py')
