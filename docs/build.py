@@ -3,6 +3,8 @@
 python docs/build.py --out site      # `make docs` installs what it needs first
 """
 
+from __future__ import annotations
+
 import argparse
 import re
 import shutil

@@ -34,6 +34,7 @@ import tiny_configs
 import torch
 from distill_cases import distilled, save_weights
 from mmengine.config import Config
+from toy_runs import exit_code
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.datasets import write_scenes
@@ -190,7 +191,7 @@ def kill(child: int, work_dir: Path, seconds: float, writing: bool, tally: Tally
     while time.monotonic() < deadline or writing:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
+            return exit_code(status)
         if writing and time.monotonic() >= deadline and is_writing(work_dir):
             break
         time.sleep(0.001)
@@ -236,7 +237,7 @@ def last_file(work_dir: Path) -> dict:
 
 def wait(child: int, log: Path) -> None:
     """Waits for a training that nobody kills."""
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = exit_code(os.waitpid(child, 0)[1])
     if status:
         raise SystemExit(f'the training ended with status {status}; see the end of {log}:\n{log.read_text()[-3000:]}')
 

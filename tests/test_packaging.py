@@ -16,8 +16,6 @@ from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES, STACKS, read_pin
 from freekd_mm.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Distributions that a user has in the versions of their choice.
-KEPT = {'torch', 'torchvision', 'numpy', 'opencv-python', 'mmcv-lite', 'mmpretrain'}.union(*MM_DISTRIBUTIONS.values())
 BLOCKER = """
 import sys
 from importlib.abc import MetaPathFinder
@@ -58,11 +56,9 @@ def requirements(wheel: Path) -> list[str]:
         return re.findall(r'^Requires-Dist: (.+)$', archive.read(name).decode(), re.MULTILINE)
 
 
-def test_installation_brings_no_torch_and_no_mm_package(wheel):
-    always = [line for line in requirements(wheel) if 'extra ==' not in line]
-    names = {re.match(r'[\w.-]+', line)[0].lower() for line in always}
-    assert names == {'jinja2', 'matplotlib', 'ptwt', 'pywavelets'}
-    assert not names & KEPT
+def test_installation_replaces_nothing(wheel):
+    """What is required has no bounds: pip leaves alone what is there."""
+    assert [line for line in requirements(wheel) if 'extra ==' not in line] == ['Jinja2', 'matplotlib']
 
 
 @pytest.mark.parametrize('stack', STACKS)

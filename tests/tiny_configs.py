@@ -52,7 +52,7 @@ def detector(
     model = {
         'type': {'retina': 'RetinaNet', 'gfl': 'GFL'}[head],
         'data_preprocessor': {'type': 'DetDataPreprocessor', 'pad_size_divisor': 32, **MEAN_STD},
-        'backbone': _resnet('ResNet', width) | {'out_indices': (1, 2, 3)},
+        'backbone': {**_resnet('ResNet', width), 'out_indices': (1, 2, 3)},
         'neck': {
             'type': 'FPN',
             'in_channels': [2 * width, 4 * width, 8 * width],
@@ -116,8 +116,8 @@ def segmenter(root: Path, width: int = 8, channels: int = 16, size: int = 64) ->
             'size': (size, size),
             **MEAN_STD,
         },
-        'backbone': _resnet('ResNetV1c', width)
-        | {
+        'backbone': {
+            **_resnet('ResNetV1c', width),
             'out_indices': (0, 1, 2, 3),
             'strides': (1, 2, 1, 1),
             'dilations': (1, 1, 2, 4),
@@ -216,14 +216,16 @@ def _dense_head(head: str, channels: int, strides: list[int]) -> dict[str, Any]:
         },
     }
     if head == 'gfl':
-        return shared | {
+        return {
+            **shared,
             'type': 'GFLHead',
             'reg_max': 8,
             'loss_cls': {'type': 'QualityFocalLoss', 'use_sigmoid': True, 'beta': 2.0, 'loss_weight': 1.0},
             'loss_bbox': {'type': 'GIoULoss', 'loss_weight': 2.0},
             'loss_dfl': {'type': 'DistributionFocalLoss', 'loss_weight': 0.25},
         }
-    return shared | {
+    return {
+        **shared,
         'type': 'RetinaHead',
         'bbox_coder': {'type': 'DeltaXYWHBBoxCoder'},
         'loss_cls': {'type': 'FocalLoss', 'use_sigmoid': True, 'gamma': 2.0, 'alpha': 0.25, 'loss_weight': 1.0},

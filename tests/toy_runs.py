@@ -5,6 +5,7 @@ Configs name ``custom_imports = dict(imports=['toy_runs'])`` so that the tools c
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from pathlib import Path
@@ -177,6 +178,11 @@ def toy_run(config: dict[str, Any], *hooks: dict[str, Any], resume: str | None =
     name = f'{config["experiment_name"]}_{random.SystemRandom().getrandbits(48)}'
     custom = [*config.get('custom_hooks', []), *hooks]
     run(Config({**config, 'custom_hooks': custom, 'experiment_name': name}), resume=resume)
+
+
+def exit_code(status: int) -> int:
+    """Returns the exit code, or minus the signal, of ``os.waitpid``; ``os.waitstatus_to_exitcode`` of Python 3.9."""
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def last_state(work_dir: str | Path) -> dict[str, Any]:

@@ -39,10 +39,10 @@ def parse_args() -> argparse.Namespace:
         '--no-inherit', dest='inherit', action='store_const', const=None, help='the student starts as its config says'
     )
     parser.add_argument(
-        '--head',
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help='compare what the decode heads of segmenters classify as well',
+        '--no-head',
+        dest='head',
+        action='store_false',
+        help='do not compare what the decode heads of segmenters classify; by default they are',
     )
     parser.add_argument('--prompt-dir', help='work directory of stage 1; work_dirs/<its config> by default')
     parser.add_argument(

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 
 from freekd_mm.checkpoints.sources import is_trusted
+from freekd_mm.compat.versions import load_as_data
 
 
 class UntrustedCheckpointError(RuntimeError):
     """A checkpoint holds something other than data."""
 
 
-def _allowed_classes() -> list[Any]:
-    """Returns the classes in the meta of official files and of mmengine's training checkpoints."""
+def _allowed() -> dict[str, Any]:
+    """Returns the names in the meta of official files and of mmengine's training checkpoints."""
     import _codecs
 
     import numpy as np
@@ -35,16 +36,17 @@ def _allowed_classes() -> list[Any]:
     except ImportError:
         from numpy.core import multiarray  # type: ignore[no-redef]
 
-    allowed: list[Any] = [OrderedDict, np.ndarray, np.dtype, np.bool_, _codecs.encode]
+    classes: list[Any] = [OrderedDict, np.ndarray, np.dtype, np.bool_, _codecs.encode]
+    # NumPy's dtype objects are pickled by their class.
+    classes += [type(np.dtype(code)) for code in '?bBhHiIlLqQefdU']
+    allowed = {f'{item.__module__}.{item.__name__}': item for item in classes}
     for function in (multiarray._reconstruct, multiarray.scalar):  # type: ignore[attr-defined]
         for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-            allowed.append((function, f'{module}.{function.__name__}'))
-    # NumPy's dtype objects are pickled by their class.
-    allowed += [type(np.dtype(code)) for code in '?bBhHiIlLqQefdU']
+            allowed[f'{module}.{function.__name__}'] = function
     try:
         from mmengine.logging import HistoryBuffer
 
-        allowed.append(HistoryBuffer)
+        allowed['mmengine.logging.history_buffer.HistoryBuffer'] = HistoryBuffer
 
         def statistics_method(owner: Any, name: str) -> Any:
             """The one use of ``getattr`` in such files: a history buffer names its statistics by method."""
@@ -53,7 +55,7 @@ def _allowed_classes() -> list[Any]:
             return HistoryBuffer._statistics_methods[name]
 
         HistoryBuffer()  # fills its table of statistics
-        allowed.append((statistics_method, 'builtins.getattr'))
+        allowed['builtins.getattr'] = statistics_method
     except ImportError:
         pass
     return allowed
@@ -78,8 +80,7 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu', tru
     if trusted or is_trusted(path):
         return torch.load(path, map_location=map_location, weights_only=False)
     try:
-        with torch.serialization.safe_globals(_allowed_classes()):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        return load_as_data(path, map_location, _allowed())
     except pickle.UnpicklingError as error:
         found = re.search(r'(?:GLOBAL|Unsupported (?:class|global):?(?: GLOBAL)?)\s+([\w.]+)', str(error))
         what = f'it names {found.group(1)!r}' if found else str(error).splitlines()[0]

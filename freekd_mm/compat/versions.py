@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any
+import pickle
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
 
 # Python 3.9 has it.
 cache = functools.lru_cache(maxsize=None)
@@ -43,3 +48,98 @@ def pairwise(items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     first, second = itertools.tee(items)
     next(second, None)
     return zip(first, second)
+
+
+@cache
+def torch_at_least(major: int, minor: int) -> bool:
+    """Whether PyTorch is this version or a newer one."""
+    import torch
+
+    here = torch.__version__.split('.')
+    return (int(here[0]), int(here[1])) >= (major, minor)
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile or torch.export traces the code; ``torch.compiler.is_compiling`` of PyTorch 2.3.
+
+    Traced code must not branch on a size or write into slices; the compiler fuses the steps of plain formulas.
+    """
+    import torch
+
+    if hasattr(torch, 'compiler') and hasattr(torch.compiler, 'is_compiling'):
+        return torch.compiler.is_compiling()
+    return hasattr(torch, '_dynamo') and torch._dynamo.is_compiling()
+
+
+def is_autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on for a device type; the argument of ``torch.is_autocast_enabled`` of PyTorch 2.4."""
+    import torch
+
+    if torch_at_least(2, 4):
+        return torch.is_autocast_enabled(device_type)
+    return torch.is_autocast_cpu_enabled() if device_type == 'cpu' else torch.is_autocast_enabled()
+
+
+def copy_all(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
+    """Copies tensors into others of their shapes; ``torch._foreach_copy_`` of PyTorch 2.1."""
+    import torch
+
+    targets, sources = list(targets), list(sources)
+    if hasattr(torch, '_foreach_copy_'):
+        torch._foreach_copy_(targets, sources)
+    else:
+        for target, source in zip_equal(targets, sources):
+            target.copy_(source)
+
+
+def load_as_data(path: Any, map_location: Any, allowed: Mapping[str, Any]) -> Any:
+    """Loads a checkpoint without running code from it; ``safe_globals`` with names of PyTorch 2.6.
+
+    Args:
+        path: A local file.
+        map_location: As for ``torch.load``.
+        allowed: ``{'module.name': class or function}`` that the file may name beside what PyTorch allows.
+
+    Raises:
+        pickle.UnpicklingError: The file names something else.
+    """
+    import torch
+
+    if torch_at_least(2, 6):
+        with torch.serialization.safe_globals([(value, name) for name, value in allowed.items()]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    # In place of PyTorch's own, which has a fixed list. pickle_module= would do, but PyTorch 1.13 ignores it.
+    serialization: Any = torch.serialization
+    strict = serialization._weights_only_unpickler
+    try:
+        serialization._weights_only_unpickler = _data_pickle({**strict._get_allowed_globals(), **allowed})
+        return torch.load(path, map_location=map_location, weights_only=True)
+    finally:
+        serialization._weights_only_unpickler = strict
+
+
+def _data_pickle(allowed: Mapping[str, Any]) -> Any:
+    """Returns a module like ``pickle`` that knows ``allowed`` only."""
+    # The one that is written in Python: the other one cannot be told whose state a file may set.
+    base: Any = vars(pickle)['_Unpickler']
+
+    class Unpickler(base):
+        dispatch: ClassVar[dict[int, Any]] = dict(base.dispatch)
+
+        def find_class(self, module: str, name: str) -> Any:
+            if f'{module}.{name}' not in allowed:
+                raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
+            return allowed[f'{module}.{name}']
+
+        def load_build(self) -> None:
+            owner = type(self.stack[-2])
+            if not any(owner is known for known in allowed.values()):
+                raise pickle.UnpicklingError(f'Unsupported class {owner.__module__}.{owner.__name__}')
+            super().load_build()
+
+        dispatch[pickle.BUILD[0]] = load_build
+
+    def load(file: Any, **options: Any) -> Any:
+        return Unpickler(file, **options).load()
+
+    return types.SimpleNamespace(Unpickler=Unpickler, load=load, __name__=__name__)

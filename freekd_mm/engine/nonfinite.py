@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.compat import install
+from freekd_mm.compat.versions import copy_all
 from freekd_mm.engine.diagnosis import diagnose
 from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.registry import HOOKS
@@ -102,7 +103,7 @@ class NonFiniteHook(Hook):
         self._batch = data_batch
         if self._statistics:
             with torch.no_grad():
-                torch._foreach_copy_([kept for _, kept in self._statistics], [now for now, _ in self._statistics])
+                copy_all([kept for _, kept in self._statistics], [now for now, _ in self._statistics])
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from freekd_mm.compat.versions import zip_equal
+from freekd_mm.compat.versions import is_compiling, zip_equal
 
 # Values a CPU thread works on at a time: 4 MiB of float32 stay in the last cache; fewer cost more calls than they save.
 CHUNK = 2**20
@@ -39,15 +39,6 @@ def _pairs(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return x.movedim(dim, 0)[0::2].movedim(0, dim), x.movedim(dim, 0)[1::2].movedim(0, dim)
 
 
-def is_tracing() -> bool:
-    """Tells whether torch.compile or torch.export traces the code.
-
-    Traced code must not branch on a size or write into slices: it takes the plain formulas of
-    :func:`traced_analysis2d` and :func:`traced_synthesis2d`, whose steps the compiler fuses.
-    """
-    return torch.compiler.is_compiling()
-
-
 def _add_sub(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a + b, a - b
 
@@ -57,7 +48,7 @@ def _pad_even(x: Tensor, *dims: int) -> Tensor:
     pads = [0] * (-2 * min(dims))
     for dim in dims:
         pads[-2 * dim - 1] = x.shape[dim] % 2
-    return F.pad(x, pads) if is_tracing() or any(pads) else x
+    return F.pad(x, pads) if is_compiling() or any(pads) else x
 
 
 def _parts(tensors: Iterable[Tensor], planes: int, area: int) -> Iterator[tuple[Tensor, ...]]:
@@ -186,7 +177,7 @@ class HaarAnalysis2d(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, levels: int) -> tuple[Tensor, ...]:  # noqa: D102
-        bands = traced_analysis2d(x, levels) if is_tracing() else _analyse2d(x, levels)
+        bands = traced_analysis2d(x, levels) if is_compiling() else _analyse2d(x, levels)
         ctx.set_materialize_grads(False)
         ctx.height, ctx.width = x.shape[-2:]
         ctx.shapes = [band.shape for band in bands]
@@ -196,7 +187,7 @@ class HaarAnalysis2d(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:  # noqa: D102
         if all(grad is None for grad in grads):
             return None, None
-        synthesis = traced_synthesis2d if is_tracing() else HaarSynthesis2d.apply
+        synthesis = traced_synthesis2d if is_compiling() else HaarSynthesis2d.apply
         return synthesis(ctx.height, ctx.width, *_fill(grads, ctx.shapes)), None
 
 
@@ -206,13 +197,13 @@ class HaarSynthesis2d(Function):
     @staticmethod
     def forward(ctx: Any, height: int, width: int, low: Tensor, *high: Tensor) -> Tensor:  # noqa: D102
         ctx.levels = len(high) // 3
-        if is_tracing():
+        if is_compiling():
             return traced_synthesis2d(height, width, low, *high)
         return _synthesise2d(low, high, height, width)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        analysis = traced_analysis2d if is_tracing() else HaarAnalysis2d.apply
+        analysis = traced_analysis2d if is_compiling() else HaarAnalysis2d.apply
         return None, None, *analysis(grad, ctx.levels)
 
 

@@ -7,8 +7,10 @@ Inputs in half precision are transformed in float32 and the bands returned in th
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,11 +69,20 @@ class WaveletBands1d(NamedTuple):
     wavelet: str = 'haar'
 
 
+def _optional(name: str) -> Any:
+    """Imports what only wavelets other than Haar need: freekd_mm does not install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"wavelet should be 'haar' here, since {name} cannot be imported ({error}). Others need ptwt and "
+            f'PyWavelets: {sys.executable} -m pip install ptwt PyWavelets'
+        ) from error
+
+
 def available_wavelets() -> tuple[str, ...]:
     """Returns the names of all discrete wavelets."""
-    import pywt
-
-    return tuple(pywt.wavelist(kind='discrete'))
+    return tuple(_optional('pywt').wavelist(kind='discrete'))
 
 
 def is_haar(wavelet: str) -> bool:
@@ -89,9 +100,7 @@ def band_length(length: int, wavelet: str) -> int:
     """Returns the length of a band of a signal of ``length``."""
     if is_haar(wavelet):
         return (length + 1) // 2
-    import pywt
-
-    return (length + pywt.Wavelet(wavelet).dec_len - 1) // 2
+    return (length + _optional('pywt').Wavelet(wavelet).dec_len - 1) // 2
 
 
 def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
@@ -121,8 +130,7 @@ def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
         low, *bands = HaarAnalysis2d.apply(low, levels)
         high = [WaveletDetail(*bands[start : start + 3]) for start in range(0, len(bands), 3)]
     else:
-        import ptwt
-
+        ptwt = _optional('ptwt')
         with torch.autocast(x.device.type, enabled=False):
             low, *coarsest_first = ptwt.wavedec2(low, wavelet, mode='zero', level=levels)
         high = [WaveletDetail(*details) for details in reversed(coarsest_first)]
@@ -143,8 +151,7 @@ def idwt2d(bands: WaveletBands) -> Tensor:
     high = [[widen(band) for band in details] for details in bands.high]
     if is_haar(bands.wavelet):
         return HaarSynthesis2d.apply(*bands.shape, low, *(band for details in high for band in details)).to(dtype)
-    import ptwt
-
+    ptwt = _optional('ptwt')
     with torch.autocast(low.device.type, enabled=False):
         coarsest_first = [ptwt.WaveletDetailTuple2d(*details) for details in reversed(high)]
         x = ptwt.waverec2((low, *coarsest_first), bands.wavelet)
@@ -209,8 +216,7 @@ def dwt1d(x: Tensor, levels: int = 1, wavelet: str = 'haar', dim: int = -1) -> W
             low, detail = HaarAnalysis1d.apply(low, dim)
             high.append(detail)
     else:
-        import ptwt
-
+        ptwt = _optional('ptwt')
         with torch.autocast(x.device.type, enabled=False):
             low, *coarsest_first = ptwt.wavedec(low, wavelet, mode='zero', level=levels, axis=dim)
         high = coarsest_first[::-1]
@@ -230,8 +236,7 @@ def idwt1d(bands: WaveletBands1d) -> Tensor:
         for detail, length in zip_equal(reversed(high), reversed(lengths[:-1])):
             low = HaarSynthesis1d.apply(length, bands.dim, low, detail)
     else:
-        import ptwt
-
+        ptwt = _optional('ptwt')
         with torch.autocast(low.device.type, enabled=False):
             low = ptwt.waverec([low, *reversed(high)], bands.wavelet, axis=bands.dim)
         low = low.narrow(bands.dim, 0, bands.length)

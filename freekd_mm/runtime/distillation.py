@@ -132,7 +132,7 @@ class Distillation(nn.Module):
                     'there should be a loss to train on, but the student has none of its own (task_loss=False or an '
                     'encoder) and all distillation weights are 0'
                 )
-            return losses | _idle(self._entries, inputs)
+            return {**losses, **_idle(self._entries, inputs)}
         seed = step_seed(self.steps)
         with isolated_rng(seed):
             self._teacher.run(inputs, data_samples)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_options
-from freekd_mm.compat.versions import remove_prefix
+from freekd_mm.compat.versions import is_autocast_enabled, remove_prefix
 from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
 from freekd_mm.runtime.outputs import Outputs, SharedOutputs
 from freekd_mm.runtime.preprocess import PreprocessBridge
@@ -148,7 +148,7 @@ class FrozenTeacher:
 
         Autocast also for a half precision teacher: what a model makes in float32 (position encodings) still fits.
         """
-        half = self.dtype is not None or torch.is_autocast_enabled(device.type)
+        half = self.dtype is not None or is_autocast_enabled(device.type)
         return torch.autocast(device.type, dtype=self.dtype, enabled=half)
 
     def levels(self, taps: Sequence[Tap]) -> tuple[Tensor, ...]:

@@ -82,7 +82,7 @@ class PromptBank(nn.Module):
         model.add_module(NAME, self)
         for module in self.channels:
             model.get_submodule(module).register_forward_hook(partial(self._replace, module))
-        model.register_forward_hook(self._add_losses, with_kwargs=True)
+        model.register_forward_hook(self._add_losses)
 
     def _replace(self, module: str, _: nn.Module, args: Any, output: Any) -> Any:
         items = as_items(output)
@@ -102,7 +102,7 @@ class PromptBank(nn.Module):
         if self.keep_masks:
             self.kept[place] = [group[0].detach().float().cpu() for group in groups]
 
-    def _add_losses(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    def _add_losses(self, model: nn.Module, args: Any, output: Any) -> Any:
         if not self.overlaps or not isinstance(output, dict):
             return output
         overlap = torch.stack(self.overlaps).mean()

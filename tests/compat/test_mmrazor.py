@@ -26,7 +26,7 @@ def run_python(code: str, tmp_path) -> subprocess.CompletedProcess:
 
 def tap(recorder: str, level: int | None, student: bool) -> dict:
     place = {'recorder': recorder, 'from_student': student}
-    return place if level is None else place | {'data_idx': level}
+    return place if level is None else {**place, 'data_idx': level}
 
 
 def single_teacher_distill(student, teacher, recorder, source, level, loss) -> dict:
@@ -72,7 +72,7 @@ def train(path, model) -> tuple[Runner, dict]:
     """Trains the config for its two steps with ``model`` in place of its own; returns runner and last losses."""
     config = Config.fromfile(path)
     config.model = model
-    config.default_hooks = config.get('default_hooks', {}) | {'logger': {'type': 'LoggerHook', 'interval': 1}}
+    config.default_hooks = {**config.get('default_hooks', {}), 'logger': {'type': 'LoggerHook', 'interval': 1}}
     runner = Runner.from_cfg(config)
     begin = Snapshot()
     runner.register_hook(begin)

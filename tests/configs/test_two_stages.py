@@ -21,7 +21,7 @@ CONFIG = 'configs/freekd/reppoints_r50.py'
 def stage1(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> Path:
     """The shipped stage 1 of the teacher on tiny pictures: one iteration, random weights asked for by name."""
     path = tmp_path_factory.mktemp('stage1') / 'prompt.py'
-    loader = tiny_configs.detector(scenes_root, size=128)['train_dataloader'] | {'batch_size': 2}
+    loader = {**tiny_configs.detector(scenes_root, size=128)['train_dataloader'], 'batch_size': 2}
     loader['_delete_'] = True
     path.write_text(
         f'_base_ = [{str(REPO / "configs/freekd/prompt/reppoints_x101-dcn.py")!r}]\n'

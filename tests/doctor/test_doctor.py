@@ -56,7 +56,7 @@ def test_nothing_at_all():
 
 
 def test_missing_mmcv_is_compiled_for_the_torch_that_is_here():
-    imports = FINE | dict.fromkeys(('mmcv', 'mmcv.ops', 'mmdet.models', 'mmseg.models'), missing('mmcv'))
+    imports = {**FINE, **dict.fromkeys(('mmcv', 'mmcv.ops', 'mmdet.models', 'mmseg.models'), missing('mmcv'))}
     report = examine(None, without('openmmlab', 'mmcv'), imports)
     assert list(problems(report)) == ['mmcv']
     remedy = problems(report)['mmcv']
@@ -65,14 +65,16 @@ def test_missing_mmcv_is_compiled_for_the_torch_that_is_here():
 
 
 def test_a_detection_user_needs_no_mmseg():
-    report = examine(None, without('openmmlab', 'mmsegmentation', 'mmrazor'), FINE | {'mmseg.models': missing('mmseg')})
+    report = examine(
+        None, without('openmmlab', 'mmsegmentation', 'mmrazor'), {**FINE, 'mmseg.models': missing('mmseg')}
+    )
     assert report.ok
     assert set(problems(report, fatal=False)) == {'mmsegmentation', 'mmrazor'}
     assert not examine('openmmlab', without('openmmlab', 'mmsegmentation'), FINE).ok
 
 
 def test_both_lines_at_once():
-    report = examine(None, PINS['openmmlab'] | {'onedl-mmcv': '2.3.6'}, FINE)
+    report = examine(None, {**PINS['openmmlab'], 'onedl-mmcv': '2.3.6'}, FINE)
     text = problems(report)['mmcv']
     assert 'mmcv and onedl-mmcv install the same files' in text
     assert 'pip uninstall -y mmcv onedl-mmcv && ' in text
@@ -80,7 +82,7 @@ def test_both_lines_at_once():
 
 
 def test_one_package_of_the_other_line():
-    installed = without('openmmlab', 'mmengine') | {'onedl-mmengine': '0.10.12'}
+    installed = {**without('openmmlab', 'mmengine'), 'onedl-mmengine': '0.10.12'}
     report = examine(None, installed, FINE)
     assert report.ok
     assert 'onedl-mmengine belongs to the other line' in problems(report, fatal=False)['mmengine']
@@ -88,14 +90,14 @@ def test_one_package_of_the_other_line():
 
 @pytest.mark.parametrize('name', ['mmcv-lite', 'mmcv-full'])
 def test_mmcv_of_another_kind(name):
-    report = examine(None, without('openmmlab', 'mmcv') | {name: '2.1.0'}, FINE | {'mmcv.ops': missing('mmcv._ext')})
+    report = examine(None, {**without('openmmlab', 'mmcv'), name: '2.1.0'}, {**FINE, 'mmcv.ops': missing('mmcv._ext')})
     text = problems(report)['mmcv']
     assert f'{name} is not the mmcv with operators' in text
     assert f'uninstall -y {name}' in text
 
 
 def test_other_versions_are_noted_and_an_error_where_a_line_is_asked_for():
-    installed = PINS['openmmlab'] | {'mmdet': '3.2.0', 'torch': '2.1.2+cu121', 'numpy': '2.2.6'}
+    installed = {**PINS['openmmlab'], 'mmdet': '3.2.0', 'torch': '2.1.2+cu121', 'numpy': '2.2.6'}
     report = examine(None, installed, FINE)
     assert report.ok
     notes = problems(report, fatal=False)
@@ -107,8 +109,8 @@ def test_other_versions_are_noted_and_an_error_where_a_line_is_asked_for():
 
 def test_opencv_without_libgl():
     error = 'ImportError: libGL.so.1: cannot open shared object file: No such file or directory'
-    installed = without('openmmlab', 'opencv-python-headless') | {'opencv-python': '4.11.0.86'}
-    imports = FINE | dict.fromkeys(('cv2', 'mmengine', 'mmcv', 'mmdet.models'), error)
+    installed = {**without('openmmlab', 'opencv-python-headless'), 'opencv-python': '4.11.0.86'}
+    imports = {**FINE, **dict.fromkeys(('cv2', 'mmengine', 'mmcv', 'mmdet.models'), error)}
     report = examine(None, installed, imports)
     # mmengine and mmcv fail for the same reason: said once.
     assert list(problems(report)) == ['opencv']
@@ -118,14 +120,14 @@ def test_opencv_without_libgl():
 
 
 def test_two_opencvs():
-    report = examine(None, PINS['openmmlab'] | {'opencv-python': '4.11.0.86'}, FINE)
+    report = examine(None, {**PINS['openmmlab'], 'opencv-python': '4.11.0.86'}, FINE)
     assert report.ok
     assert 'install the same files' in problems(report, fatal=False)['opencv']
 
 
 def test_mmcv_compiled_for_another_torch():
     error = 'ImportError: /env/mmcv/_ext.cpython-311-x86_64-linux-gnu.so: undefined symbol: _ZN3c1017RegisterOperators'
-    report = examine(None, PINS['onedl'], FINE | dict.fromkeys(('mmcv.ops', 'mmdet.models'), error))
+    report = examine(None, PINS['onedl'], {**FINE, **dict.fromkeys(('mmcv.ops', 'mmdet.models'), error)})
     assert list(problems(report)) == ['onedl-mmcv']
     text = problems(report)['onedl-mmcv']
     assert 'compiled for another PyTorch' in text
@@ -133,34 +135,34 @@ def test_mmcv_compiled_for_another_torch():
 
 
 def test_mmcv_without_cuda_beside_a_gpu():
-    imports = FINE | {'gpu': 'NVIDIA H200', 'mmcv_cuda': 'not available'}
+    imports = {**FINE, 'gpu': 'NVIDIA H200', 'mmcv_cuda': 'not available'}
     report = examine(None, PINS['openmmlab'], imports)
     assert 'compiled for the CPU only' in problems(report)['mmcv']
     assert 'GPU: NVIDIA H200' in report.text()
-    assert examine(None, PINS['openmmlab'], imports | {'mmcv_cuda': '13.0'}).ok
+    assert examine(None, PINS['openmmlab'], {**imports, 'mmcv_cuda': '13.0'}).ok
 
 
 def test_a_requirement_of_a_package_is_missing():
-    report = examine(None, without('openmmlab', 'ftfy'), FINE | {'mmseg.models': missing('ftfy')})
+    report = examine(None, without('openmmlab', 'ftfy'), {**FINE, 'mmseg.models': missing('ftfy')})
     assert list(problems(report)) == ['ftfy']
     assert 'mmseg needs it' in problems(report)['ftfy']
     assert f'ftfy=={PINS["openmmlab"]["ftfy"]}' in problems(report)['ftfy']
 
 
 def test_a_requirement_with_a_name_of_its_own_is_missing():
-    report = examine(None, without('onedl', 'imaug'), FINE | {'mmdet.datasets': missing('imgaug')})
+    report = examine(None, without('onedl', 'imaug'), {**FINE, 'mmdet.datasets': missing('imgaug')})
     assert 'imaug==0.4.3' in problems(report)['imaug']
 
 
 def test_version_bound_of_mmdet_names_mmcv():
     error = 'AssertionError: MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.2.0.'
-    report = examine(None, PINS['openmmlab'] | {'mmcv': '2.2.0'}, FINE | {'mmdet.models': error})
+    report = examine(None, {**PINS['openmmlab'], 'mmcv': '2.2.0'}, {**FINE, 'mmdet.models': error})
     assert list(problems(report)) == ['mmcv']
     assert 'mmcv==2.1.0' in problems(report)['mmcv']
 
 
 def test_files_are_gone():
-    report = examine(None, PINS['openmmlab'], FINE | {'mmdet.models': missing('mmdet')})
+    report = examine(None, PINS['openmmlab'], {**FINE, 'mmdet.models': missing('mmdet')})
     assert 'its files are gone' in problems(report)['mmdet']
     assert '--force-reinstall mmdet==3.3.0' in problems(report)['mmdet']
 
@@ -208,7 +210,7 @@ def test_the_command_on_a_broken_environment(tmp_path):
     """The real thing: a broken mmdet and a broken mmcv come first on the path."""
     fake_package(tmp_path, 'mmcv', 'raise RuntimeError("no way\\nthe last line")')
     fake_package(tmp_path, 'mmdet', 'import mmcv')
-    environment = os.environ | {'PYTHONPATH': str(tmp_path)}
+    environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
     command = [sys.executable, str(ROOT / 'tools' / 'doctor.py')]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert answer.returncode == 1, answer.stdout + answer.stderr

@@ -21,7 +21,7 @@ from distill_cases import CWD, distilled, save_weights
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from toy_runs import Stop, changed, last_state, toy_config, toy_run
+from toy_runs import Stop, changed, exit_code, last_state, toy_config, toy_run
 
 from freekd_mm.engine.checkpoint_hook import find_resume_point
 from freekd_mm.engine.signals import EXIT_STATUS
@@ -73,7 +73,7 @@ def processes(folder, action, count=2):
             if child not in statuses:
                 done, status = os.waitpid(child, os.WNOHANG)
                 if done:
-                    statuses[child] = os.waitstatus_to_exitcode(status)
+                    statuses[child] = exit_code(status)
                 elif time.monotonic() > deadline:
                     os.kill(child, signal.SIGKILL)
         time.sleep(0.02)

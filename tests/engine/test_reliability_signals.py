@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
-from toy_runs import changed, last_state, toy_config, toy_run
+from toy_runs import changed, exit_code, last_state, toy_config, toy_run
 
 from freekd_mm.engine.checkpoint_hook import find_resume_point
 from freekd_mm.engine.signals import EXIT_STATUS, GracefulStopHook
@@ -141,7 +141,7 @@ def _ends_by_sigterm_in_a_fork() -> bool:
     if child == 0:
         os.kill(os.getpid(), signal.SIGTERM)
         os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    return exit_code(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
 def test_processes_that_an_evaluation_forks_end_when_they_are_told_to():

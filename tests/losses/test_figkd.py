@@ -54,7 +54,8 @@ def naive(students, teachers, num_classes=None, foreground=None, background=None
         'distance': 'mse',
         'normalize': 'center',
         'temperature': 1.0,
-    } | options
+        **options,
+    }
     images = []
     for n in range(students[0].shape[0]):
         values, weights = [], []

@@ -26,12 +26,12 @@ def runs(tmp_path: Path) -> list[Path]:
         row
         for epoch in range(1, 5)
         for row in (
-            step(10 * epoch, epoch, loss=9 / epoch, loss_cls=5 / epoch, grad_norm=3.0) | {'lr': 0.0025 * epoch},
+            {**step(10 * epoch, epoch, loss=9 / epoch, loss_cls=5 / epoch, grad_norm=3.0), 'lr': 0.0025 * epoch},
             ap(epoch / 10, epoch),
         )
     ]
     terms = {f'distill.kd.level{level}/{band}': 0.5 + level for level in range(3) for band in ('low', 'high')}
-    distilled = [row | {'distill.loss_kd': 2.0, **terms} if 'loss' in row else row for row in plain]
+    distilled = [{**row, 'distill.loss_kd': 2.0, **terms} if 'loss' in row else row for row in plain]
     distilled[2]['loss'] = math.nan
     config = 'model = dict(type="GFL")\noptim_wrapper = dict(optimizer=dict(type="SGD", lr={lr}))\n'
     return [

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from freekd_mm.compat.versions import remove_prefix
 from speed.__main__ import PARTS, main
 from speed.pair import L2, STUDENT, TEACHER, batch_of, build, by_mmrazor, config_of, distilled
 from speed.tables import Report, targets_table, write_records
@@ -20,7 +21,8 @@ CPU = torch.device('cpu')
 @pytest.fixture(scope='module')
 def report_of(tmp_path_factory):
     """Runs a part once and returns its report and what it wrote."""
-    pytest.importorskip('pytorch_wavelets')
+    for package in ('pytorch_wavelets', 'ptwt'):
+        pytest.importorskip(package)
     done = {}
 
     def run(part):
@@ -72,7 +74,7 @@ def test_ours_and_mmrazor_train_the_same_student():
         total, logs = model.parse_losses(model.loss(data['inputs'], data['data_samples']))
         total.backward()
         gradients = {
-            name.removeprefix('architecture.'): parameter.grad
+            remove_prefix(name, 'architecture.'): parameter.grad
             for name, parameter in model.named_parameters()
             if parameter.grad is not None
         }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from setup_env import mmcv_wheel, venv
+from setup_env import mmcv_source, mmcv_wheel, venv
 from setup_env.errors import SetupError
 from setup_fakes import FakeSteps, isolate
 
@@ -58,7 +60,7 @@ def describe_with(monkeypatch, **found):
         'platform': 'linux_x86_64',
         'include': '/usr/include',
     }
-    monkeypatch.setattr(mmcv_wheel, 'ask', lambda *_: answer | found)
+    monkeypatch.setattr(mmcv_wheel, 'ask', lambda *_: {**answer, **found})
     return mmcv_wheel.describe(venv.Venv(Path('env')), 'mmcv', '2.1.0')
 
 
@@ -104,7 +106,7 @@ def test_cached_wheel_that_does_not_work_is_built_anew_and_replaced(tmp_path, mo
     monkeypatch.setattr(mmcv_wheel, 'works', lambda *_: next(answers))
     monkeypatch.setattr(mmcv_wheel, 'check_headers', lambda _: None)
     monkeypatch.setattr(mmcv_wheel, 'find_compiler', lambda: 'c++')
-    monkeypatch.setattr(mmcv_wheel, '_source', lambda *_: tmp_path)
+    monkeypatch.setattr(mmcv_wheel, 'unpack', lambda *_, **__: tmp_path)
     run = FakeSteps(tmp_path, fails=('mmcv-ready',))
     environment = venv.Venv(tmp_path / 'env')
     mmcv_wheel.install_mmcv(run, environment, TARGET)
@@ -116,14 +118,74 @@ def test_cached_wheel_that_does_not_work_is_built_anew_and_replaced(tmp_path, mo
     assert run.environments[build]['MMCV_WITH_OPS'] == '1'
     assert run.environments[build]['FORCE_CUDA'] == '0'
     assert int(run.environments[build]['MAX_JOBS']) >= 1
+    assert run.environments[build]['CFLAGS'].endswith('-O2 -g0')
 
 
 def test_built_wheel_that_does_not_work_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(mmcv_wheel, 'works', lambda *_: False)
     monkeypatch.setattr(mmcv_wheel, 'check_headers', lambda _: None)
     monkeypatch.setattr(mmcv_wheel, 'find_compiler', lambda: 'c++')
-    monkeypatch.setattr(mmcv_wheel, '_source', lambda *_: tmp_path)
+    monkeypatch.setattr(mmcv_wheel, 'unpack', lambda *_, **__: tmp_path)
     run = FakeSteps(tmp_path, fails=('mmcv-ready',))
     with pytest.raises(SetupError, match='was built, but its operators do not load'):
         mmcv_wheel.install_mmcv(run, venv.Venv(tmp_path / 'env'), TARGET)
     assert not mmcv_wheel.wheel_cache().exists()
+
+
+def archive(folder: Path) -> None:
+    """Writes a source archive with the files that are grouped."""
+    names = ['a.cpp', 'b.cpp', 'cuda/cudabind.cpp', 'cuda/a_cuda.cu']
+    names += [f'cpu/{name}' for name in (*mmcv_source.CLASHING, 'psamask.cpp', 'nms.cpp', 'a.cpp')]
+    for name in names:
+        file = folder / 'mmcv-2.1.0' / mmcv_source.OPERATORS / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f'// {name}\n')
+    (folder / 'mmcv-2.1.0' / 'setup.py').touch()
+    shutil.make_archive(str(folder / 'mmcv-2.1.0'), 'gztar', folder, 'mmcv-2.1.0')
+    shutil.rmtree(folder / 'mmcv-2.1.0')
+
+
+class DownloadingSteps(FakeSteps):
+    """Downloads the archive."""
+
+    def try_run(self, command, name, **options):
+        if name == 'mmcv-source':
+            Path(command[-1]).mkdir(parents=True)
+            archive(Path(command[-1]))
+            return '', 0
+        return super().try_run(command, name, **options)
+
+
+def test_source_in_groups(tmp_path):
+    """Each file is compiled once, in a file that setup.py finds; those that clash are in different ones."""
+    source = mmcv_source.unpack(DownloadingSteps(tmp_path), ['pip'], tmp_path / 'build') / mmcv_source.OPERATORS
+    found = {str(file.relative_to(source)): file.read_text() for file in source.rglob('*.cpp')}
+    assert found.pop('grouped.cpp') == '#include "a.part"\n#include "b.part"\n'
+    assert found.pop('cuda/cudabind.cpp')
+    assert len(found) == len(mmcv_source.CLASHING)
+    parts = [part for text in found.values() for part in re.findall(r'"(.+)"', text)]
+    assert sorted(parts) == sorted(file.name for file in (source / 'cpu').glob('*.part'))
+    assert len(parts) == 7
+    for text in found.values():
+        assert sum(f'"{Path(name).stem}.part"' in text for name in mmcv_source.CLASHING) == 1
+    assert next(text for text in found.values() if 'psamask' in text).endswith('"psamask.part"\n')
+    # A second call finds what the first one left: compiled files lie there.
+    (source / 'kept').touch()
+    mmcv_source.unpack(FakeSteps(tmp_path), ['pip'], tmp_path / 'build')
+    assert (source / 'kept').exists()
+
+
+def test_groups_that_do_not_compile_are_compiled_file_by_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mmcv_wheel, 'works', lambda *_: True)
+    monkeypatch.setattr(mmcv_wheel, 'check_headers', lambda _: None)
+    monkeypatch.setattr(mmcv_wheel, 'find_compiler', lambda: 'c++')
+    run = DownloadingSteps(tmp_path, fails=('mmcv-ready', 'mmcv-build'))
+    environment = venv.Venv(tmp_path / 'env')
+    sources = []
+    monkeypatch.setattr(mmcv_wheel, 'keep', lambda *_: sources.extend((environment.folder / 'build').rglob('a.*')))
+    mmcv_wheel.install_mmcv(run, environment, TARGET)
+    assert 'each is compiled alone' in capsys.readouterr().out
+    grouped, apart = (command for command in run.commands if ' wheel ' in command)
+    assert apart.split()[-1] != grouped.split()[-1]
+    assert {file.suffix for file in sources if f'{TARGET.key}-apart' in str(file)} == {'.cpp'}
+    assert {file.suffix for file in sources if f'{TARGET.key}-apart' not in str(file)} == {'.part'}

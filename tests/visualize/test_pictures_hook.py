@@ -77,6 +77,6 @@ def test_wrong_use_is_named(tmp_path: Path, scenes_root: Path) -> None:
         DistillPicturesHook(interval=0)
     with pytest.raises(KeyError, match="no distill entry 'frekd'; available: freekd"):
         run(tmp_path / 'name.py', scenes_root, [{**PICTURES, 'entries': ['frekd']}])
-    config = tiny_configs.detector(scenes_root) | {'custom_hooks': [PICTURES]}
+    config = {**tiny_configs.detector(scenes_root), 'custom_hooks': [PICTURES]}
     with pytest.raises(TypeError, match=r"should run with model=dict\(type='freekd_mm.DistilledModel', ...\), but got"):
         runner_of(tiny_configs.write(tmp_path / 'plain.py', config)).train()

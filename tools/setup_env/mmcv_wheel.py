@@ -11,6 +11,7 @@ from pathlib import Path
 
 from setup_env.checks import check_headers, find_compiler
 from setup_env.errors import SetupError
+from setup_env.mmcv_source import FLAGS, unpack
 from setup_env.steps import Steps, ask, compiled_files
 from setup_env.venv import Venv
 
@@ -184,18 +185,6 @@ def _ready_wheel(steps: Steps, venv: Venv, target: Target) -> Path | None:
     return next(folder.glob('*.whl'), None)
 
 
-def _source(steps: Steps, venv: Venv, target: Target) -> Path:
-    """Downloads and unpacks the source; what an interrupted build compiled there is used again."""
-    folder = venv.folder / 'build' / target.key
-    if not (folder / 'complete').exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        command = [*_pip(venv, 'download --no-binary=:all: --no-build-isolation'), '--dest', folder]
-        steps.run([*command, f'{target.name}=={target.version}'], 'mmcv-source')
-        shutil.unpack_archive(next(folder.glob('*.tar.gz')), folder)
-        (folder / 'complete').touch()
-    return next(path for path in folder.iterdir() if (path / 'setup.py').exists())
-
-
 def _build(steps: Steps, venv: Venv, target: Target) -> Path:
     compiler = find_compiler()
     check_headers(target.include)
@@ -203,15 +192,22 @@ def _build(steps: Steps, venv: Venv, target: Target) -> Path:
     steps.say(
         f'      no ready-made wheel fits, so it is compiled ({compiler}, {target.device}, {jobs} files at a time):'
     )
-    steps.say(f'      5 to 15 minutes on 2 cores, once: the wheel is then kept in {wheel_cache()}')
-    source, out = _source(steps, venv, target), venv.folder / 'build' / 'wheel'
-    env = {'MMCV_WITH_OPS': '1', 'MAX_JOBS': jobs, 'CXX': compiler}
+    steps.say(f'      1 to 3 minutes on 2 cores, once: the wheel is then kept in {wheel_cache()}')
+    out = venv.folder / 'build' / 'wheel'
+    flags = f'{os.environ.get("CFLAGS", "")} {FLAGS}'.strip()
+    env = {'MMCV_WITH_OPS': '1', 'MAX_JOBS': jobs, 'CXX': compiler, 'CFLAGS': flags}
     if target.device == 'cpu':
         # mmcv compiles for the GPU whenever PyTorch sees one.
         env.update(FORCE_CUDA='0', CUDA_VISIBLE_DEVICES='')
     # pip's own cache would hand out a wheel built against another PyTorch.
-    command = _pip(venv, 'wheel --verbose --no-build-isolation --no-cache-dir')
-    steps.run([*command, '--wheel-dir', out, source], 'mmcv-build', env=env, progress=compiled_files)
+    command = [*_pip(venv, 'wheel --verbose --no-build-isolation --no-cache-dir'), '--wheel-dir', out]
+    download = [*_pip(venv, 'download --no-binary=:all: --no-build-isolation'), f'{target.name}=={target.version}']
+    source = unpack(steps, download, venv.folder / 'build' / target.key)
+    _, code = steps.try_run([*command, source], 'mmcv-build', env=env, progress=compiled_files)
+    if code:
+        steps.say('      files in groups do not compile here, so each is compiled alone: 5 to 15 minutes')
+        source = unpack(steps, download, venv.folder / 'build' / f'{target.key}-apart', grouped=False)
+        steps.run([*command, source], 'mmcv-build-apart', env=env, progress=compiled_files)
     return next(out.glob('*.whl'))
 
 

@@ -48,7 +48,7 @@ class Venv:
 
     def note(self, **entries: Any) -> None:
         """Adds entries to the record."""
-        record = self.record | entries
+        record = {**self.record, **entries}
         self.folder.mkdir(parents=True, exist_ok=True)
         scratch = self.record_file.with_suffix('.tmp')
         scratch.write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from mmengine.dist import get_world_size
 from torch import Tensor
 
-from freekd_mm.compat.versions import zip_equal
+from freekd_mm.compat.versions import is_compiling, zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d
 from freekd_mm.frequency.wavelet import band_length, is_haar
 from freekd_mm.losses.freekd.haar import haar_distance, haar_mean_squares
@@ -142,7 +142,7 @@ def band_weights(
 
 def _blockwise(wavelet: str) -> bool:
     # A compiler fuses whole tensors by itself, and could not look into the blocks.
-    return is_haar(wavelet) and not torch.compiler.is_compiling()
+    return is_haar(wavelet) and not is_compiling()
 
 
 def in_units_of(teacher: Tensor, weights: WaveletBands, distance: Distance) -> WaveletBands:

@@ -16,7 +16,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-from freekd_mm.compat.versions import zip_equal
+from freekd_mm.compat.versions import is_compiling, zip_equal
 
 # Values of a block: 2 MiB of float32 for each CPU thread's cache; on other devices memory alone sets the limit.
 CPU_BLOCK = 2**19
@@ -33,7 +33,7 @@ Block = Tuple[slice, slice]
 def blocks_of(shape: torch.Size, device: torch.device) -> Iterator[Block]:
     """Yields slices of the batch and of the channels of (N, C, H, W), all of one size where that is possible."""
     batch, channels, height, width = shape
-    if torch.compiler.is_compiling():
+    if is_compiling():
         yield slice(0, batch), slice(0, channels)
         return
     limit = CPU_BLOCK * torch.get_num_threads() if device.type == 'cpu' else DEVICE_BLOCK

@@ -1,0 +1,59 @@
+"""mmcv's source: downloaded, unpacked, and grouped so that the compiler reads PyTorch's headers a few times only."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from setup_env.steps import Command, Steps
+
+#: Where mmcv's ``setup.py`` looks for ``*.cpp`` files.
+OPERATORS = Path('mmcv/ops/csrc/pytorch')
+#: Files of ``cpu/`` that define helpers of the same name: each begins a group of its own.
+CLASHING = ('bezier_align.cpp', 'roi_align.cpp', 'roi_align_rotated.cpp', 'rotated_feature_align.cpp')
+#: Its macros ``min`` and ``max`` change whatever comes after it.
+MACROS = 'psamask.cpp'
+#: No debug information, and no optimisation that costs a third of the time and gives nothing here. The others are
+#: Python's own, which newer versions of setuptools replace by these.
+FLAGS = '-DNDEBUG -fwrapv -O2 -g0'
+
+
+def unpack(steps: Steps, command: Command, folder: Path, grouped: bool = True) -> Path:
+    """Downloads and unpacks the source; what an interrupted build compiled there is used again.
+
+    Args:
+        steps: Runs the download.
+        command: pip's download command without the destination.
+        folder: Where the archive and the source go.
+        grouped: Whether to group the files.
+    """
+    if not (folder / 'complete').exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        steps.run([*command, '--dest', folder], 'mmcv-source')
+        shutil.unpack_archive(str(next(folder.glob('*.tar.gz'))), folder)
+        if grouped:
+            group(next(folder.glob('*/setup.py')).parent)
+        (folder / 'complete').touch()
+    return next(folder.glob('*/setup.py')).parent
+
+
+def group(source: Path) -> None:
+    """Makes 5 files out of mmcv's 77, which include the old ones; CUDA files (``*.cu``) stay as they are.
+
+    Nearly all of the time goes into PyTorch's headers, which each file reads anew: about 15 s for each of 57 files,
+    43 s for all of them in one.
+    """
+    bindings, kernels = source / OPERATORS, source / OPERATORS / 'cpu'
+    _merge(sorted(bindings.glob('*.cpp')), bindings / 'grouped.cpp')
+    files = sorted(kernels.glob('*.cpp'), key=lambda file: (file.name not in CLASHING, file.name == MACROS, file.name))
+    for number in range(len(CLASHING)):
+        _merge(files[number :: len(CLASHING)], kernels / f'grouped_{number}.cpp')
+
+
+def _merge(files: Sequence[Path], target: Path) -> None:
+    """Hides ``files`` from ``setup.py`` and writes the file that includes them."""
+    parts = [file.with_suffix('.part') for file in files]
+    for file, part in zip(files, parts):
+        file.rename(part)
+    target.write_text(''.join(f'#include "{part.name}"\n' for part in parts), encoding='utf-8')
