@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Callable, List
 
-import ptwt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +31,8 @@ def ours(x: Tensor) -> list[Tensor]:
 
 def by_ptwt(x: Tensor) -> list[Tensor]:
     """Bands by ptwt."""
+    import ptwt
+
     low, *high = ptwt.wavedec2(x, 'haar', mode='zero', level=LEVELS)
     return [low, *(band for detail in high for band in detail)]
 
