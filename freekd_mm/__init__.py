@@ -1,7 +1,45 @@
-"""Frequency-domain knowledge distillation for MMDetection and MMSegmentation."""
+"""Frequency-domain knowledge distillation for MMDetection and MMSegmentation.
 
-from __future__ import annotations
+This file is read by every Python 3: an environment that is too old gets one line.
+"""
+
+import sys
+import typing
 
 from freekd_mm.version import __version__
+
+
+def _too_old() -> 'str | None':
+    """Returns what is too old here and what to do about it, or None."""
+    needs = 'freekd_mm {} needs {} or newer, but this is {}: {}'
+    if sys.version_info < (3, 8):
+        here = 'Python {}.{} ({})'.format(sys.version_info[0], sys.version_info[1], sys.executable)
+        return needs.format(__version__, 'Python 3.8', here, 'use another Python, for example 3.11')
+    from freekd_mm.compat.versions import OLDEST_TORCH, installed_torch
+
+    torch = installed_torch()
+    if torch is None or torch >= OLDEST_TORCH:
+        return None
+    command = sys.executable + ' -m pip install torch==2.1.2, then an mmcv that fits it (docs/install.md)'
+    return needs.format(__version__, 'PyTorch {}.{}'.format(*OLDEST_TORCH), 'PyTorch {}.{}'.format(*torch), command)
+
+
+def _refuse(line: str) -> None:
+    """Raises ImportError with a line, which is all that is printed where nobody catches it."""
+    refusal, show = ImportError(line), sys.excepthook
+
+    def show_line(kind: type, error: BaseException, trace: 'typing.Any') -> None:
+        if error is refusal:
+            sys.stderr.write(line + '\n')
+        else:
+            show(kind, error, trace)
+
+    sys.excepthook = show_line
+    raise refusal
+
+
+_line = _too_old()
+if _line:
+    _refuse(_line)
 
 __all__ = ['__version__']

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
+
+from freekd_mm.doctor.checkup import obstacle
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs a tool and ends the program; one line and status 1 where the packages here cannot work."""
+    sys.exit(obstacle() or main())
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -3,14 +3,13 @@
 python tools/benchmark.py configs/benchmark/bccd.yaml --data-root data/bccd --work-dir work_dirs/benchmark
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal
 import sys
 from pathlib import Path
 
+from freekd_mm.cli import run
 from freekd_mm.compat import install
 
 
@@ -63,4 +62,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run(main)

@@ -3,11 +3,10 @@
 It runs the ordinary tools, and goes on where it was stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
+from freekd_mm.cli import run
 from freekd_mm.compat import install
 
 
@@ -32,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -1,7 +1,5 @@
 """Says which versions are here, which work together, what is missing and how to fix it."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,9 +1,8 @@
 """Writes the plain student of a distillation checkpoint, and proves that it predicts the same."""
 
-from __future__ import annotations
-
 import argparse
 
+from freekd_mm.cli import run
 from freekd_mm.compat import install
 
 
@@ -30,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

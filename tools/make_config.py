@@ -1,9 +1,8 @@
 """Writes a distillation config for your student and your teacher."""
 
-from __future__ import annotations
-
 import argparse
 
+from freekd_mm.cli import run
 from freekd_mm.compat import install
 from freekd_mm.wizard.methods import list_methods
 
@@ -115,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -3,11 +3,10 @@
 python tools/make_scenes.py data/scenes --train 560 --val 150 --size 160 --seed 0
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 
+from freekd_mm.cli import run
 from freekd_mm.datasets import write_scenes
 from freekd_mm.progress import ProgressBar
 
@@ -38,4 +37,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run(main)

@@ -3,12 +3,11 @@
 python tools/report.py work_dirs/student work_dirs/student_kd --out report.html
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
 
+from freekd_mm.cli import run
 from freekd_mm.compat import install
 
 
@@ -48,4 +47,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run(main)

@@ -3,12 +3,11 @@
 python tools/robustness.py student.py alone.pth distilled.pth --metric coco/bbox_mAP --out-dir work_dirs/robustness
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
 
+from freekd_mm.cli import run
 from freekd_mm.compat import install
 
 
@@ -57,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run(main)

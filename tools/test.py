@@ -1,10 +1,8 @@
 """Evaluates a checkpoint: a detector, a segmenter or a distilled student."""
 
-from __future__ import annotations
-
 import argparse
 
-from freekd_mm.cli import add_common_options, prepare_config
+from freekd_mm.cli import add_common_options, prepare_config, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -1,10 +1,8 @@
 """Trains a detector, a segmenter, a distilled student or a frequency prompt from a config."""
 
-from __future__ import annotations
-
 import argparse
 
-from freekd_mm.cli import add_common_options, prepare_config
+from freekd_mm.cli import add_common_options, prepare_config, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -3,11 +3,10 @@
 python tools/visualize.py my_kd.py work_dirs/my_kd/epoch_12.pth street.jpg --before init --out pictures.html
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 
+from freekd_mm.cli import run
 from freekd_mm.compat import install
 
 
@@ -46,4 +45,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run(main)

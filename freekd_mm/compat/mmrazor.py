@@ -9,13 +9,14 @@ somebody imports mmrazor, and imports nothing itself.
 from __future__ import annotations
 
 import importlib.machinery
-import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+from freekd_mm.compat.versions import installed_torch
 
 QUANTIZATION = 'mmrazor.structures.quantization'
 MMCV_MAXIMUM = '2.1.0'
@@ -67,14 +68,6 @@ class _BoundLoader(Loader):
             mmcv.__version__ = version
 
 
-def _torch_major() -> int:
-    """PyTorch's major version, without importing it."""
-    try:
-        return int(importlib.metadata.version('torch').split('.')[0])
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return 0
-
-
 class MMRazorFinder(MetaPathFinder):
     """Answers for ``mmrazor`` and its quantization package; leaves every other import alone."""
 
@@ -82,7 +75,7 @@ class MMRazorFinder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Returns the spec of the two modules that need help, None for all others."""
-        if fullname == QUANTIZATION and _torch_major() >= 2:
+        if fullname == QUANTIZATION and (installed_torch() or (0, 0)) >= (2, 0):
             return ModuleSpec(fullname, _QuantizationLoader(), is_package=True)
         if fullname == 'mmrazor':
             spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)

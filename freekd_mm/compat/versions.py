@@ -6,6 +6,7 @@ Standard library at import: this module stands before every other room.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import itertools
 import pickle
 import types
@@ -15,10 +16,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     import torch
 
+#: The oldest PyTorch that freekd_mm works with.
+OLDEST_TORCH = (1, 13)
+
 # Python 3.9 has it.
 cache = functools.lru_cache(maxsize=None)
 
 _END = object()
+
+
+def installed_torch() -> tuple[int, int] | None:
+    """Returns the first two numbers of PyTorch's version without importing it; None where there is none."""
+    try:
+        major, minor = importlib.metadata.version('torch').split('.')[:2]
+        return int(major), int(minor)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
 
 
 def zip_equal(*iterables: Iterable[Any]) -> Iterator[Any]:

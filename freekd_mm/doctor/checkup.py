@@ -16,15 +16,28 @@ from dataclasses import dataclass, field
 from importlib.metadata import distributions
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.doctor.pins import DEFAULT_STACK, MM_DISTRIBUTIONS, MM_MODULES, STACKS, normalize, read_pins
+from freekd_mm.doctor.pins import (
+    DEFAULT_STACK,
+    MM_DISTRIBUTIONS,
+    MM_MODULES,
+    PIN_SETS,
+    STACKS,
+    fitting_pins,
+    normalize,
+    read_pins,
+)
 from freekd_mm.doctor.rules import (
     MMCV_LIKE,
     PROBES,
     Problem,
+    accepted_mmcv,
     find_broken,
     find_clashes,
+    find_limits,
     find_missing,
+    find_obstacle,
     find_other_versions,
+    mm_names,
 )
 from freekd_mm.version import __version__
 
@@ -62,13 +75,13 @@ class Report:
 
     Attributes:
         installed: ``{distribution: version}``.
-        stack: The line that is here, or None.
+        pins: The name of the pins that are nearest.
         gpu: Name of the GPU, or an empty string.
         problems: What is wrong.
     """
 
     installed: Mapping[str, str]
-    stack: str | None
+    pins: str
     gpu: str = ''
     problems: list[Problem] = field(default_factory=list)
 
@@ -90,16 +103,20 @@ class Report:
         return '\n'.join(lines)
 
     def _table(self) -> list[str]:
-        pins = {stack: read_pins(stack) for stack in STACKS}
-        titles = [stack + (' (this one)' if stack == self.stack else '') for stack in STACKS]
+        python = sys.version_info[:2]
+        sets = [name for name, about in PIN_SETS.items() if about.oldest <= python <= about.newest]
+        sets = [*sets, *([self.pins] if self.pins not in sets else [])]
+        pins = {name: read_pins(name) for name in sets}
+        titles = [name + (' (this one)' if name == self.pins else '') for name in sets]
         rows = [('known to work together:', 'here', *titles)]
         for name in ('torch', 'numpy'):
-            rows.append((name, self.installed.get(name, '-'), *(pins[stack][name] for stack in STACKS)))
+            rows.append((name, self.installed.get(name, '-'), *(pins[each][name] for each in sets)))
         for index, module in enumerate(MM_MODULES):
-            names = {stack: MM_DISTRIBUTIONS[stack][index] for stack in STACKS}
-            candidates = MMCV_LIKE if module == 'mmcv' else dict.fromkeys(names.values())
+            candidates = (
+                MMCV_LIKE if module == 'mmcv' else dict.fromkeys(MM_DISTRIBUTIONS[line][index] for line in STACKS)
+            )
             here = [_version(name, module, self.installed) for name in candidates if name in self.installed]
-            tested = (_version(names[stack], module, pins[stack]) for stack in STACKS)
+            tested = (_version(mm_names(each).get(module, ''), module, each) for each in pins.values())
             rows.append((module, ' + '.join(here) or '-', *tested))
         widths = [max(map(len, column)) for column in zip_equal(*rows)]
         return ['  '.join(cell.ljust(width) for cell, width in zip_equal(row, widths)).rstrip() for row in rows]
@@ -108,7 +125,7 @@ class Report:
 def _version(name: str, module: str, versions: Mapping[str, str]) -> str:
     """Returns the version, with the distribution's name where it is not the one expected of the module."""
     plain = name == module or (name, module) == ('mmsegmentation', 'mmseg')
-    return versions[name] if plain else f'{name} {versions[name]}'
+    return versions.get(name, '-') if plain or name not in versions else f'{name} {versions[name]}'
 
 
 def installed_distributions() -> dict[str, str]:
@@ -160,25 +177,43 @@ def find_stack(installed: Mapping[str, str]) -> str | None:
     return best if counts[best] else None
 
 
+def nearest_pins(installed: Mapping[str, str]) -> str:
+    """Returns the name of the pins that are nearest to what is here."""
+    return fitting_pins(find_stack(installed) or DEFAULT_STACK, installed.get('torch', ''), sys.version_info[:2])
+
+
+def obstacle() -> str | None:
+    """Returns what keeps every tool from working and how to put it right, in one line; None when nothing does."""
+    installed = installed_distributions()
+    problem = find_obstacle(installed, read_pins(nearest_pins(installed)), accepted_mmcv())
+    return f'{problem.subject}: {problem.text}. What to do: {problem.remedy}' if problem else None
+
+
 def examine(
     stack: str | None = None,
     installed: Mapping[str, str] | None = None,
     imports: Mapping[str, str] | None = None,
+    mmcv_below: Mapping[str, str] | None = None,
 ) -> Report:
     """Finds out what is missing or clashing.
 
     Args:
-        stack: The line that should be here, whole and in the tested versions; None for whatever is here.
+        stack: The pins that should be here, whole and in the tested versions; None for whatever is here.
         installed: Instead of :func:`installed_distributions`.
         imports: Instead of :func:`probe`.
+        mmcv_below: Instead of :func:`accepted_mmcv`.
     """
     installed = installed_distributions() if installed is None else installed
     imports = probe() if imports is None else imports
-    report = Report(installed, stack or find_stack(installed), imports.get('gpu', ''))
-    pins = read_pins(report.stack or DEFAULT_STACK)
+    mmcv_below = accepted_mmcv() if mmcv_below is None else mmcv_below
+    report = Report(installed, stack or nearest_pins(installed), imports.get('gpu', ''))
+    pins = read_pins(report.pins)
     report.problems += find_clashes(installed, pins)
+    report.problems += find_limits(installed, pins, mmcv_below)
     report.problems += find_missing(installed, pins, whole=stack is not None)
-    report.problems += find_other_versions(installed, pins, fatal=stack is not None)
+    named = {problem.subject for problem in report.problems}
+    others = find_other_versions(installed, pins, fatal=stack is not None)
+    report.problems += [problem for problem in others if problem.subject not in named]
     known = {problem.subject for problem in report.problems if problem.fatal}
     report.problems += [problem for problem in find_broken(installed, imports, pins) if problem.subject not in known]
     return report
@@ -187,7 +222,7 @@ def examine(
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the screen; returns 0 when all that is needed works, else 1."""
     parser = argparse.ArgumentParser(prog='doctor', description='Checks the packages that freekd_mm works with.')
-    parser.add_argument('--stack', choices=STACKS, help='the line that should be here, whole and as tested')
+    parser.add_argument('--stack', choices=PIN_SETS, help='the pins that should be here, whole and as tested')
     options = parser.parse_args(argv)
     report = examine(options.stack)
     print(report.text())

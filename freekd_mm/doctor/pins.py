@@ -1,6 +1,6 @@
 """The tested versions, read from ``requirements/*.txt``: the one place where they are written.
 
-Used by setup.py, by ``make setup`` (before anything is installed) and by the doctor: standard library only.
+Used by ``make setup`` (before anything is installed) and by the doctor: standard library only.
 """
 
 from __future__ import annotations
@@ -8,9 +8,42 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 STACKS = ('openmmlab', 'onedl')
 DEFAULT_STACK = 'openmmlab'
+
+
+class Pins(NamedTuple):
+    """A file of pins.
+
+    Attributes:
+        oldest: First Python that it installs on.
+        newest: Last one.
+        tests: The file that pins what the tests need.
+    """
+
+    oldest: tuple[int, int]
+    newest: tuple[int, int]
+    tests: str = 'test'
+
+
+#: Each file of pins that makes a whole environment: a STACK of ``make setup``.
+PIN_SETS = {
+    'openmmlab': Pins((3, 10), (3, 12)),
+    'onedl': Pins((3, 10), (3, 13)),
+    'py38-torch113': Pins((3, 8), (3, 9), 'test-py38'),
+    'py38-torch21': Pins((3, 8), (3, 9), 'test-py38'),
+    'py311-torchvision': Pins((3, 10), (3, 12)),
+}
+#: The environments that the test suite runs in: name, as in ``make test ENV=...``, to Python and pins.
+ENVIRONMENTS = {
+    'py311-torch213': ((3, 11), 'openmmlab'),
+    'py38-torch21': ((3, 8), 'py38-torch21'),
+    'py38-torch113': ((3, 8), 'py38-torch113'),
+    'py313-onedl': ((3, 13), 'onedl'),
+    'py311-torchvision': ((3, 11), 'py311-torchvision'),
+}
 #: The MM packages of each line by distribution name: engine, cv, detection, segmentation, razor.
 MM_DISTRIBUTIONS = {
     'openmmlab': ('mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmrazor'),
@@ -57,6 +90,13 @@ def read_pins(name: str, folder: Path | None = None, python: tuple[int, int] | N
             if pin['marker'] is None or _applies(pin['marker'], python):
                 pins[normalize(pin['name'])] = pin['version']
     return pins
+
+
+def fitting_pins(line: str, torch: str, python: tuple[int, int]) -> str:
+    """Returns the name of the pins of a line that are nearest to a PyTorch and a Python."""
+    if line != DEFAULT_STACK or python >= PIN_SETS[line].oldest:
+        return line
+    return 'py38-torch113' if torch.startswith('1.') else 'py38-torch21'
 
 
 def _applies(marker: str, python: tuple[int, int]) -> bool:

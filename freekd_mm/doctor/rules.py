@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 
-from freekd_mm.compat.versions import zip_equal
+from freekd_mm.compat.versions import OLDEST_TORCH, zip_equal
 from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES, STACKS
 
 #: What the doctor imports, in the order in which the packages depend on each other.
@@ -45,6 +47,12 @@ DISTRIBUTION_OF = {
     'skimage': 'scikit-image',
 }
 
+#: The first versions that freekd_mm works with, and the last ones that it was tested with.
+OLDEST = {'torch': OLDEST_TORCH, 'mmengine': (0, 8), 'mmcv': (2, 0), 'mmdet': (3, 0), 'mmsegmentation': (1, 0)}
+NEWEST_TORCH = (2, 14)
+#: mmdet 3.0, 3.1 and mmseg 1.0, 1.1 accept an mmcv below 2.1.0, later ones below 2.2.0.
+MMCV_BELOW = {'2.1.0': '2.0.1', '2.2.0': '2.1.0'}
+
 Versions = typing.Mapping[str, str]
 
 
@@ -78,7 +86,7 @@ def install(name: str, pins: Versions, again: bool = False) -> str:
         flags = '--no-deps --no-build-isolation --no-cache-dir --force-reinstall'
         return f'MMCV_WITH_OPS=1 {pip("install", flags, f"--no-binary={name}", wanted)}   (in a clone: make setup)'
     if name == 'torch':
-        return pip('install', wanted)
+        return f'{pip("install", wanted)}   (then mmcv again, which must fit it)'
     return pip('install --no-deps', *(['--force-reinstall'] if again else []), wanted)
 
 
@@ -91,7 +99,57 @@ def replace(names: list[str], name: str, pins: Versions) -> str:
 def mm_names(pins: Versions) -> dict[str, str]:
     """Returns ``{module: distribution}`` of the MM packages of the line that ``pins`` are of."""
     line = 'onedl' if 'onedl-mmcv' in pins else 'openmmlab'
-    return dict(zip_equal(MM_MODULES, MM_DISTRIBUTIONS[line]))
+    return {module: name for module, name in zip_equal(MM_MODULES, MM_DISTRIBUTIONS[line]) if name in pins}
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Returns the first two numbers of a version."""
+    return tuple(map(int, re.findall(r'\d+', version)[:2]))
+
+
+def accepted_mmcv(modules: typing.Sequence[str] = ('mmdet', 'mmseg')) -> dict[str, str]:
+    """Reads the first mmcv that each module refuses out of its ``__init__.py``, where users change it."""
+    found = {}
+    for module in modules:
+        spec = importlib.util.find_spec(module)
+        text = Path(spec.origin).read_text(encoding='utf-8') if spec and spec.origin else ''
+        bound = re.search(r"^(?:mmcv_maximum_version|MMCV_MAX)\s*=\s*'(.+)'", text, re.MULTILINE)
+        if bound:
+            found[module] = bound[1]
+    return found
+
+
+def find_limits(installed: Versions, pins: Versions, mmcv_below: Versions) -> list[Problem]:
+    """Finds versions that cannot work: too old for freekd_mm, or refused by another package.
+
+    Args:
+        installed: ``{distribution: version}``.
+        pins: The tested versions.
+        mmcv_below: ``{module: first mmcv that it refuses}``, as of :func:`accepted_mmcv`.
+    """
+    problems = []
+    for name, oldest in OLDEST.items():
+        if name in installed and numbers(installed[name]) < oldest:
+            text = f'{installed[name]} is here, but freekd_mm needs {".".join(map(str, oldest))} or newer'
+            problems.append(Problem(name, text, install(name, pins)))
+    mmcv = installed.get('mmcv', '')
+    for module, bound in mmcv_below.items():
+        name = {'mmseg': 'mmsegmentation'}.get(module, module)
+        if mmcv and name in installed and numbers(mmcv) >= numbers(bound):
+            text = f'{mmcv} is here, but {name} {installed[name]} accepts versions below {bound} only'
+            fitting = {**pins, 'mmcv': MMCV_BELOW.get(bound, pins.get('mmcv', bound))}
+            problems.append(Problem('mmcv', text, install('mmcv', fitting)))
+    torch, numpy = installed.get('torch', ''), installed.get('numpy', '')
+    if torch and numbers(torch) < (2, 3) and numpy and numbers(numpy) >= (2, 0):
+        text = f'{numpy} is here, but PyTorch {torch} is compiled for NumPy 1 (2.3 is the first that works with 2)'
+        problems.append(Problem('numpy', text, pip('install --no-deps "numpy<2"')))
+    return problems
+
+
+def find_obstacle(installed: Versions, pins: Versions, mmcv_below: Versions) -> Problem | None:
+    """Returns the first thing because of which no tool can work, judged without importing anything."""
+    found = find_clashes(installed, pins) + find_limits(installed, pins, mmcv_below) + find_missing(installed, pins)
+    return next((problem for problem in found if problem.fatal), None)
 
 
 def find_clashes(installed: Versions, pins: Versions) -> list[Problem]:
@@ -123,8 +181,13 @@ def find_missing(installed: Versions, pins: Versions, whole: bool = False) -> li
     others = {names['mmengine']: ('mmengine', 'onedl-mmengine'), names['mmcv']: MMCV_LIKE}
     problems = [
         Problem(name, 'is not installed', install(name, pins))
-        for name in ('torch', 'numpy', names['mmengine'], names['mmcv'], 'ptwt', 'pywavelets')
+        for name in ('torch', 'numpy', names['mmengine'], names['mmcv'])
         if not any(other in installed for other in others.get(name, (name,)))
+    ]
+    problems += [
+        Problem(name, 'is not installed; needed for wavelets other than Haar', install(name, pins), fatal=False)
+        for name in ('ptwt', 'pywavelets')
+        if name not in installed and name in pins
     ]
     neither = names['mmdet'] not in installed and names['mmseg'] not in installed
     uses = {
@@ -133,7 +196,7 @@ def find_missing(installed: Versions, pins: Versions, whole: bool = False) -> li
         'mmrazor': "needed for mmrazor's own losses and algorithms",
     }
     for module, use in uses.items():
-        if names[module] not in installed:
+        if module in names and names[module] not in installed:
             fatal = whole or (neither and module != 'mmrazor')
             text = f'is not installed; {use}'
             problems.append(Problem(names[module], text, install(names[module], pins), fatal))
@@ -149,7 +212,8 @@ def find_other_versions(installed: Versions, pins: Versions, fatal: bool = False
     ]
     torch = installed.get('torch', '').split('+')[0]
     if torch and torch != pins['torch']:
-        text = f'{torch} is here, {pins["torch"]} is tested; mmcv must be compiled for the one that is here'
+        known = 'newer than any tested' if numbers(torch) > NEWEST_TORCH else 'between tested ones'
+        text = f'{torch} is here, {known}; {pins["torch"]} is tested; mmcv must be compiled for the one that is here'
         problems.append(Problem('torch', text, install('torch', pins), fatal=False))
     return problems
 
