@@ -4,11 +4,12 @@ import argparse
 
 from freekd_mm.cli import run
 from freekd_mm.compat import install
-from freekd_mm.wizard.methods import list_methods
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
+    from freekd_mm.wizard.methods import list_methods
+
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=f'methods (several joined by +, for example wavelet+figkd):\n{list_methods()}',

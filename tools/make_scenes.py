@@ -7,8 +7,6 @@ import argparse
 import sys
 
 from freekd_mm.cli import run
-from freekd_mm.datasets import write_scenes
-from freekd_mm.progress import ProgressBar
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,6 +23,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Writes the data set; returns the exit status."""
     args = parse_args()
+    from freekd_mm.datasets import write_scenes
+    from freekd_mm.progress import ProgressBar
+
     try:
         root = write_scenes(
             args.out, args.train, args.val, args.size, args.seed, progress=ProgressBar('Drawing scenes')

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from freekd_mm.doctor.checkup import examine, find_stack, installed_distributions, probe
-from freekd_mm.doctor.pins import STACKS, read_pins
+from freekd_mm.doctor.pins import PIN_SETS, STACKS, fitting_pins, read_pins
 from freekd_mm.doctor.rules import PROBES
+from freekd_mm.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
-PINS = {stack: read_pins(stack) for stack in STACKS}
+PINS = {name: read_pins(name) for name in PIN_SETS}
 FINE = dict.fromkeys(PROBES, '')
 
 
@@ -32,12 +33,11 @@ def missing(module: str) -> str:
     return f"ModuleNotFoundError: No module named '{module}'"
 
 
-@pytest.mark.parametrize('stack', STACKS)
-def test_a_tested_line_is_sound(stack):
+@pytest.mark.parametrize('stack', PIN_SETS)
+def test_a_tested_environment_is_sound(stack):
     report = examine(stack, PINS[stack], FINE)
     assert report.ok
     assert not report.problems
-    assert examine(None, PINS[stack], FINE).stack == stack
     screen = report.text()
     assert f'{stack} (this one)' in screen
     assert 'Nothing is missing or clashing.' in screen
@@ -97,12 +97,12 @@ def test_mmcv_of_another_kind(name):
 
 
 def test_other_versions_are_noted_and_an_error_where_a_line_is_asked_for():
-    installed = {**PINS['openmmlab'], 'mmdet': '3.2.0', 'torch': '2.1.2+cu121', 'numpy': '2.2.6'}
+    installed = {**PINS['openmmlab'], 'mmdet': '3.2.0', 'torch': '2.5.1+cu121', 'numpy': '2.2.6'}
     report = examine(None, installed, FINE)
     assert report.ok
     notes = problems(report, fatal=False)
     assert '3.2.0 is here, 3.3.0 is tested' in notes['mmdet']
-    assert '2.1.2 is here' in notes['torch']
+    assert '2.5.1 is here, between tested ones' in notes['torch']
     assert 'numpy==1.26.4' in notes['numpy']
     assert set(problems(examine('openmmlab', installed, FINE))) == {'mmdet', 'numpy'}
 
@@ -167,13 +167,102 @@ def test_files_are_gone():
     assert '--force-reinstall mmdet==3.3.0' in problems(report)['mmdet']
 
 
+@pytest.mark.parametrize(
+    ('line', 'torch', 'python', 'pins'),
+    [
+        ('openmmlab', '2.1.2', (3, 8), 'py38-torch21'),
+        ('openmmlab', '1.13.1+cu117', (3, 9), 'py38-torch113'),
+        ('openmmlab', '1.13.1', (3, 10), 'openmmlab'),
+        ('openmmlab', '', (3, 13), 'openmmlab'),
+        ('onedl', '2.1.2', (3, 9), 'onedl'),
+    ],
+)
+def test_nearest_pins(line, torch, python, pins):
+    assert fitting_pins(line, torch, python) == pins
+
+
+#: What a user has, what is wrong with it, and what the remedy names.
+UNFIT = {
+    'no torch': ({'torch': None}, 'torch: is not installed', 'torch=='),
+    'no mmcv': ({'mmcv': None}, 'mmcv: is not installed', 'mmcv==2'),
+    'mmcv-lite': (
+        {'mmcv': None, 'mmcv-lite': '2.1.0'},
+        'mmcv-lite is not the mmcv with operators',
+        'uninstall -y mmcv-lite',
+    ),
+    'mmcv 1.x': ({'mmcv': None, 'mmcv-full': '1.7.2'}, 'mmcv-full is not the mmcv', 'uninstall -y mmcv-full'),
+    'mmcv 1.x by its other name': (
+        {'mmcv': '1.7.2'},
+        'mmcv: 1.7.2 is here, but freekd_mm needs 2.0 or newer',
+        'mmcv==2',
+    ),
+    'mmcv 2.2': ({'mmcv': '2.2.0'}, 'mmcv: 2.2.0 is here, but mmdet 3.3.0 accepts versions below 2.2.0', 'mmcv==2.1.0'),
+    'mmdet 2.x': ({'mmdet': '2.28.2'}, 'mmdet: 2.28.2 is here, but freekd_mm needs 3.0 or newer', 'mmdet==3'),
+    'mmengine 0.7': ({'mmengine': '0.7.4'}, 'mmengine: 0.7.4 is here, but freekd_mm needs 0.8', 'mmengine==0'),
+    'numpy 2': ({'numpy': '2.0.2', 'torch': '2.1.2+cu118'}, 'numpy: 2.0.2 is here, but PyTorch 2.1.2', '"numpy<2"'),
+    'old torch': ({'torch': '1.12.1'}, 'needs PyTorch 1.13 or newer, but this is PyTorch 1.12', 'torch==2.1.2'),
+}
+TOOLS = sorted(path.name for path in (ROOT / 'tools').glob('*.py') if path.name != 'doctor.py')
+
+
+def run_with(tmp_path, changes, *command):
+    """Runs a command that sees fakes of the default environment alone, with some changes."""
+    versions = {**PINS['openmmlab'], **changes}
+    for name, version in versions.items():
+        if version is not None:
+            fake_package(tmp_path, name, "mmcv_maximum_version = '2.2.0'" if name == 'mmdet' else '', version)
+    environment = {'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)]), 'PATH': os.environ['PATH']}
+    # -S: no site-packages.
+    command = [sys.executable, '-S', *command]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+
+
+@pytest.mark.parametrize('case', UNFIT)
+def test_a_tool_says_in_one_line_what_cannot_work(case, tmp_path):
+    changes, wrong, remedy = UNFIT[case]
+    answer = run_with(tmp_path, changes, str(ROOT / 'tools' / 'train.py'), 'config.py')
+    assert answer.returncode == 1
+    assert not answer.stdout
+    (line,) = answer.stderr.splitlines()
+    assert wrong in line
+    assert remedy in line
+
+
+@pytest.mark.parametrize('tool', TOOLS)
+def test_every_tool_says_it(tool, tmp_path):
+    answer = run_with(tmp_path, {'mmcv': '2.2.0'}, str(ROOT / 'tools' / tool))
+    assert answer.returncode == 1
+    assert answer.stderr.startswith('mmcv: 2.2.0 is here, but mmdet 3.3.0 accepts')
+    assert answer.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('case', [case for case in UNFIT if case != 'old torch'])
+def test_the_doctor_says_it_too(case):
+    changes, wrong, remedy = UNFIT[case]
+    installed = {name: version for name, version in {**PINS['openmmlab'], **changes}.items() if version is not None}
+    report = examine(None, installed, FINE, {'mmdet': '2.2.0'})
+    assert not report.ok
+    text = ' '.join(f'{name}: {text}' for name, text in problems(report).items())
+    assert wrong in text
+    assert remedy in text
+
+
+def test_import_says_what_is_too_old(tmp_path):
+    code = 'import sys\ntry:\n    import freekd_mm\nexcept ImportError as error:\n    print(error)'
+    answer = run_with(tmp_path, {'torch': '1.12.1'}, '-c', code)
+    assert answer.stdout.startswith(f'freekd_mm {__version__} needs PyTorch 1.13 or newer, but this is PyTorch 1.12')
+    assert not answer.stderr
+    answer = run_with(tmp_path / 'b', {'torch': '1.12.1'}, '-c', code.replace('ImportError', 'KeyError'))
+    assert (answer.returncode, answer.stderr.count('\n')) == (1, 1)
+
+
 def test_find_stack():
     assert find_stack({'mmrazor': '1.0.0'}) is None
     assert find_stack({'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'mmdet': '3.3.0'}) == 'onedl'
 
 
 def fake_package(folder: Path, name: str, code: str, version: str = '9.9') -> None:
-    (folder / name).mkdir()
+    (folder / name).mkdir(parents=True)
     (folder / name / '__init__.py').write_text(code)
     info = folder / f'{name}-{version}.dist-info'
     info.mkdir()
@@ -208,7 +297,7 @@ def test_half_removed_package_does_not_stop_the_listing(tmp_path, monkeypatch):
 
 def test_the_command_on_a_broken_environment(tmp_path):
     """The real thing: a broken mmdet and a broken mmcv come first on the path."""
-    fake_package(tmp_path, 'mmcv', 'raise RuntimeError("no way\\nthe last line")')
+    fake_package(tmp_path, 'mmcv', 'raise RuntimeError("no way\\nthe last line")', '2.1.0')
     fake_package(tmp_path, 'mmdet', 'import mmcv')
     environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
     command = [sys.executable, str(ROOT / 'tools' / 'doctor.py')]
@@ -217,7 +306,7 @@ def test_the_command_on_a_broken_environment(tmp_path):
     assert 'Traceback' not in answer.stdout + answer.stderr
     assert 'import mmcv fails: RuntimeError: the last line' in answer.stdout
     assert 'import mmdet' not in answer.stdout
-    assert '9.9' in answer.stdout
+    assert '9.9 is here' in answer.stdout
 
 
 def test_the_command_here():
