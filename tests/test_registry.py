@@ -21,10 +21,11 @@ def decorated(name: str) -> dict[str, str]:
     return {
         node.name: f'freekd_mm.{module}'
         for module, path in modules().items()
-        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+        for text in [path.read_text(encoding='utf-8')]
+        for node in ast.walk(ast.parse(text))
         if isinstance(node, (ast.ClassDef, ast.FunctionDef))
         for decorator in node.decorator_list
-        if ast.unparse(decorator) == f'{name}.register_module()'
+        if ast.get_source_segment(text, decorator) == f'{name}.register_module()'
     }
 
 

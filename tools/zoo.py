@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from freekd_mm.cli import run
 from freekd_mm.compat import install
 
 DATA = 'configs of data sets, for models of other folders'
@@ -162,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

@@ -54,8 +54,9 @@ def test_list_names_the_modules_that_change_something():
     for module, path in modules().items():
         if module.startswith('compat') or module in listed:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            code = ast.unparse(node) if isinstance(node, (ast.Assign, ast.Call)) else ''
+        text = path.read_text(encoding='utf-8')
+        for node in ast.walk(ast.parse(text)):
+            code = ast.get_source_segment(text, node) if isinstance(node, (ast.Assign, ast.Call)) else ''
             assert not any(sign in code for sign in SIGNS), f'{path.relative_to(PACKAGE)}: {code}'
             assert not (code.startswith('vars(') and '] = ' in code), f'{path.relative_to(PACKAGE)}: {code}'
 
