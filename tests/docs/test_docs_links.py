@@ -69,10 +69,10 @@ def test_python_names_in_the_text_exist(page: Path) -> None:
 def resolves(dotted: str) -> bool:
     """Whether a dotted name is a module, an attribute of one, or a type of our registries."""
     parts = dotted.split('.')
-    for child in (registry.MODELS, registry.HOOKS, registry.DATASETS, registry.TRANSFORMS):
-        child.import_from_location()
-        if parts[-1] in child.module_dict and len(parts) == 2:
-            return True
+    if len(parts) == 2 and any(
+        parts[1] in child.names for child in (registry.MODELS, registry.HOOKS, registry.TRANSFORMS)
+    ):
+        return True
     for count in range(len(parts), 0, -1):
         try:
             found = importlib.import_module('.'.join(parts[:count]))
