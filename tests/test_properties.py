@@ -201,6 +201,8 @@ LOSSES = {
         )
         for target, distance, order in itertools.product(('detail', 'both'), ('mse', 'kl'), ('index', 'teacher'))
     },
+    'kl': dict(type='freekd_mm.LogitKLLoss', temperature=3.0),
+    'kl sigmoid': dict(type='freekd_mm.LogitKLLoss', use_sigmoid=True, foreground=True),
     'figkd foreground': dict(type='freekd_mm.FiGKDLoss', foreground=True, use_sigmoid=True),
 }
 #: Divided by a deviation of the batch, an image's part depends on the others.

@@ -18,151 +18,40 @@ from freekd_mm.registry import MODELS
 from freekd_mm.tensors import full_precision, shapes
 
 Boxes = Literal['distribution', 'deltas', 'distances']
-BOXES = ('distribution', 'deltas', 'distances')
 # As in mmdet's decoding: a box is at most so many times larger or smaller than its anchor.
 LARGEST = math.log(1000 / 16)
 
 
-class HeadLoss(DistillLoss):
-    """Base of the losses on the predictions of dense heads with sigmoid scores.
-
-    The levels are the scores of all levels, each (N, A K, H, W) with A anchors and K classes, followed by the boxes
-    of all levels: (N, 4 bins, H, W) for ``'distribution'`` (one anchor), else (N, 4 A, H, W).
-
-    Every anchor weighs as much as the teacher's largest class probability :math:`w_r`. Sums over the anchors are
-    divided by the larger of the sum of all :math:`w_r` and 1, roughly the number of anchors on objects.
-
-    Args:
-        boxes: What the heads say of a box: ``'distribution'`` over the bins of each of its four edges (GFL),
-            ``'deltas'`` of an anchor (RetinaNet, ATSS), ``'distances'`` to its edges (FCOS).
-        loss_weight: Factor on the returned value.
-    """
-
-    target = 'logits'
-
-    def __init__(self, boxes: Boxes, loss_weight: float = 1.0) -> None:
-        super().__init__(loss_weight)
-        check_choice('boxes', boxes, BOXES)
-        self.boxes = boxes
-        self.shared: list[int] | None = None
-
-    def share_classes(self, student: Sequence[int], teacher: Sequence[int]) -> None:
-        """Looks at these classes alone: indices in the student's and in the teacher's scores."""
-        self.shared = list(teacher)
-
-    def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
-        """Returns the sum of :meth:`parts` over the levels, divided; ``terms`` holds each part."""
-        self._check(students, teachers)
-        count = len(teachers) // 2
-        sums: dict[str, Tensor] = {}
-        total_weight = teachers[0].new_zeros((), dtype=torch.float32)
-        for level in range(count):
-            student, teacher = (self._by_edge(full_precision(x[count + level])) for x in (students, teachers))
-            anchors = teacher.shape[1]
-            scores = [full_precision(x[level]).unflatten(1, (anchors, -1)).flatten(3) for x in (students, teachers)]
-            weights = self._kept(scores[1]).amax(2).sigmoid()
-            total_weight = total_weight + weights.sum()
-            for name, part in self.parts(scores[0], scores[1], student, teacher, weights).items():
-                sums[name] = sums[name] + part if name in sums else part
-        divided = {name: value / total_weight.clamp(min=1) for name, value in sums.items()}
-        self.terms = {name: value.detach() for name, value in divided.items()}
-        values = list(divided.values())
-        return sum(values[1:], values[0])
-
-    def parts(
-        self, scores_s: Tensor, scores_t: Tensor, boxes_s: Tensor, boxes_t: Tensor, weights: Tensor
-    ) -> dict[str, Tensor]:
-        """Returns the sums over one level's anchors by name.
-
-        Args:
-            scores_s: (N, A, K, P) of the student, for P positions.
-            scores_t: (N, A, K, P) of the teacher.
-            boxes_s: (N, A, 4, P), or (N, 1, 4, bins, P), of the student.
-            boxes_t: The same of the teacher.
-            weights: (N, A, P).
-        """
-        raise NotImplementedError
-
-    def _check(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> None:
-        name, count = type(self).__name__, len(teachers) // 2
-        if len(teachers) % 2:
-            raise ValueError(
-                f'{name}: there should be as many levels of scores as of boxes, but got {len(teachers)} levels in '
-                "all; tap 'bbox_head[0]' and 'bbox_head[1]'"
-            )
-        for level, (student, teacher) in enumerate(zip_equal(students[count:], teachers[count:])):
-            if student.shape != teacher.shape or teacher.ndim != 4 or teacher.shape[1] % 4:
-                raise ValueError(
-                    f'{name}: at level {level} the boxes of student and teacher should be (N, 4 x anchors or bins, H, '
-                    f'W) with the same anchors, bins and strides, but got {shapes([student])} and {shapes([teacher])}'
-                )
-            if self.boxes == 'distribution' and teacher.shape[1] < 8:
-                raise ValueError(
-                    f'{name}: the boxes should be distributions over at least 2 bins an edge (GFLHead has them, with '
-                    f'its reg_max), but got {shapes([teacher])}, four numbers a box'
-                )
-
-    def _by_edge(self, boxes: Tensor) -> Tensor:
-        shape = (1, 4, -1) if self.boxes == 'distribution' else (-1, 4)
-        return boxes.unflatten(1, shape).flatten(-2)
-
-    def _kept(self, scores: Tensor) -> Tensor:
-        """Returns the scores (N, A, k, P) of the classes that both sides know."""
-        return scores if self.shared is None else scores[:, :, self.shared]
-
-
 @MODELS.register_module()
-class LDLoss(HeadLoss):
-    r"""Localisation distillation: the divergence of the distributions over the edges of the boxes.
+class CrossKDLoss(DistillLoss):
+    r"""Compares two sets of predictions of a dense head with sigmoid scores, anchor by anchor.
 
-    For every anchor r and edge e with the logits z over the bins, :math:`p = \mathrm{softmax}(z / T)`:
-
-    .. math::
-        L = \frac{T^2}{\max(\sum_r w_r, 1)} \sum_r w_r \frac{1}{4} \sum_e KL(p^t_{r,e} \,\|\, p^s_{r,e})
-
-    The weight :math:`w_r` is the teacher's largest class probability. The paper has a main region (the
-    positives) and a valuable region (by DIoU) instead, which need the labels' assignment.
-
-    Args:
-        temperature: T.
-        loss_weight: Factor on the returned value. mmdet's LDHead takes the mean over the n + 1 bins where the
-            divergence has the sum: its weight 0.25 is 0.25 / (n + 1) here.
-    """
-
-    def __init__(self, temperature: float = 10.0, loss_weight: float = 1.0) -> None:
-        super().__init__('distribution', loss_weight)
-        check_positive('temperature', temperature)
-        self.temperature = temperature
-
-    def parts(
-        self, scores_s: Tensor, scores_t: Tensor, boxes_s: Tensor, boxes_t: Tensor, weights: Tensor
-    ) -> dict[str, Tensor]:
-        """Returns ``{'box': ...}``."""
-        return {'box': (weights * edge_divergence(boxes_s, boxes_t, self.temperature)).sum()}
-
-
-@MODELS.register_module()
-class CrossKDLoss(HeadLoss):
-    r"""Compares cross-head predictions (the teacher's head on the student's features) with the teacher's.
-
-    With the probabilities p (sigmoid of the scores) of every anchor r and class k, and the boxes b:
+    For CrossKD the student's are those of the teacher's head on the student's features. With the probabilities p
+    of every anchor r and class k, the boxes b and :math:`w_r = \max_k p^t_{r,k}`:
 
     .. math::
         L = \frac{1}{\max(\sum_r w_r, 1)} \sum_r \Big(
             \lambda_c \sum_k |p^t - p^s|^\beta\, BCE(p^s, p^t) + \lambda_b\, w_r\, D(b^s, b^t) \Big)
 
-    D is one minus the GIoU of the decoded boxes, or for ``'distribution'`` the divergence of :class:`LDLoss`.
-    The GIoU does not change with the place and size of an anchor, so anchors are not needed.
+    D is one minus the GIoU of the decoded boxes, which does not change with the place and size of an anchor: anchors
+    are not needed. For distributions over the bins of each edge e it is
+    :math:`T^2 \tfrac{1}{4} \sum_e KL(p^t_e \,\|\, p^s_e)` with :math:`p_e = \mathrm{softmax}(b_e / T)`.
+
+    The levels are the scores of all levels, each (N, A K, H, W) with A anchors and K classes, followed by the boxes
+    of all levels: (N, 4 bins, H, W) for ``'distribution'`` (one anchor), else (N, 4 A, H, W).
 
     Args:
-        boxes: See :class:`HeadLoss`.
+        boxes: What the head says of a box: ``'distribution'`` (GFL), ``'deltas'`` of an anchor (RetinaNet, ATSS),
+            ``'distances'`` to its edges (FCOS).
         beta: Exponent of the focal factor.
         temperature: T of ``'distribution'``.
         stds: ``target_stds`` of the head's box coder, for ``'deltas'``.
-        cls_weight: Factor on the classes.
+        cls_weight: Factor on the classes; with 0 the student's scores are not looked at.
         box_weight: Factor on the boxes; by default that of the released configs, 4 for ``'distribution'``, else 1.
         loss_weight: Factor on the returned value.
     """
+
+    target = 'logits'
 
     def __init__(
         self,
@@ -174,40 +63,105 @@ class CrossKDLoss(HeadLoss):
         box_weight: float | None = None,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__(boxes, loss_weight)
+        super().__init__(loss_weight)
+        check_choice('boxes', boxes, ('distribution', 'deltas', 'distances'))
+        self.box_weight = (4.0 if boxes == 'distribution' else 1.0) if box_weight is None else box_weight
         check_positive('beta', beta)
         check_positive('temperature', temperature)
         check_positive('cls_weight', cls_weight, zero=True)
-        if box_weight is not None:
-            check_positive('box_weight', box_weight, zero=True)
+        check_positive('box_weight', self.box_weight, zero=True)
         if len(stds) != 4 or min(stds) <= 0:
             raise ValueError(f'stds should be four numbers greater than 0, but got {stds!r}')
-        self.beta, self.temperature, self.stds, self.cls_weight = beta, temperature, tuple(stds), cls_weight
-        self.box_weight = (4.0 if boxes == 'distribution' else 1.0) if box_weight is None else box_weight
+        self.boxes, self.beta, self.temperature, self.stds = boxes, beta, temperature, tuple(stds)
+        self.cls_weight = cls_weight
+        self.shared: list[int] | None = None
 
-    def parts(
-        self, scores_s: Tensor, scores_t: Tensor, boxes_s: Tensor, boxes_t: Tensor, weights: Tensor
-    ) -> dict[str, Tensor]:
-        """Returns ``{'cls': ..., 'box': ...}``."""
-        if scores_s.shape != scores_t.shape:
+    def share_classes(self, student: Sequence[int], teacher: Sequence[int]) -> None:
+        """Looks at these classes alone; the teacher's indices count, as both scores are of the teacher's head."""
+        self.shared = list(teacher)
+
+    def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
+        """Returns the sum over the levels; ``terms`` has its parts ``'cls'`` and ``'box'``."""
+        self._check(students, teachers)
+        count = len(teachers) // 2
+        sums = {'box': teachers[0].new_zeros(())}
+        weights = teachers[0].new_zeros(())
+        for level in range(count):
+            boxes_s, boxes_t = (self._by_edge(x[count + level]) for x in (students, teachers))
+            scores = self._by_class(teachers[level], boxes_t.shape[1])
+            weight = scores.amax(2).sigmoid()
+            weights = weights + weight.sum()
+            sums['box'] = sums['box'] + (weight * self._apart(boxes_s, boxes_t)).sum()
+            if self.cls_weight:
+                cls = self._focal(self._by_class(students[level], boxes_t.shape[1]), scores)
+                sums['cls'] = sums.get('cls', 0) + cls.sum()
+        normaliser = weights.clamp(min=1)
+        self.terms = {name: (value / normaliser).detach() for name, value in sums.items()}
+        return (self.cls_weight * sums.get('cls', 0) + self.box_weight * sums['box']) / normaliser
+
+    def _check(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> None:
+        name, count = type(self).__name__, len(teachers) // 2
+        if len(teachers) % 2:
             raise ValueError(
-                f"CrossKDLoss: the scores should both come from the teacher's head, but got {shapes([scores_s])} and "
-                f'{shapes([scores_t])}; set through=dict(start=...) in the entry'
+                f'{name}: there should be as many levels of scores as of boxes, but got {len(teachers)} levels in '
+                "all; tap 'bbox_head[0]' and 'bbox_head[1]'"
             )
-        student, target = self._kept(scores_s), self._kept(scores_t).sigmoid()
-        focal = (student.sigmoid() - target).abs() ** self.beta
-        cls = (focal * F.binary_cross_entropy_with_logits(student, target, reduction='none')).sum()
+        for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
+            what = 'scores' if level < count else 'boxes'
+            if what == 'scores' and not self.cls_weight:
+                continue
+            if student.shape != teacher.shape or teacher.ndim != 4 or (what == 'boxes' and teacher.shape[1] % 4):
+                raise ValueError(
+                    f'{name}: at level {level % count} the {what} of student and teacher should be of one shape, (N, '
+                    f'anchors x classes, H, W) and (N, 4 x anchors or bins, H, W), but got {shapes([student, teacher])}'
+                )
+            if what == 'boxes' and self.boxes == 'distribution' and teacher.shape[1] < 8:
+                raise ValueError(
+                    f'{name}: the boxes should be distributions over at least 2 bins an edge (GFLHead has them, with '
+                    f'its reg_max), but got {shapes([teacher])}, four numbers a box'
+                )
+
+    def _by_class(self, scores: Tensor, anchors: int) -> Tensor:
+        """Returns the scores (N, A, k, positions) of the classes that both sides know."""
+        scores = full_precision(scores).unflatten(1, (anchors, -1)).flatten(3)
+        return scores if self.shared is None else scores[:, :, self.shared]
+
+    def _by_edge(self, boxes: Tensor) -> Tensor:
+        """Returns (N, A, 4, positions), or (N, 1, 4, bins, positions) of distributions."""
+        shape = (1, 4, -1) if self.boxes == 'distribution' else (-1, 4)
+        return full_precision(boxes).unflatten(1, shape).flatten(-2)
+
+    def _focal(self, student: Tensor, teacher: Tensor) -> Tensor:
+        target = teacher.sigmoid()
+        entropy = F.binary_cross_entropy_with_logits(student, target, reduction='none')
+        return (student.sigmoid() - target).abs() ** self.beta * entropy
+
+    def _apart(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Returns D (N, A, positions)."""
         if self.boxes == 'distribution':
-            distance = edge_divergence(boxes_s, boxes_t, self.temperature)
-        else:
-            corners_s, corners_t = (decode(boxes, self.boxes, self.stds) for boxes in (boxes_s, boxes_t))
-            distance = 1 - giou(corners_s, corners_t)
-        return {'cls': self.cls_weight * cls, 'box': self.box_weight * (weights * distance).sum()}
+            return self.temperature**2 * divergence(student, teacher, self.temperature, dim=3).mean(2)
+        corners_s, corners_t = (decode(boxes, self.boxes, self.stds) for boxes in (student, teacher))
+        return 1 - giou(corners_s, corners_t)
 
 
-def edge_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Returns T^2 KL(teacher || student) (N, 1, P), the mean over the edges of logits (N, 1, 4, bins, P)."""
-    return temperature**2 * divergence(student, teacher, temperature, dim=3).mean(2)
+@MODELS.register_module()
+class LDLoss(CrossKDLoss):
+    r"""Localisation distillation: the divergence of the distributions over the edges of the boxes.
+
+    It is the box part of :class:`CrossKDLoss` on the student's own predictions. The weight :math:`w_r` is the
+    teacher's largest class probability; the paper has a main region (the positives) and a valuable region (by DIoU)
+    instead, which need the labels' assignment.
+
+    Args:
+        temperature: T.
+        loss_weight: Factor on the returned value. mmdet's LDHead takes the mean over the n + 1 bins where the
+            divergence has the sum: its weight 0.25 is 0.25 / (n + 1) here.
+    """
+
+    def __init__(self, temperature: float = 10.0, loss_weight: float = 1.0) -> None:
+        super().__init__(
+            'distribution', temperature=temperature, cls_weight=0.0, box_weight=1.0, loss_weight=loss_weight
+        )
 
 
 def decode(boxes: Tensor, kind: Boxes, stds: Sequence[float]) -> Tensor:

@@ -13,7 +13,7 @@ class DenseHead:
     """One detector's head.
 
     Attributes:
-        boxes: ``'distribution'``, ``'deltas'`` or ``'distances'``, see :class:`freekd_mm.losses.heads.HeadLoss`.
+        boxes: ``'distribution'``, ``'deltas'`` or ``'distances'``, see :class:`freekd_mm.losses.CrossKDLoss`.
         bins: Bins of the distribution of an edge, 0 without one.
         stds: What the deltas are multiplied with.
         tower: Convolutions in each of the towers ``cls_convs`` and ``reg_convs``, 0 without such towers.
