@@ -88,13 +88,13 @@ class FAMConnector(nn.Module):
     that it takes all levels in one call.
 
     Args:
-        in_channels: Channels of the student's levels, one integer for all or one a level.
+        in_channels: Channels of the student's levels, one integer for all or one per level.
         out_channels: Channels of the teacher's levels, likewise.
         num_levels: Number of levels; None takes the length of the channels, or 1.
         mode: ``'lowrank'``, ``'depthwise'`` or ``'dense'``, see :class:`freekd_mm.frequency.SpectralFilter2d`.
         rank: See :class:`FAM`.
         grid_size: See :class:`FAM`.
-        size: See :class:`FAM`; (H, W) for all levels or one pair a level.
+        size: See :class:`FAM`; (H, W) for all levels or one pair per level.
         high_pass: See :class:`FAM`.
         region: See :class:`FAM`.
         post: See :class:`FAM`.

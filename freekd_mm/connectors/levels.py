@@ -1,4 +1,4 @@
-"""Options and features of several levels: one value for all of them, or one a level."""
+"""Options and features of several levels: one value for all of them, or one per level."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Sizes = Union[Tuple[int, int], typing.Sequence[Tuple[int, int]], None]
 
 
 def per_level(what: str, value: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
-    """Returns one positive integer a level from an integer (the same for all) or a sequence."""
+    """Returns one positive integer per level from an integer (the same for all) or a sequence."""
     values = (value,) * num_levels if isinstance(value, int) else tuple(value)
     for item in values:
         check_positive(what, item, integer=True)
     if len(values) != num_levels:
-        raise ValueError(f'{what} should be an integer or {num_levels} integers, one a level, but got {value!r}')
+        raise ValueError(f'{what} should be an integer or {num_levels} integers, one per level, but got {value!r}')
     return values
 
 
@@ -34,12 +34,12 @@ def count_levels(num_levels: int | None, *channels: int | Sequence[int]) -> int:
 
 
 def sizes_per_level(size: Sizes, num_levels: int) -> tuple[tuple[int, int] | None, ...]:
-    """Returns one (H, W) or None a level from None, from (H, W) for all levels, or from a sequence of (H, W)."""
+    """Returns one (H, W) or None per level from None, from (H, W) for all levels, or from a sequence of (H, W)."""
     if size is None:
         return (None,) * num_levels
     pairs: list[Any] = [size] * num_levels if all(isinstance(item, int) for item in size) else list(size)
     if len(pairs) != num_levels or any(isinstance(pair, int) or len(pair) != 2 for pair in pairs):
-        raise ValueError(f'size should be (H, W) or {num_levels} pairs (H, W), one a level, but got {size!r}')
+        raise ValueError(f'size should be (H, W) or {num_levels} pairs (H, W), one per level, but got {size!r}')
     return tuple((height, width) for height, width in pairs)
 
 

@@ -69,7 +69,7 @@ class FAMReviewConnector(FAMConnector):
     high-pass and its initial values. With ``mode='dense'`` it is that code to the letter, for one input size.
 
     Args:
-        in_channels: Channels of the student's levels, finest first; one integer for all or one a level.
+        in_channels: Channels of the student's levels, finest first; one integer for all or one per level.
         out_channels: Channels of the teacher's levels, likewise.
         num_levels: Number of levels; None takes the length of the channels, or 1.
         mode: ``'lowrank'``, ``'depthwise'`` or ``'dense'``, see :class:`freekd_mm.frequency.SpectralFilter2d`.

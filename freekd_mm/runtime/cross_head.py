@@ -1,4 +1,4 @@
-"""CrossKD's crossing (arXiv 2306.11369): the student's features inside of its head go on through the teacher's head."""
+"""CrossKD's crossing (arXiv 2306.11369): the student's features in its head continue through the teacher's."""
 
 from __future__ import annotations
 

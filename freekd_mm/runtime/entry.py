@@ -35,7 +35,7 @@ class Entry(nn.Module):
             compares as it is.
         weight: Factor on the loss, on top of the loss' own; ``'auto'`` lets it pull as hard as the task, see
             :class:`freekd_mm.runtime.pull.Pull`.
-        through: Options of :class:`freekd_mm.runtime.cross_head.CrossHead`: the student's features go on through the
+        through: Options of :class:`freekd_mm.runtime.cross_head.CrossHead`: the student's features continue through the
             teacher's head, and what that says is compared.
     """
 

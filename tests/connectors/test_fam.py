@@ -249,7 +249,7 @@ def test_data_parallel(tmp_path):
         (
             ([3, 4], 3),
             {'num_levels': 3},
-            r'in_channels should be an integer or 3 integers, one a level, but got \[3, 4\]',
+            r'in_channels should be an integer or 3 integers, one per level, but got \[3, 4\]',
         ),
         (([3, 4], [3, 4, 5]), {}, 'out_channels should be an integer or 2 integers'),
         ((0, 3), {}, 'in_channels should be greater than 0, but got 0'),
