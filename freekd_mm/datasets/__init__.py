@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from freekd_mm.datasets.classes import CLASSES, DET_METAINFO, IGNORE_LABEL, PALETTE, SEG_METAINFO, STUFF, THINGS
 from freekd_mm.datasets.scenes import SPLITS, Scene, render_scene
-from freekd_mm.datasets.writer import CITY, mask_to_rle, write_scenes
+from freekd_mm.datasets.writer import CITY, write_scenes
 
 __all__ = [
     'CITY',
@@ -17,7 +17,6 @@ __all__ = [
     'STUFF',
     'THINGS',
     'Scene',
-    'mask_to_rle',
     'render_scene',
     'write_scenes',
 ]

@@ -1,4 +1,4 @@
-"""The files: real layouts, byte for byte the same, repaired after an interruption, and nobody else's touched."""
+"""The files: real layouts, byte for byte the same, there as a whole or not at all, and nobody else's touched."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from freekd_mm.datasets import CITY, THINGS, mask_to_rle, render_scene, write_scenes
+from freekd_mm.datasets import CITY, THINGS, render_scene, write_scenes
 from freekd_mm.progress import ProgressBar, format_seconds
 
 REPOSITORY = Path(__file__).parents[2]
@@ -23,25 +23,6 @@ SETTINGS = {'num_train': 3, 'num_val': 2, 'size': 48, 'seed': 7}
 
 def contents(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob('*') if path.is_file()}
-
-
-def unpacked(rle):
-    """Masks from uncompressed run lengths, by COCO's own code."""
-    return coco_mask.decode(coco_mask.frPyObjects(rle, *rle['size'])).astype(bool)
-
-
-@pytest.mark.parametrize('kind', ['empty', 'full', 'first', 'last', 'random', 'single'])
-def test_run_lengths_are_read_by_pycocotools(kind):
-    mask = np.zeros((5, 7), bool)
-    if kind == 'full':
-        mask[:] = True
-    elif kind == 'random':
-        mask = np.random.default_rng(0).random((5, 7)) < 0.4
-    elif kind != 'empty':
-        mask[{'first': (0, 0), 'last': (-1, -1), 'single': (2, 3)}[kind]] = True
-    rle = mask_to_rle(mask)
-    assert sum(rle['counts']) == mask.size
-    assert np.array_equal(unpacked(rle), mask)
 
 
 def test_layouts_hold_the_scenes(tmp_path):
@@ -94,7 +75,7 @@ def test_complete_data_set_is_left_alone(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == before
 
 
-def test_interrupted_run_is_repaired(tmp_path):
+def test_an_interrupted_call_leaves_no_folder_and_is_repeated(tmp_path):
     whole = contents(write_scenes(tmp_path / 'whole', **SETTINGS))
 
     def interrupt(done, total):
@@ -103,31 +84,16 @@ def test_interrupted_run_is_repaired(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path / 'cut', **SETTINGS, progress=interrupt)
-    assert not (tmp_path / 'cut/annotations').exists()
+    assert not (tmp_path / 'cut').exists()
     assert contents(write_scenes(tmp_path / 'cut', **SETTINGS)) == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['cut', 'whole']
 
 
-def test_kill_before_the_first_file_is_repaired(tmp_path):
-    (tmp_path / f'.scenes.json.{12345}.part').write_text('{"sett')
-    write_scenes(tmp_path, **SETTINGS)
-    assert (tmp_path / 'scenes.json').is_file()
-
-
-def test_lost_file_is_made_again(tmp_path):
-    root = write_scenes(tmp_path / 'scenes', **SETTINGS)
-    before = contents(root)
-    (root / 'train2017/000000000002.png').unlink()
-    (root / 'annotations/instances_val2017.json').unlink()
-    assert contents(write_scenes(root, **SETTINGS)) == before
-
-
-def test_other_settings_replace_the_files_and_leave_those_of_others(tmp_path):
-    root = write_scenes(tmp_path / 'scenes', **SETTINGS)
-    (root / 'train2017/mine.txt').write_text('mine')
-    other = {**SETTINGS, 'num_train': 1, 'seed': 8}
-    after = contents(write_scenes(root, **other))
-    assert after.pop('train2017/mine.txt') == b'mine'
-    assert after == contents(write_scenes(tmp_path / 'other', **other))
+def test_scenes_of_other_settings_are_left_alone(tmp_path):
+    before = contents(write_scenes(tmp_path / 'scenes', **SETTINGS))
+    with pytest.raises(FileExistsError, match='or hold scenes of the same settings'):
+        write_scenes(tmp_path / 'scenes', **{**SETTINGS, 'seed': 8})
+    assert contents(tmp_path / 'scenes') == before
 
 
 @pytest.mark.parametrize('kind', ['files', 'broken manifest', 'file'])
@@ -140,7 +106,7 @@ def test_folder_of_somebody_else_is_refused(tmp_path, kind):
         (root / 'theirs.txt').write_text('theirs')
     if kind == 'broken manifest':
         (root / 'scenes.json').write_text('{}')
-    with pytest.raises(FileExistsError, match='root should be an absent or empty folder, or one made by write_scenes'):
+    with pytest.raises(FileExistsError, match='root should be an absent or empty folder, or hold scenes'):
         write_scenes(root, **SETTINGS)
     assert (root if kind == 'file' else root / 'theirs.txt').read_text() == 'theirs'
 
@@ -162,7 +128,7 @@ def test_tool_writes_the_data_set(tmp_path):
     result = run_tool(tmp_path / 'scenes', '--train', 3, '--val', 2, '--size', 48, '--seed', 7)
     assert result.returncode == 0, result.stderr
     assert 'Drawing scenes: 5/5' in result.stderr
-    assert json.loads((tmp_path / 'scenes/scenes.json').read_text())['complete'] is True
+    assert json.loads((tmp_path / 'scenes/scenes.json').read_text())['settings'] == {**SETTINGS, 'version': 1}
     assert contents(tmp_path / 'scenes') == contents(write_scenes(tmp_path / 'direct', **SETTINGS))
 
 
