@@ -29,9 +29,15 @@ def main() -> None:
 
     from freekd_mm.engine.distributed import leave_process_group
     from freekd_mm.engine.training import train
+    from freekd_mm.engine.workdir import is_first_process
 
     # Under torchrun the last lines then say which process failed first, and of what.
-    record(train)(prepare_config(args), amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
+    cfg = prepare_config(args)
+    record(train)(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
+    if is_first_process(cfg.launcher):
+        from freekd_mm.report.summary import summary
+
+        print(summary(cfg.work_dir, args.config))
     leave_process_group()
 
 

@@ -14,7 +14,7 @@ from freekd_mm.pages.page import parts, sections, write_page
 from freekd_mm.progress import format_seconds
 from freekd_mm.report.configs import EMPTY, differences, facts
 from freekd_mm.report.curves import distillation_curves, loss_curves, metric_curves, optimisation_curves
-from freekd_mm.report.files import best_checkpoint, inside
+from freekd_mm.report.files import inside
 from freekd_mm.report.log import SEED
 from freekd_mm.report.metrics import main_metrics
 from freekd_mm.report.models import shown_models
@@ -100,8 +100,7 @@ def sources(runs: Sequence[Run]) -> list[Markup]:
     """Returns the files that the numbers are from, and the evaluations of files that are no run's."""
     rows, others = [], []
     for run in runs:
-        checkpoint = best_checkpoint(run.folder)
-        files = [*(('training', log) for log in run.logs), *([('weights', checkpoint)] if checkpoint else [])]
+        files = [*(('training', log) for log in run.logs), *([('weights', run.checkpoint)] if run.checkpoint else [])]
         for test in run.tests:
             files += [('weights', run.folder / test.checkpoint.name), ('test', test.file)]
         rows += [[run.name, what, inside(run.folder, file), short_hash(file)] for what, file in dict.fromkeys(files)]

@@ -55,12 +55,6 @@ def last_checkpoint(folder: Path) -> Path | None:
     return file if file and file.is_file() else None
 
 
-def best_checkpoint(folder: Path) -> Path | None:
-    """Returns the checkpoint with the best evaluation; the last one where none was kept."""
-    best = sorted(folder.glob('best_*.pth'), key=lambda file: file.stat().st_mtime)
-    return best[-1] if best else last_checkpoint(folder)
-
-
 def inside(folder: Path, file: Path) -> str:
     """Returns a file's path from the work directory's name on, or its last two parts where it lies elsewhere."""
     folder, file = folder.resolve(), file.resolve()

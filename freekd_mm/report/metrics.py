@@ -34,7 +34,7 @@ class Metric:
         """Whether it is an error."""
         return any(word in self.key.lower() for word in ('loss', 'error', 'mae', 'mse'))
 
-    def best(self, points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    def best(self, points: Sequence[tuple[int, float]]) -> tuple[int, float]:
         """Returns the point (step, value) with the best value."""
         return (min if self.smaller_is_better else max)(points, key=lambda point: point[1])
 

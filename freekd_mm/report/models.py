@@ -12,7 +12,7 @@ from mmengine.utils import import_modules_from_strings
 
 from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.pages.page import parts, picture
-from freekd_mm.report.files import best_checkpoint, inside
+from freekd_mm.report.files import inside
 from freekd_mm.report.runs import Run
 from freekd_mm.runtime.config import is_distilled
 from freekd_mm.runtime.teacher import build_teacher
@@ -37,7 +37,7 @@ def shown_models(runs: Sequence[Run], count: int) -> list[tuple[str, list[Markup
         runs: The runs.
         count: Number of pictures, evenly spread over the test data of the first run.
     """
-    having = [(run, Config(run.config), best_checkpoint(run.folder)) for run in runs if run.config.get('model')]
+    having = [(run, Config(run.config), run.checkpoint) for run in runs if run.config.get('model')]
     found = [(run, cfg, checkpoint) for run, cfg, checkpoint in having if checkpoint]
     if not found:
         return [('Predictions', [parts.remark('No run has both a config and a checkpoint in its folder.')])]

@@ -15,7 +15,7 @@ from freekd_mm.compat.versions import pairwise, zip_equal
 from freekd_mm.report.configs import read_config
 from freekd_mm.report.files import TIMES, Tested, last_checkpoint, read_tests
 from freekd_mm.report.log import iterations_per_epoch, read_environment
-from freekd_mm.report.metrics import is_known
+from freekd_mm.report.metrics import Metric, is_known, main_metrics
 
 LOGS = 'vis_data'
 
@@ -78,7 +78,7 @@ class Run:
         """Returns (iteration, value) of a training value."""
         return [(step, row[key]) for step, row in sorted(self.train.items()) if key in row]
 
-    def metric(self, key: str, epochs: bool) -> list[tuple[float, float]]:
+    def metric(self, key: str, epochs: bool) -> list[tuple[int, float]]:
         """Returns (epoch or iteration, value) of a metric."""
         found = [(step, row[key]) for step, row in sorted(self.evaluations.items()) if key in row]
         return [(step if epochs else self.iteration_of(step), value) for step, value in found if math.isfinite(value)]
@@ -88,6 +88,21 @@ class Run:
         if not self.by_epoch or self.epoch_length:
             return step * (self.epoch_length or 1)
         return max([0, *(at for at, row in self.train.items() if row.get('epoch', 0) <= step)])
+
+    @property
+    def best(self) -> tuple[Metric | None, tuple[int, float] | None]:
+        """The metric that the run is judged by, and its best (epoch or iteration, value)."""
+        metric = next(iter(main_metrics(self.metric_keys())), None)
+        points = self.metric(metric.key, self.by_epoch) if metric else []
+        return metric, metric.best(points) if metric and points else None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file with the weights of the best evaluation, or the last one where that was not kept."""
+        best = sorted(self.folder.glob('best_*.pth'), key=lambda file: file.stat().st_mtime)
+        step = self.best[1][0] if self.best[1] else 0
+        kept = self.folder / f'{"epoch" if self.by_epoch else "iter"}_{step}.pth'
+        return best[-1] if best else kept if kept.is_file() else last_checkpoint(self.folder)
 
     def train_keys(self) -> list[str]:
         """Returns the names of the training values, in the order of the log."""

@@ -34,7 +34,7 @@ def test_the_report_holds_everything_and_needs_nothing_else(report: Path) -> Non
     assert words.count('ground truth, ') == PICTURES
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here')
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
 @pytest.mark.parametrize('width', [400, 1200])
 def test_the_report_fits_a_window(report: Path, tmp_path: Path, width: int) -> None:
     check_in_browser(report, width, tmp_path)

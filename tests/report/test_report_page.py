@@ -61,7 +61,7 @@ def test_each_run_has_one_colour_in_all_charts(runs: list[Path], tmp_path: Path)
     assert '<line style="stroke: var(--c1)"' in html
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here')
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
 @pytest.mark.parametrize('width', [400, 1200])
 def test_the_report_fits_a_window(runs: list[Path], tmp_path: Path, width: int) -> None:
     check_in_browser(write_report(runs, tmp_path / 'report.html')[0], width, tmp_path)
