@@ -1,0 +1,263 @@
+"""make_config looks before it writes, says what it found, and loses no file."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import tiny_configs
+import torch
+from mmengine.config import Config
+from test_make_config import losses_of, save_teacher
+
+from freekd_mm.files import check_output, write_kept
+from freekd_mm.prompts.prompt_file import PromptFile, save_prompt
+
+TOOL = str(Path(__file__).parents[2] / 'tools/make_config.py')
+Tool = Callable[..., str]
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> Path:
+    """A folder with a student, a teacher of one level more, and its checkpoint."""
+    folder = tmp_path_factory.mktemp('pair')
+    student = tiny_configs.detector(scenes_root, head='gfl')
+    teacher = tiny_configs.detector(scenes_root, head='gfl', width=16, channels=24, levels=4)
+    tiny_configs.write(folder / 'student.py', student)
+    save_teacher(tiny_configs.write(folder / 'teacher.py', teacher), folder / 'teacher.pth')
+    save_teacher(folder / 'student.py', folder / 'student.pth')
+    return folder
+
+
+@pytest.fixture
+def tool(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Tool]:
+    """Runs the tool in the folder and returns what it prints; the user's files stay as they are."""
+    before = {path: digest(path) for path in pair.iterdir() if path.is_file()}
+
+    def run(*words: str, student: str = 'student.py', teacher: str = 'teacher.py', weights: str = 'teacher.pth') -> str:
+        names = [str(pair / name) for name in (student, teacher, weights)]
+        out = [] if '-o' in words else ['-o', str(tmp_path / 'kd.py')]
+        argv = ['make_config.py', *names[:2], '--teacher-checkpoint', names[2], *out, *words]
+        monkeypatch.setattr(sys, 'argv', argv)
+        runpy.run_path(TOOL, run_name='__main__')
+        return capsys.readouterr().out
+
+    yield run
+    assert {path: digest(path) for path in before} == before
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_it_says_what_it_found(tool: Tool, tmp_path: Path) -> None:
+    text = tool('--method', 'mse')
+    assert text.splitlines()[:3] == [
+        'features:  neck of the student, neck of the teacher, 3 level(s)',
+        'logits:    cannot be compared: the heads have [1, 1, 1] and [1, 1, 1, 1] anchors (other levels or anchors)',
+        'left out:  1 level(s) of the teacher without a partner',
+    ]
+    assert f'next: python tools/train.py {tmp_path / "kd.py"}' in text
+
+
+def test_a_dry_run_writes_nothing(tool: Tool, tmp_path: Path) -> None:
+    text = tool('--method', 'freekd', '--dry-run', '-v')
+    assert not list(tmp_path.iterdir())
+    assert "type='freekd_mm.FrequencyPromptHook'" in text
+    assert "type='freekd_mm.DistilledModel'" in text
+    assert 'backbone.layer2' in text
+    assert '128x16x16' not in text.split('backbone.layer2', 1)[0]
+
+
+def test_taps_and_image_of_the_user(tool: Tool, tmp_path: Path) -> None:
+    tool('--features', 'backbone.layer2', 'backbone[0]', '--probe-size', '96', '160', '--method', 'freekd')
+    cfg = Config.fromfile(tmp_path / 'kd.py')
+    entry = cfg.model.distill.freekd
+    assert (entry.student, entry.teacher) == ('backbone.layer2', 'backbone[0]')
+    assert cfg.model.probe_size == (96, 160)
+    assert '96x160' in (tmp_path / 'kd.py').read_text()
+    hook = Config.fromfile(tmp_path / 'kd_prompt.py').custom_hooks[-1]
+    assert (hook.modules, hook.probe_size) == ('backbone[0]', (96, 160))
+
+
+def test_an_input_is_never_written_over(tool: Tool, pair: Path) -> None:
+    for name in ('student.py', 'teacher.py'):
+        for force in ([], ['--force']):
+            with pytest.raises(FileExistsError, match=r'the output should not be one of the inputs'):
+                tool('-o', str(pair / name), *force)
+
+
+def test_only_files_that_nobody_edited_are_made_again(tool: Tool, tmp_path: Path) -> None:
+    out = tmp_path / 'kd.py'
+    out.write_text('mine = 1\n')
+    with pytest.raises(FileExistsError, match=r"kd.py' exists and was made or edited.*--force.*kd.py.bak"):
+        tool()
+    assert out.read_text() == 'mine = 1\n'
+    tool('--force')
+    assert (tmp_path / 'kd.py.bak').read_text() == 'mine = 1\n'
+    tool('--method', 'mse')
+    assert 'mse' in Config.fromfile(out).model.distill
+    out.write_text(out.read_text().replace('mse=', 'edited='))
+    with pytest.raises(FileExistsError, match=r'kd\.py\.bak1'):
+        tool()
+    tool('--force')
+    assert 'edited=' in (tmp_path / 'kd.py.bak1').read_text()
+    assert (tmp_path / 'kd.py.bak').read_text() == 'mine = 1\n'
+
+
+def test_the_mark_is_that_of_the_text(tmp_path: Path) -> None:
+    path = write_kept(tmp_path / 'a.py', 'a = 1\n')
+    check_output(path, [])
+    path.write_text(path.read_text().replace('1', '2', 1))
+    with pytest.raises(FileExistsError):
+        check_output(path, [])
+    check_output(path, [], force=True)
+
+
+WRONG: dict[str, tuple[dict[str, Any], list[str], type[Exception], str]] = {
+    'no checkpoint': ({'weights': 'none.pth'}, [], FileNotFoundError, 'checkpoint should be an existing file, but got'),
+    'checkpoint of another model': ({'weights': 'student.pth'}, [], RuntimeError, 'It fits the student: are teacher'),
+    'text for an output': ({}, ['-o', 'kd.txt'], ValueError, '-o should be the name of a Python file, like kd.py'),
+    'levels that are not there': (
+        {},
+        ['--features', 'neck[0:9]'],
+        ValueError,
+        r"tap 'neck\[0:9\]' does not fit: the module returned 3 items",
+    ),
+    'no prompt': ({}, ['--prompt', 'none.pth'], FileNotFoundError, 'the prompt should be an existing file'),
+    'unknown module': ({}, ['--features', 'nekc'], ValueError, "has no 'nekc'.*Did you mean 'neck'"),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_what_is_wrong_is_said_before_anything_is_written(case: str, tool: Tool, tmp_path: Path) -> None:
+    files, words, error, text = WRONG[case]
+    with pytest.raises(error, match=text):
+        tool(*words, **files)
+    assert not list(tmp_path.iterdir())
+    if case == 'checkpoint of another model':
+        tool('--no-check', **files)
+        assert (tmp_path / 'kd.py').is_file()
+
+
+def test_a_prompt_of_another_teacher(tool: Tool, tmp_path: Path) -> None:
+    file = PromptFile({'neck': {0: torch.zeros(4, 2, 24)}}, num_tokens=2)
+    file.teacher, file.teacher_sha256 = 'other.pth', 'ff' * 32
+    prompt = save_prompt(file, tmp_path / 'prompt.pth')
+    with pytest.raises(ValueError, match=r'prompt .* should be made for the teacher .*but was made for other.pth'):
+        tool('--prompt', str(prompt))
+
+
+def test_a_smaller_teacher_is_a_warning(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr('freekd_mm.runtime.compatibility.print_log', lambda text, *_: said.append(text))
+    tool('--method', 'mse', student='teacher.py', teacher='student.py', weights='student.pth')
+    assert 'are teacher and student swapped?' in said[0]
+
+
+# What is wrong with the annotations, by a change of the file or of the config.
+DATA: dict[str, tuple[Callable[[Path, dict], None], str]] = {
+    'empty file': (lambda path, cfg: path.write_text(''), r'should hold annotations, but .*ann.json\' is empty'),
+    'broken file': (lambda path, cfg: path.write_text('{"images": ['), r"should be JSON, but .*ann.json' is broken"),
+    'no annotations': (
+        lambda path, cfg: change(path, annotations=[]),
+        r'should hold images with annotations, but .* has 8 images and 0 annotations',
+    ),
+    'other classes': (
+        lambda path, cfg: cfg['metainfo'].update(classes=('car', 'bus')),
+        r"classes of train_dataloader should be among .* but 'car', 'bus' of 2 are not; it has ",
+    ),
+    'capitals': (
+        lambda path, cfg: cfg['metainfo'].update(classes=tuple(map(str.upper, cfg['metainfo']['classes']))),
+        r"Capitals matter: 'STRIPED_BALL' is 'striped_ball' there",
+    ),
+    'images': (
+        lambda path, cfg: change(path, images=[dict(image, file_name='no.png') for image in content(path)['images']]),
+        r'images of train_dataloader should be there, but 8 of 8 that were looked for are missing, .*no.png',
+    ),
+}
+
+
+def content(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def change(path: Path, **parts: Any) -> None:
+    path.write_text(json.dumps({**content(path), **parts}))
+
+
+@pytest.mark.parametrize('case', DATA)
+def test_data_that_cannot_be_trained_on(case: str, tool: Tool, scenes_root: Path, pair: Path, tmp_path: Path) -> None:
+    config = copy.deepcopy(tiny_configs.detector(scenes_root, head='gfl'))
+    annotations = tmp_path / 'ann.json'
+    annotations.write_bytes((scenes_root / 'annotations/instances_train2017.json').read_bytes())
+    dataset = config['train_dataloader']['dataset']
+    dataset['ann_file'] = str(annotations)
+    wrong, text = DATA[case]
+    wrong(annotations, dataset)
+    student = tiny_configs.write(tmp_path / 'wrong.py', config)
+    with pytest.raises((ValueError, FileNotFoundError), match=text):
+        tool(student=str(student))
+    assert not (tmp_path / 'kd.py').exists()
+
+
+def test_label_maps_that_are_not_there(scenes_root: Path, tmp_path: Path) -> None:
+    from freekd_mm.engine.data_checks import check_data
+
+    config = tiny_configs.segmenter(scenes_root)
+    check_data(Config(copy.deepcopy(config)))
+    config['train_dataloader']['dataset']['seg_map_suffix'] = '_labels.png'
+    with pytest.raises(FileNotFoundError, match=r'label maps of train_dataloader .* 8 of 8 .* missing'):
+        check_data(Config(copy.deepcopy(config)))
+    config['train_dataloader']['dataset']['img_suffix'] = '.bmp'
+    with pytest.raises(FileNotFoundError, match=r'should hold images \*.bmp'):
+        check_data(Config(config))
+
+
+def as_imports(config: dict[str, Any], path: Path) -> Path:
+    """Writes a config in the style of imports: types are classes."""
+    config = {key: value for key, value in config.items() if key != '_base_'}
+    lines = ['from mmdet.models.detectors import GFL', '', "default_scope = 'mmdet'", tiny_configs.source(config)]
+    path.write_text('\n'.join(lines).replace("{'type': 'GFL'", "{'type': GFL"))
+    return path
+
+
+@pytest.mark.parametrize('both', [False, True])
+def test_configs_of_imports_are_inherited_by_their_like(
+    both: bool, scenes_root: Path, pair: Path, tmp_path: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = tiny_configs.detector(scenes_root, head='gfl')
+    student['work_dir'] = str(tmp_path / 'work')
+    as_imports(student, tmp_path / 'student.py')
+    teacher = pair / 'teacher.py'
+    if both:
+        config = tiny_configs.detector(scenes_root, head='gfl', width=16, channels=24, levels=4)
+        teacher = as_imports(config, tmp_path / 'teacher.py')
+    (tmp_path / 'kd').mkdir()
+    out = tmp_path / 'kd/kd.py'
+    tool('-o', str(out), '--method', 'freekd', student=str(tmp_path / 'student.py'), teacher=str(teacher))
+    assert 'from ..student import *' in out.read_text()
+    stage1 = Config.fromfile(tmp_path / 'kd/kd_prompt.py')
+    assert stage1.custom_hooks[-1].type == 'freekd_mm.FrequencyPromptHook'
+    assert Path(stage1.load_from).resolve() == pair / 'teacher.pth'
+    cfg = Config.fromfile(out)
+    assert Path(cfg.frequency_prompt.cfg_path).resolve() == tmp_path / 'kd/kd_prompt.py'
+    monkeypatch.chdir(tmp_path)
+    cfg.model.distill.freekd.loss.prompt = None
+    assert losses_of(cfg)['train/distill.loss_freekd'] > 0
+    with pytest.raises(ValueError, match=r'should be made of Python names.*write -o into the same folder'):
+        tool('-o', str(tmp_path / 'kd/kd.py'), student=str(awkward(tmp_path)))
+
+
+def awkward(folder: Path) -> Path:
+    path = folder / 'my-models' / 'student.py'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text((folder / 'student.py').read_text())
+    return path
