@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -55,19 +55,23 @@ def family_of(config: Path) -> str:
     return f'{parts[parts.index(".mim") - 1]}/{config.parent.name}' if '.mim' in parts else config.parent.name
 
 
-def try_config(config: Path, method: str) -> dict[str, Any]:
-    """Takes the distilled step, or where it fails the plain one; runs in a process of its own."""
+def try_config(config: Path, method: str, file: Path) -> None:
+    """Takes the distilled step, or where it fails the plain one, and writes what happened."""
     from freekd_mm.wizard.survey import distilled_step, plain_step
 
-    try:
-        return {'distilled': distilled_step(str(config), str(config), method)}
-    except Exception as error:
-        found: dict[str, Any] = {'error': f'{type(error).__name__}: {error}'}
-    try:
-        found['plain'] = plain_step(str(config))
-    except Exception as error:
-        found['plain_error'] = f'{type(error).__name__}: {error}'
-    return found
+    # Some configs name others by a path from the folder of all configs.
+    os.chdir(config.parents[1])
+    found: dict[str, Any] = {}
+    for name, step in (
+        ('distilled', lambda: distilled_step(str(config), str(config), method)),
+        ('plain', lambda: plain_step(str(config))),
+    ):
+        try:
+            found[name] = step()
+            break
+        except Exception as error:
+            found[f'{name}_error'] = f'{type(error).__name__}: {error}'
+    file.write_text(json.dumps(found))
 
 
 def run_all(configs: list[Path], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -79,15 +83,15 @@ def run_all(configs: list[Path], args: argparse.Namespace) -> list[dict[str, Any
         known = json.loads(file.read_text()) if file.is_file() else None
         if known is None or (args.again and not succeeded(known)):
             begin = time.monotonic()
-            command = [sys.executable, __file__, '--one', str(config), '--method', args.method, '-o', str(file)]
-            try:
-                # Some configs name others by a path from the folder of all configs.
-                done = subprocess.run(
-                    command, capture_output=True, text=True, timeout=args.time_limit, cwd=config.parents[2]
-                )
-                known = json.loads(file.read_text()) if done.returncode == 0 else {'error': done.stderr[-500:]}
-            except subprocess.TimeoutExpired:
-                known = {'error': f'not done after {args.time_limit:.0f} s'}
+            file.unlink(missing_ok=True)
+            # The packages are imported already; what a config breaks ends with its process.
+            child = multiprocessing.get_context('fork').Process(target=try_config, args=(config, args.method, file))
+            child.start()
+            child.join(args.time_limit)
+            known = json.loads(file.read_text()) if file.is_file() else {'error': f'ended with {child.exitcode}'}
+            if child.is_alive():
+                child.kill()
+                known['error'] = f'not done after {args.time_limit:.0f} s'
             known.update(family=family, config=config.name, seconds=round(time.monotonic() - begin, 1))
             file.write_text(json.dumps(known, indent=1))
             print(f'{family}: {"distilled" if succeeded(known) else verdict(known)}', flush=True)
@@ -108,7 +112,7 @@ def verdict(result: dict[str, Any]) -> str:
     if 'distilled' in result:
         found = result['distilled']
         return f'ours: gradients {found["gradients"]}, exported student differs by {found["exported"]}'
-    for whose, key in (("the plain model's", 'plain_error'), ('ours', 'error')):
+    for whose, key in (("the plain model's", 'plain_error'), ('ours', 'distilled_error'), ('not settled', 'error')):
         if key in result:
             return f'{whose}: {" ".join(str(result[key]).split())[:300]}'
     return 'no result'
@@ -136,7 +140,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--time-limit', type=float, default=90, help='seconds for one config')
     parser.add_argument('--again', action='store_true', help='try those once more that were not distilled')
     parser.add_argument('-o', '--out', type=Path, help='the page to write, docs/zoo.md for example')
-    parser.add_argument('--one', type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -144,17 +147,15 @@ def main() -> None:
     """Runs the survey and writes its page."""
     args = parse_args()
     install()
-    if args.one is not None:
-        import torch
-
-        torch.set_num_threads(1)
-        args.out.write_text(json.dumps(try_config(args.one, args.method)))
-        return
     args.work_dir = args.work_dir.resolve()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    os.environ['PYTHONPATH'] = os.pathsep.join(
-        [str(Path(__file__).resolve().parents[1]), os.environ.get('PYTHONPATH', '')]
-    )
+    import mmdet.models  # noqa: F401
+    import mmseg.models  # noqa: F401
+    import torch
+
+    import freekd_mm.wizard.survey  # noqa: F401
+
+    torch.set_num_threads(1)
     configs = [path.resolve() for path in args.configs] or choose_configs()
     results = run_all(configs, args)
     print(f'{sum(map(succeeded, results))} of {len(results)} families distilled', flush=True)
