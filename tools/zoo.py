@@ -31,7 +31,7 @@ LEFT_OUT = {
     'common': 'parts of configs',
 }
 BIG = re.compile(
-    r'r101|r152|x101|s101|regnetx-[^4]|swin-[bl]|[-_](?:x|l|large|huge|b[1-5])[-_]|ms-|2x|lsj|levir|hr(?:32|40|48)|w(?:32|40|48)'
+    r'r101|r152|x101|s101|regnetx-[^4]|swin-[bl]|[-_](?:x|l|large|huge|b[1-5])[-_]|ms-|2x|lsj|levir|dpool|hr(?:32|40|48)|w(?:32|40|48)'
 )
 SMALL = re.compile(r'r18|r34|tiny|nano|[-_](?:s|t|b0|small)[-_]|hr18s|w18s|mbv2|mnv2')
 
@@ -57,20 +57,22 @@ def family_of(config: Path) -> str:
 
 def try_config(config: Path, method: str, file: Path) -> None:
     """Takes the distilled step, or where it fails the plain one, and writes what happened."""
-    from freekd_mm.wizard.survey import distilled_step, plain_step
+    from freekd_mm.wizard.survey import PICTURES, distilled_step, plain_step
 
     # Some configs name others by a path from the folder of all configs.
     os.chdir(config.parents[1])
-    found: dict[str, Any] = {}
-    for name, step in (
-        ('distilled', lambda: distilled_step(str(config), str(config), method)),
-        ('plain', lambda: plain_step(str(config))),
-    ):
+    for picture in PICTURES:
+        found: dict[str, Any] = {}
         try:
-            found[name] = step()
+            found['distilled'] = distilled_step(str(config), str(config), method, picture)
             break
         except Exception as error:
-            found[f'{name}_error'] = f'{type(error).__name__}: {error}'
+            found['distilled_error'] = f'{type(error).__name__}: {error}'
+        try:
+            found['plain'] = plain_step(str(config), picture)
+            break
+        except Exception as error:
+            found['plain_error'] = f'{type(error).__name__}: {error}'
     file.write_text(json.dumps(found))
 
 

@@ -22,12 +22,12 @@ from freekd_mm.runtime.export import export_student
 from freekd_mm.runtime.probe import dummy_samples
 from freekd_mm.wizard.make_config import make_config
 
-# Two-stage and query based detectors find too few places on smaller pictures.
-PICTURE = 256
+# Query based detectors find too few places on smaller pictures; some kernels need more even on the deepest level.
+PICTURES = (256, 640)
 
 
-def plain_step(config: str) -> dict[str, Any]:
-    """Trains the plain model of a config for one step.
+def plain_step(config: str, picture: int = PICTURES[0]) -> dict[str, Any]:
+    """Trains the plain model of a config for one step on pictures of a width.
 
     Returns:
         What the step found: its ``loss``.
@@ -36,16 +36,17 @@ def plain_step(config: str) -> dict[str, Any]:
     model_cfg, scope = find_model(cfg)
     init_default_scope(scope or 'mmengine')
     model = build_model(small(without_pretrained(model_cfg)), scope)
-    return {'loss': _step(model, _losses(model, _has_masks(cfg)))}
+    return {'loss': _step(model, _losses(model, _has_masks(cfg), picture))}
 
 
-def distilled_step(student: str, teacher: str, method: str = 'mse') -> dict[str, Any]:
+def distilled_step(student: str, teacher: str, method: str = 'mse', picture: int = PICTURES[0]) -> dict[str, Any]:
     """Writes a config for student and teacher, trains it for one step, and exports the student.
 
     Args:
         student: The student's config.
         teacher: The teacher's, which gets random weights.
         method: A method of ``make_config``.
+        picture: Width of the pictures.
 
     Returns:
         ``compared``, the taps and shapes; ``gradients``, the norm of the gradient of the distillation loss alone at
@@ -68,7 +69,7 @@ def distilled_step(student: str, teacher: str, method: str = 'mse') -> dict[str,
         levels: dict[str, tuple[Tensor, ...]] = {}
         for name, entry in model.distillation.entries.items():
             entry.register_forward_pre_hook(lambda _, inputs, name=name: levels.update({name: inputs[0]}))
-        losses = _losses(model, _has_masks(cfg))
+        losses = _losses(model, _has_masks(cfg), picture)
         found: dict[str, Any] = {
             'compared': [row[1:] for entry in model.distillation.entries.values() for row in entry.rows],
             'gradients': {
@@ -80,7 +81,7 @@ def distilled_step(student: str, teacher: str, method: str = 'mse') -> dict[str,
         torch.save({'meta': {}, 'state_dict': model.state_dict()}, checkpoint)
         for loader in ('test_dataloader', 'val_dataloader'):
             cfg.pop(loader, None)
-        cfg.model.probe_size = (_side(model), _side(model))
+        cfg.model.probe_size = (_side(model, picture),) * 2
         found['exported'] = export_student(cfg, checkpoint, Path(folder) / 'student.pth', images=1).difference
         return found
 
@@ -114,12 +115,13 @@ def batch(model: nn.Module, size: int, masks: bool, count: int = 2) -> dict[str,
 def _label(sample: Any, scene: Scene, classes: int, with_masks: bool) -> None:
     labels = torch.from_numpy(scene.labels.astype(np.int64))[None]
     known = torch.where(labels == 255, labels, labels % classes)
-    sample.gt_sem_seg = PixelData(data=known)
     if not hasattr(type(sample), 'gt_instances'):
+        sample.gt_sem_seg = PixelData(data=known)
         sample.gt_edge_map = PixelData(data=(known != known.roll(1, -1)).long())
         return
     from mmdet.structures.mask import BitmapMasks
 
+    sample.gt_sem_seg = PixelData(sem_seg=known)
     masks = np.stack([scene.instances == index for index in range(len(scene.classes))]).astype(np.uint8)
     size = scene.labels.shape
     boxes = [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] for rows, columns in map(np.nonzero, masks)]
@@ -139,17 +141,17 @@ def _has_masks(cfg: Config) -> bool:
     return "'with_mask': True" in text or 'LoadPanopticAnnotations' in text
 
 
-def _side(model: nn.Module) -> int:
+def _side(model: nn.Module, picture: int) -> int:
     """Returns the width of the pictures: more than usual where a position encoding has a fixed size."""
     fixed = [getattr(module, 'img_size', 0) for module in model.modules()]
-    return max([PICTURE, *(max(size) if isinstance(size, (tuple, list)) else size for size in fixed if size)])
+    return max([picture, *(max(size) if isinstance(size, (tuple, list)) else size for size in fixed if size)])
 
 
-def _losses(model: Any, masks: bool) -> dict[str, Any]:
+def _losses(model: Any, masks: bool, picture: int) -> dict[str, Any]:
     """Returns the losses of a model in training on the generated pictures."""
     model.train()
     torch.manual_seed(0)
-    data: Any = batch(model, _side(model), masks)
+    data: Any = batch(model, _side(model, picture), masks)
     if isinstance(getattr(model, 'semi_train_cfg', None), dict):
         data = {key: {part: value for part in ('sup', 'unsup_teacher', 'unsup_student')} for key, value in data.items()}
         for sample in data['data_samples']['sup']:

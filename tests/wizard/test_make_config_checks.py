@@ -44,9 +44,10 @@ def tool(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     def run(*words: str, student: str = 'student.py', teacher: str = 'teacher.py', weights: str = 'teacher.pth') -> str:
         names = [str(pair / name) for name in (student, teacher, weights)]
         out = [] if '-o' in words else ['-o', str(tmp_path / 'kd.py')]
-        argv = ['make_config.py', *names[:2], '--teacher-checkpoint', names[2], *out, *words]
+        method = [] if '--method' in words else ['--method', 'wavelet']
+        argv = ['make_config.py', *names[:2], '--teacher-checkpoint', names[2], *out, *method, *words]
         monkeypatch.setattr(sys, 'argv', argv)
-        runpy.run_path(TOOL, run_name='__main__')
+        runpy.run_path(TOOL)['main']()
         return capsys.readouterr().out
 
     yield run
