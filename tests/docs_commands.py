@@ -42,7 +42,7 @@ PARSED_ONLY = {
 }
 #: What other commands leave for those behind them.
 MAKES = {'make demo': ('work_dirs/demo/',)}
-OUTPUTS = ('-o', '--out', '--out-dir', '--work-dir', '--show-dir')
+OUTPUTS = ('-o', '--out', '--result', '--out-dir', '--work-dir', '--show-dir')
 
 
 class Commands:

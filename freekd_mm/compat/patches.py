@@ -131,9 +131,9 @@ CHANGES = (
         'tests/engine/test_reliability_signals.py',
     ),
     Change(
-        'engine.visualizer',
-        "mmengine's table of visualizers, at the end of a run",
-        'the next run in this process would log into the folder of the last one',
+        'engine.cleanup',
+        "mmengine's table of visualizers, and the workers of the data loaders, at the end of a run",
+        'the next run in this process would log into the folder of the last one, and wait 5 s for each worker',
         'tests/configs/test_two_stages.py',
     ),
     Change(

@@ -150,7 +150,7 @@ def _result(base: Path, label: str) -> Path:
 def _test(base: Path, label: str, config: str, checkpoint: Path) -> Step:
     """Returns the command that evaluates a checkpoint."""
     out = _result(base, label)
-    words = (config, checkpoint, '--out', out, '--work-dir', out.with_suffix(''))
+    words = (config, checkpoint, '--result', out, '--work-dir', out.with_suffix(''))
     return _tool(out.stem, f'tested {label}', 'test', *words)
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 
 from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.compat import install
+from freekd_mm.engine.cleanup import clean_up
 from freekd_mm.engine.distributed import prepare_cpu_processes
-from freekd_mm.engine.visualizer import forget_visualizer
 from freekd_mm.files import write_text
 
 #: Written beside the log of every evaluation.
 RESULT = 'result.json'
+PICKLES = ('.pkl', '.pickle')
+#: Test time augmentation of a detector whose config has none: MMDetection's default, one flip.
+DETECTOR_TTA = {'type': 'DetTTAModel', 'tta_cfg': {'nms': {'type': 'nms', 'iou_threshold': 0.5}, 'max_per_img': 100}}
+FLIPS = [{'type': 'RandomFlip', 'prob': prob} for prob in (1.0, 0.0)]
 
 
 def plain_config(cfg: Config) -> Config:
@@ -31,15 +36,28 @@ def plain_config(cfg: Config) -> Config:
     return cfg
 
 
-def evaluate(cfg: Config, checkpoint: str, out: str | None = None, show_dir: str | None = None) -> dict:
+def evaluate(
+    cfg: Config,
+    checkpoint: str,
+    result: str | None = None,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2.0,
+    tta: bool = False,
+) -> dict:
     """Evaluates a checkpoint and returns the metrics.
 
     Args:
         cfg: The training config; of a distilled student or plain.
         checkpoint: Checkpoint written in training, or an exported student.
-        out: JSON file for the metrics, with the checkpoint and the first digits of its SHA-256; the same is written
+        result: JSON file for the metrics, with the checkpoint and the first digits of its SHA-256; the same is written
             to ``<work_dir>/<timestamp>/result.json``.
-        show_dir: Directory for pictures of the predictions.
+        out: Keeps the predictions: a ``.pkl`` file for all of them, or for a segmenter a folder for its label maps.
+        show: Show the predictions in a window.
+        show_dir: Folder for pictures of the predictions.
+        wait_time: Seconds for which each picture is shown.
+        tta: Test time augmentation: ``tta_model`` and ``tta_pipeline`` of the config.
     """
     from mmengine.runner import Runner
 
@@ -47,20 +65,76 @@ def evaluate(cfg: Config, checkpoint: str, out: str | None = None, show_dir: str
     cfg = plain_config(cfg)
     prepare_cpu_processes(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
-    if show_dir:
-        if 'visualization' not in cfg.get('default_hooks', {}):
-            raise ValueError('--show-dir needs default_hooks.visualization in the config, but it has none')
-        cfg.default_hooks.visualization.draw = True
-        cfg.default_hooks.visualization.test_out_dir = show_dir
+    if show or show_dir:
+        _draw(cfg, show, show_dir, wait_time)
+    if tta:
+        _augment(cfg)
+    if out:
+        _keep_predictions(cfg, out)
     runner = Runner.from_cfg(cfg)
     try:
         metrics = runner.test()
     finally:
-        forget_visualizer(runner.visualizer)
+        clean_up(runner)
     if is_main_process():
         # A number without the file that it is of would be credited to another one.
-        result = {**metrics, 'checkpoint': str(checkpoint), 'sha256': short_hash(fetch(checkpoint))}
-        for file in [Path(runner.log_dir) / RESULT, *([Path(out)] if out else [])]:
+        content = {**metrics, 'checkpoint': str(checkpoint), 'sha256': short_hash(fetch(checkpoint))}
+        for file in [Path(runner.log_dir) / RESULT, *([Path(result)] if result else [])]:
             # Evaluators return NumPy numbers, too.
-            write_text(file, json.dumps(result, indent=2, default=float) + '\n')
+            write_text(file, json.dumps(content, indent=2, default=float) + '\n')
     return metrics
+
+
+def _is_segmenter(cfg: Config) -> bool:
+    return cfg.get('default_scope') == 'mmseg'
+
+
+def _draw(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Turns on the hook that draws predictions, as MMDetection's and MMSegmentation's own scripts do."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ValueError('--show and --show-dir need default_hooks.visualization in the config, but it has none')
+    hook.update(draw=True, show=show, wait_time=wait_time)
+    if show_dir and _is_segmenter(cfg):
+        cfg.visualizer.save_dir = show_dir
+    elif show_dir:
+        hook.test_out_dir = show_dir
+
+
+def _augment(cfg: Config) -> None:
+    """Wraps the model and changes the test pipeline for test time augmentation."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if not _is_segmenter(cfg):
+        *steps, pack = dataset.pipeline
+        cfg.setdefault('tta_model', DETECTOR_TTA)
+        cfg.setdefault('tta_pipeline', [*steps, {'type': 'TestTimeAug', 'transforms': [FLIPS, [_with_flips(pack)]]}])
+    missing = [name for name in ('tta_model', 'tta_pipeline') if name not in cfg]
+    if missing:
+        raise ValueError(f'--tta needs tta_model and tta_pipeline in the config, but it has no {" and ".join(missing)}')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def _with_flips(pack: dict) -> dict:
+    """Returns the last step of a test pipeline so that it notes the flip, which is undone in the predictions."""
+    keys = pack.get('meta_keys')
+    return {**pack, 'meta_keys': (*keys, 'flip', 'flip_direction')} if keys else pack
+
+
+def _keep_predictions(cfg: Config, out: str) -> None:
+    given = cfg.test_evaluator
+    evaluators: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
+    if out.endswith(PICKLES):
+        kind = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
+        evaluators.append({'type': kind, 'out_file_path': out})
+    elif _is_segmenter(cfg):
+        for evaluator in evaluators:
+            evaluator.output_dir = out
+    else:
+        raise ValueError(
+            f'--out should be a file like predictions.pkl, which gets the predictions, but got {out!r}; the metrics '
+            'are written with --result metrics.json'
+        )
+    cfg.test_evaluator = evaluators

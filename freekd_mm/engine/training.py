@@ -67,10 +67,10 @@ def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
+    from freekd_mm.engine.cleanup import clean_up
     from freekd_mm.engine.failures import failing_together
     from freekd_mm.engine.preflight import check_config
     from freekd_mm.engine.reliability import Reliability, resume_from
-    from freekd_mm.engine.visualizer import forget_visualizer
     from freekd_mm.engine.workdir import own_work_dir
 
     install()
@@ -95,7 +95,7 @@ def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str
             with reliability.attached(runner):
                 return runner.train()
         finally:
-            forget_visualizer(runner.visualizer)
+            clean_up(runner)
 
 
 def _use_amp(cfg: Config) -> None:

@@ -179,7 +179,7 @@ def test_distillation_from_segmenter_to_evaluation(scenes_root, tmp_path):
     config = Config.fromfile(path)
     config.experiment_name = f'{config.experiment_name}_test'
     out = tmp_path / 'metrics.json'
-    metrics = evaluate(config, str(Path(runner.work_dir) / 'iter_2.pth'), out=str(out))
+    metrics = evaluate(config, str(Path(runner.work_dir) / 'iter_2.pth'), result=str(out))
     assert metrics['mIoU'] == trained
     result = json.loads(out.read_text())
     assert result['mIoU'] == trained
@@ -194,12 +194,6 @@ def test_plain_config_leaves_the_users_hooks(scenes_root):
     assert plain.model.type == 'RetinaNet'
     assert [hook['type'] for hook in plain.custom_hooks] == ['EMAHook']
     assert config.model.type == 'freekd_mm.DistilledModel'
-
-
-def test_show_dir_needs_its_hook(scenes_root, tmp_path):
-    config = Config({key: value for key, value in detector(scenes_root).items() if key != '_base_'})
-    with pytest.raises(ValueError, match=r'--show-dir needs default_hooks.visualization in the config'):
-        evaluate(config, 'x.pth', show_dir=str(tmp_path))
 
 
 class TestRun:

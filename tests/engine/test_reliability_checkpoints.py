@@ -253,7 +253,7 @@ def test_full_disk(small_disk):
     with pytest.raises(OSError, match=r'No space left on device. It takes 4.0 MB, and 1.\d MB are free') as caught:
         save_atomically({'weights': torch.ones(1_000_000)}, path)
     assert caught.value.errno == errno.ENOSPC
-    assert 'What was there is intact: make room, and go on with --resume' in str(caught.value)
+    assert 'What was there is intact: make room, and continue with --resume' in str(caught.value)
     assert load_checkpoint_file(path) == {'epoch': torch.tensor(1)}
     assert [file.name for file in small_disk.iterdir()] == ['model.pth']
 

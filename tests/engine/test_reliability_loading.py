@@ -24,8 +24,9 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from toy_runs import toy_config, toy_run
 
-from freekd_mm.checkpoints import loading, sources
+from freekd_mm.checkpoints import sources
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpoint_file
+from freekd_mm.compat import mmengine as changes
 from freekd_mm.prompts import load_prompt
 
 REFUSED = r'should hold tensors and plain data only, but .*Nothing of it was run\. .*--trust-checkpoint'
@@ -310,7 +311,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
 @pytest.mark.parametrize('source', ['open-mmlab://resnet50_caffe', 'mmcls://vgg11'])
 def test_names_of_model_zoos_load_as_data(source, evil, monkeypatch):
     fetched = []
-    monkeypatch.setattr(loading, 'fetch', lambda url: fetched.append(url) or str(evil))
+    monkeypatch.setattr(changes, 'fetch', lambda url: fetched.append(url) or str(evil))
     with pytest.raises(UntrustedCheckpointError):
         CheckpointLoader.load_checkpoint(source)
     assert fetched[0].startswith('http')

@@ -211,7 +211,7 @@ def test_train_resume_test_export_and_load_in_plain_mmdet(project):
     assert file['meta']['iter'] == 4
 
     tools, out = ROOT / 'tools', project.folder / 'metrics.json'
-    project.here(tools / 'test.py', 'distill.py', work_dir / 'epoch_2.pth', '--out', out)
+    project.here(tools / 'test.py', 'distill.py', work_dir / 'epoch_2.pth', '--result', out)
     metrics = json.loads(out.read_text())
     assert 0 <= metrics['pascal_voc/mAP'] <= 1
 
