@@ -12,8 +12,10 @@ from freekd_mm.doctor.checkup import obstacle
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs a tool and ends the program; one line and status 1 where the packages here cannot work."""
-    sys.exit(obstacle() or main())
+    """Runs a tool and ends the program with its status; one line and 1 where the packages here cannot work."""
+    status = obstacle() or main()
+    if status:
+        sys.exit(status)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ def test_out_keeps_the_predictions_of_a_detector(detector, tmp_path):
     predictions = pickle.loads((tmp_path / 'all.pkl').read_bytes())
     assert len(predictions) == VAL
     assert all(len(one['pred_instances']['bboxes']) == len(one['pred_instances']['scores']) for one in predictions)
-    assert json.loads((tmp_path / 'metrics.json').read_text()) == metrics
+    assert metrics.items() <= json.loads((tmp_path / 'metrics.json').read_text()).items()
     assert 'coco/bbox_mAP' in metrics
 
 
