@@ -12,6 +12,7 @@ from torch import nn
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, sha256
 from freekd_mm.prompts.generator import PoIMaskGenerator
+from freekd_mm.runtime.heads import DenseHead, find_head
 
 
 def warn_if_swapped(student: nn.Module, teacher: nn.Module) -> None:
@@ -60,6 +61,24 @@ def check_prompts(entries: Iterable[Any], checkpoint: str | None, tolerant: bool
             if not tolerant:
                 raise ValueError(f'{text}. If they hold the same weights, say allow_mismatch=True in teacher.')
             print_log(text, 'current', logging.WARNING)
+
+
+def check_boxes(entry: Any, student: nn.Module, teacher: nn.Module) -> None:
+    """Raises where a loss takes the boxes of a head for what they are not: their shapes alone need not tell.
+
+    Args:
+        entry: The entry, wired.
+        student: The student.
+        teacher: The teacher, whose head gives both predictions where the entry goes through it.
+    """
+    boxes = getattr(entry.losses[0], 'boxes', None)
+    for model, role in ((teacher, 'teacher'), *(((student, 'student'),) if entry.through is None else ())):
+        head = find_head(model)
+        if boxes is not None and isinstance(head, DenseHead) and head.boxes != boxes:
+            raise ValueError(
+                f"distill '{entry.name}': the boxes that {type(entry.losses[0]).__name__} compares should be {boxes}, "
+                f"but those of the {role}'s {type(model.bbox_head).__name__} are {head.boxes}"
+            )
 
 
 def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, entries: Iterable[Any]) -> None:

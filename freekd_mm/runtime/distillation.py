@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from freekd_mm.checks import did_you_mean
-from freekd_mm.runtime.compatibility import check_prompts, swap_hint, warn_if_swapped
+from freekd_mm.runtime.compatibility import check_boxes, check_prompts, swap_hint, warn_if_swapped
 from freekd_mm.runtime.entry import Entry
 from freekd_mm.runtime.inherit import inherited_weights
 from freekd_mm.runtime.preprocess import PreprocessBridge
@@ -90,6 +90,7 @@ class Distillation(nn.Module):
             students = [level.cpu() for level in self.student_recorder.levels(entry.student_taps)]
             teachers = [level.cpu() for level in self._teacher.levels(entry.teacher_taps)]
             entry.wire(students, teachers, size, self._teacher)
+            check_boxes(entry, student, self._teacher.model)
         self._teacher.set_run_counts(counts)
         self.clear()
         rows = [row for entry in self._entries for row in entry.rows]

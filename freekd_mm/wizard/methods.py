@@ -8,7 +8,7 @@ from typing import Dict, Tuple
 
 from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.wizard.heads import DenseHead
+from freekd_mm.runtime.heads import DenseHead
 
 Shape = Tuple[int, int, int]
 Entries = Dict[str, dict]

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.config import build_model, find_model, without_pretrained
+from freekd_mm.runtime.heads import find_head
 from freekd_mm.runtime.probe import ProbeError, Size, config_size, first_accepted, level_shapes, probe_model
 from freekd_mm.runtime.taps import Tap, TapRecorder, flatten, hooks_on_forward
 from freekd_mm.runtime.wiring import as_maps, match_levels, without_vectors
 from freekd_mm.text import table
-from freekd_mm.wizard.heads import find_head
 from freekd_mm.wizard.methods import Shape, Wiring
 
 Levels = Tuple[Tensor, ...]

@@ -196,6 +196,19 @@ def test_wrong_options(through: dict, message: str) -> None:
         build(distilled({'model': detector('GFL')}, {'model': detector('GFL'), 'allow_random': True}, distill)['model'])
 
 
+@pytest.mark.parametrize(
+    'loss', [{'type': 'freekd_mm.LDLoss'}, {'type': 'freekd_mm.CrossKDLoss', 'boxes': 'distances'}]
+)
+def test_boxes_that_are_something_else(loss: dict) -> None:
+    """Nine anchors with four deltas each have the shape of a distribution over nine bins."""
+    teacher = detector('RetinaNet')
+    teacher['bbox_head']['anchor_generator'] = {**RETINA['anchor_generator'], 'ratios': [0.5, 1.0, 2.0]}
+    distill = {'ld': {'student': ['bbox_head[0]', 'bbox_head[1]'], 'loss': loss}}
+    message = rf"distill 'ld': the boxes that {loss['type'][10:]} compares should be .*'s RetinaHead are deltas"
+    with pytest.raises(ValueError, match=message):
+        build(distilled({'model': teacher}, {'model': teacher, 'allow_random': True}, distill)['model'])
+
+
 def test_other_levels() -> None:
     distill = {'cross': {**entry('GFL'), 'student': ['bbox_head.cls_convs.1']}}
     message = "two towers with 3 levels each, as in the teacher's head, but got 3 levels in all"
