@@ -78,7 +78,8 @@ class CrossHead(nn.Module):
         """Returns the scores of all levels, then the boxes of all levels, for features as in ``students``."""
         features, middle = [], len(students) // 2
         for index, (own, other) in enumerate(zip_equal(students, self.teacher.levels(self.taps))):
-            own = self.projections[index >= middle](own)
+            # While it is wired the models may have run where the training will, the student's features lie on the CPU.
+            own = self.projections[index >= middle](own).to(other.device)
             features.append(_like(own, other) if self.align else own)
         with self.teacher.autocast(features[0].device):
             scores, boxes, *_ = self._behind(features[:middle], features[middle:]).forward(tuple(features[:middle]))
