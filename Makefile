@@ -1,6 +1,7 @@
 # make setup   the environment in .venv          make demo   a student distilled in front of you
 # make test    the tests                         make help   the variables
-VENV ?= .venv
+ENV ?=
+VENV ?= $(if $(ENV),.venv-$(ENV),.venv)
 PYTHON ?= python3
 STACK ?=
 TORCH ?=
@@ -8,18 +9,21 @@ TORCH_INDEX ?=
 TASK ?= det
 METHOD ?= wavelet-prompt
 TESTS ?=
+# The environments that the whole test suite is run in; results in docs/install.md.
+MATRIX ?= py311-torch213 py38-torch21 py38-torch113 py313-onedl
 
 # The environment's own Python runs a later set-up, so that PYTHON need not be repeated.
 RUN_SETUP = $$(test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo $(PYTHON)) tools/setup_env \
-	--venv '$(VENV)' --stack '$(STACK)' --torch '$(TORCH)' --torch-index '$(TORCH_INDEX)' \
+	--venv '$(VENV)' --env '$(ENV)' --stack '$(STACK)' --torch '$(TORCH)' --torch-index '$(TORCH_INDEX)' \
 	--python '$(if $(filter command line environment,$(origin PYTHON)),$(PYTHON))'
 
-.PHONY: help setup demo test lint docs doctor
+.PHONY: help setup demo test matrix lint docs doctor
 
 help:
-	@echo 'make setup   [VENV=.venv] [PYTHON=python3] [STACK=openmmlab|onedl] [TORCH=2.13.0|installed] [TORCH_INDEX=url]'
+	@echo 'make setup   [VENV=.venv] [PYTHON=python3] [STACK=openmmlab|onedl|...] [TORCH=2.13.0|installed] [TORCH_INDEX=url]'
 	@echo 'make demo    [TASK=det|seg] [METHOD=wavelet-prompt]'
-	@echo 'make test    [TESTS=tests/frequency]'
+	@echo 'make test    [TESTS=tests/frequency] [ENV=py38-torch113]'
+	@echo 'make matrix  the tests in each of $(MATRIX)'
 	@echo 'make lint    formatting, lint and types'
 	@echo 'make docs    the site: pages and API reference, in site/'
 	@echo 'make doctor  which versions are here, and what is wrong with them'
@@ -28,7 +32,7 @@ help:
 setup:
 	@test -x $(VENV)/bin/python || command -v $(PYTHON) >/dev/null || { \
 		echo 'Set-up stopped: PYTHON=$(PYTHON) is not a program here'; \
-		echo 'What to do: install Python 3.10 or newer, or name one: make setup PYTHON=/path/to/python3.11'; exit 1; }
+		echo 'What to do: install Python 3.8 or newer, or name one: make setup PYTHON=/path/to/python3.11'; exit 1; }
 	@$(RUN_SETUP)
 
 demo: setup
@@ -36,6 +40,11 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 $(TESTS)
+
+matrix:
+	@failed=; for env in $(MATRIX); do \
+		echo "== $$env"; $(MAKE) --no-print-directory test ENV=$$env TESTS='-rs $(TESTS)' || failed="$$failed $$env"; \
+	done; test -z "$$failed" || { echo "Failed in:$$failed"; exit 1; }
 
 lint: setup
 	$(VENV)/bin/ruff check

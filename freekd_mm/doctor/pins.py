@@ -32,8 +32,8 @@ class Pins(NamedTuple):
 PIN_SETS = {
     'openmmlab': Pins((3, 10), (3, 12)),
     'onedl': Pins((3, 10), (3, 13)),
-    'py38-torch113': Pins((3, 8), (3, 9), 'test-py38'),
     'py38-torch21': Pins((3, 8), (3, 9), 'test-py38'),
+    'py38-torch113': Pins((3, 8), (3, 9), 'test-py38'),
     'py311-torchvision': Pins((3, 10), (3, 12)),
 }
 #: The environments that the test suite runs in: name, as in ``make test ENV=...``, to Python and pins.

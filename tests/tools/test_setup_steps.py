@@ -71,29 +71,37 @@ def test_cause_of_a_failed_file_operation(code, cause):
 
 
 @pytest.mark.parametrize(
-    ('version', 'stack', 'message'),
+    ('version', 'stack', 'message', 'other'),
     [
-        ((3, 9), 'onedl', r'Python should be 3\.10 or newer, but got 3\.9 \(python3\.9\)'),
-        ((3, 13), 'openmmlab', r'the openmmlab line needs Python 3\.12 or older.*but got 3\.13'),
+        (
+            (3, 9),
+            'onedl',
+            r'the pins onedl are for Python 3\.10 to 3\.13, but got 3\.9 \(python3\.9\)',
+            'py38-torch113',
+        ),
+        ((3, 13), 'openmmlab', r'the pins openmmlab are for Python 3\.10 to 3\.12, but got 3\.13', 'onedl'),
     ],
 )
-def test_wrong_python(version, stack, message):
+def test_wrong_python(version, stack, message, other):
     with pytest.raises(SetupError, match=message) as caught:
         checks.check_python(version, stack, f'python{version[0]}.{version[1]}')
     assert 'PYTHON=python3' in caught.value.advice
+    assert f'STACK={other}' in caught.value.advice
 
 
-@pytest.mark.parametrize(('version', 'stack'), [((3, 10), 'openmmlab'), ((3, 12), 'openmmlab'), ((3, 13), 'onedl')])
+@pytest.mark.parametrize(
+    ('version', 'stack'), [((3, 8), 'py38-torch21'), ((3, 10), 'openmmlab'), ((3, 12), 'openmmlab'), ((3, 13), 'onedl')]
+)
 def test_right_python(version, stack):
     checks.check_python(version, stack, 'python')
 
 
 def test_too_old_python_gets_a_message_before_anything_new_is_parsed(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'version_info', (3, 8, 10, 'final', 0))
+    monkeypatch.setattr(sys, 'version_info', (3, 7, 10, 'final', 0))
     with pytest.raises(SystemExit, match='1'):
         runpy.run_path(str(ROOT / 'tools' / 'setup_env' / '__main__.py'), run_name='__main__')
     message = capsys.readouterr().err
-    assert 'Python should be 3.10 or newer, but got 3.8' in message
+    assert 'Python should be 3.8 or newer, but got 3.7' in message
     assert 'make setup PYTHON=' in message
 
 

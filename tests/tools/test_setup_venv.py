@@ -83,10 +83,37 @@ def test_other_line_in_the_same_place(tmp_path, capsys):
 
 def test_unknown_line(tmp_path, capsys):
     assert main(['--venv', str(tmp_path / 'env'), '--stack', 'openmlab']) == 1
-    assert (
-        "STACK should be openmmlab or onedl, but got 'openmlab'. Did you mean 'openmmlab'?" in capsys.readouterr().err
-    )
+    message = capsys.readouterr().err
+    assert 'STACK should be one of openmmlab, onedl, ' in message
+    assert "but got 'openmlab'. Did you mean 'openmmlab'?" in message
+    assert main(['--venv', str(tmp_path / 'env'), '--env', 'py38-torch13']) == 1
+    assert "but got 'py38-torch13'. Did you mean 'py38-torch113'?" in capsys.readouterr().err
     assert not (tmp_path / 'env').exists()
+
+
+def test_a_tested_environment_by_name(tmp_path, capsys):
+    """ENV names pins; the Python is asked for only where the environment is still to be made."""
+    finished(tmp_path / 'env', 'py38-torch113', '1.13.1')
+    assert main(['--venv', str(tmp_path / 'env'), '--env', 'py38-torch113']) == 0
+    assert 'is up to date (py38-torch113 line, torch 1.13.1)' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('place', ['path', 'pyenv', 'nowhere'])
+def test_python_of_a_version(tmp_path, monkeypatch, place):
+    """On the path or among pyenv's, which puts programs on the path that only say that they are not there."""
+    folder = {'path': tmp_path, 'pyenv': tmp_path / 'versions' / '3.8.18' / 'bin', 'nowhere': tmp_path / 'x'}[place]
+    folder.mkdir(parents=True, exist_ok=True)
+    shim, python = tmp_path / 'python3.8', folder / ('python3.8' if place == 'path' else 'python')
+    for program, answer in ((shim, 'exit 1'), (python, 'echo "[3, 8]"')):
+        program.write_text(f'#!/bin/sh\n{answer}\n')
+        program.chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.setenv('PYENV_ROOT', str(tmp_path))
+    if place == 'nowhere':
+        with pytest.raises(SetupError, match=r'there is no Python 3\.8 here'):
+            venv.find_python((3, 8))
+    else:
+        assert venv.find_python((3, 8)) == str(python)
 
 
 def test_an_environment_of_the_user_is_not_damaged(tmp_path, capsys):

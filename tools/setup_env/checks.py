@@ -8,29 +8,25 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+from freekd_mm.doctor.pins import PIN_SETS
 from setup_env.errors import COMPILER_ADVICE, DISK_ADVICE, HEADERS_ADVICE, SetupError
 
-OLDEST_PYTHON = (3, 10)
-#: NumPy 1.26, which mmcv 2.1.0 needs, has no wheels for a newer Python.
-NEWEST_PYTHON = {'openmmlab': (3, 12)}
 #: An environment with the CPU build of PyTorch takes 1.7 GB; the rest is for compiling.
 DISK_NEEDED = 3 * 1024**3
 
 
 def check_python(version: tuple[int, int], stack: str, executable: str) -> None:
-    """Raises SetupError for a Python on which the line does not install."""
-    got = f'{version[0]}.{version[1]} ({executable})'
-    if version < OLDEST_PYTHON:
-        raise SetupError(
-            f'Python should be 3.10 or newer, but got {got}', 'name a newer one: make setup PYTHON=python3.11'
-        )
-    newest = NEWEST_PYTHON.get(stack)
-    if newest and version > newest:
-        raise SetupError(
-            f'the {stack} line needs Python {newest[0]}.{newest[1]} or older, because of NumPy 1.26, but got {got}',
-            f'use an older Python (make setup PYTHON=python{newest[0]}.{newest[1]}) or the line of the '
-            'maintained forks (make setup STACK=onedl)',
-        )
+    """Raises SetupError for a Python on which the pins do not install."""
+    pins = PIN_SETS[stack]
+    if pins.oldest <= version <= pins.newest:
+        return
+    first, last, got = ('.'.join(map(str, numbers)) for numbers in (pins.oldest, pins.newest, version))
+    others = [name for name, other in PIN_SETS.items() if other.oldest <= version <= other.newest]
+    raise SetupError(
+        f'the pins {stack} are for Python {first} to {last}, but got {got} ({executable})',
+        f'use another Python: make setup PYTHON=python{last}'
+        + (f'; or other pins: make setup STACK={others[0]}' if others else ''),
+    )
 
 
 def check_disk(folder: Path, usage: Callable[[Path], tuple[int, int, int]] = shutil.disk_usage) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from freekd_mm.checks import did_you_mean
-from freekd_mm.doctor.pins import DEFAULT_STACK, STACKS, read_pins
+from freekd_mm.doctor.pins import DEFAULT_STACK, ENVIRONMENTS, PIN_SETS, fitting_pins, read_pins
 from setup_env.checks import check_disk, check_headers, check_python, find_compiler
 from setup_env.errors import SetupError, explain_os_error
 from setup_env.installs import (
@@ -22,7 +23,16 @@ from setup_env.installs import (
 )
 from setup_env.mmcv_wheel import is_cached
 from setup_env.steps import Steps, duration
-from setup_env.venv import REQUIREMENTS, Venv, base_python, check_ownership, fingerprint, up_to_date, wanted
+from setup_env.venv import (
+    REQUIREMENTS,
+    Venv,
+    base_python,
+    check_ownership,
+    find_python,
+    fingerprint,
+    up_to_date,
+    wanted,
+)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -30,7 +40,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='setup_env', description='Makes the environment of this repository.')
     parser.add_argument('--venv', type=Path, default=Path('.venv'), help='place of the virtual environment')
     parser.add_argument('--python', default='', help='Python to make it with; default: the running one')
-    parser.add_argument('--stack', default='', help=f'{" or ".join(STACKS)}; default: {DEFAULT_STACK}')
+    parser.add_argument('--stack', default='', help=f'the pins, one of {", ".join(PIN_SETS)}; default: {DEFAULT_STACK}')
+    parser.add_argument('--env', default='', help=f'Python and pins of a tested environment: {", ".join(ENVIRONMENTS)}')
     parser.add_argument('--torch', default='', help="a version, or 'installed' to use the one that is there")
     parser.add_argument('--torch-index', default='', help='package index for PyTorch alone, e.g. its CPU builds')
     return parser.parse_args(argv)
@@ -55,13 +66,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def set_up(venv: Venv, options: argparse.Namespace) -> None:
     """Does what is still to do."""
+    version, pins_of = ENVIRONMENTS[known('ENV', options.env, ENVIRONMENTS)] if options.env else (None, '')
+    asked = options.python or (find_python(version) if version and not venv.version else '')
     # A later `make test` without variables goes on with what the environment was made with.
-    stack = options.stack or venv.record.get('stack') or DEFAULT_STACK
-    if stack not in STACKS:
-        raise SetupError(
-            f'STACK should be {" or ".join(STACKS)}, but got {stack!r}.{did_you_mean(stack, STACKS)}',
-            f'make setup STACK={DEFAULT_STACK}',
-        )
+    stack = options.stack or pins_of or venv.record.get('stack')
+    python = None if stack else base_python(venv, asked)
+    stack = known('STACK', stack or fitting_pins(DEFAULT_STACK, '', python.version), PIN_SETS)
     torch = options.torch or venv.record.get('torch') or default_torch(venv, stack)
     if up_to_date(venv, stack, torch):
         print(f'{options.venv} is up to date ({stack} line, torch {torch}).')
@@ -71,7 +81,7 @@ def set_up(venv: Venv, options: argparse.Namespace) -> None:
     check_ownership(venv, stack)
     if venv.remove_if_broken():
         print(f'The Python of {venv.folder} is gone; it is made anew.')
-    python = base_python(venv, options.python)
+    python = python or base_python(venv, asked)
     check_python(python.version, stack, python.path)
     pins = wanted(stack, python.version)
     mmcv = 'mmcv' if 'mmcv' in pins else 'onedl-mmcv'
@@ -95,6 +105,16 @@ def set_up(venv: Venv, options: argparse.Namespace) -> None:
     show_doctor(steps, venv, stack)
     venv.note(done=fingerprint(stack, torch))
     steps.say(f'Set up in {duration(time.monotonic() - began)}. Next: make test, make demo, or see README.md')
+
+
+def known(variable: str, value: str, names: Collection[str]) -> str:
+    """Returns a value of a variable of ``make``; raises SetupError when it is none of the names."""
+    if value in names:
+        return value
+    raise SetupError(
+        f'{variable} should be one of {", ".join(names)}, but got {value!r}.{did_you_mean(value, names)}',
+        f'make setup {variable}={next(iter(names))}',
+    )
 
 
 def default_torch(venv: Venv, stack: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, normalize, read_pins
+from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, PIN_SETS, normalize, read_pins
 from setup_env.errors import SetupError
 from setup_env.steps import ask, child_environment
 
@@ -21,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / 'requirements'
 #: Names the folders of another Python whose packages the environment sees; TORCH=installed writes it.
 BASE_LINK = 'freekd_mm_base.pth'
-PIN_FILES = ('openmmlab', 'onedl', 'common', 'build', 'test')
 
 
 class Venv:
@@ -97,16 +97,16 @@ class Venv:
 def fingerprint(stack: str, torch: str) -> str:
     """Returns a hash of all that decides what a set-up installs."""
     digest = hashlib.sha256(f'{stack} {torch} {ROOT}'.encode())
-    for path in [ROOT / 'setup.py', *(REQUIREMENTS / f'{name}.txt' for name in PIN_FILES)]:
+    for path in [ROOT / 'setup.py', *sorted(REQUIREMENTS.glob('*.txt'))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def wanted(stack: str, python: tuple[int, int]) -> dict[str, str]:
-    """Returns all pins of a line, without torch."""
+    """Returns all pins of an environment, without torch."""
     pins = {
         name: version
-        for file in (stack, 'build', 'test')
+        for file in (stack, 'build', PIN_SETS[stack].tests)
         for name, version in read_pins(file, REQUIREMENTS, python).items()
     }
     pins.pop('torch')
@@ -166,6 +166,23 @@ class Python:
     path: str
     version: tuple[int, int]
     include: str
+
+
+def find_python(version: tuple[int, int]) -> str:
+    """Returns a Python of a version: on the path, or one of pyenv's.
+
+    Raises:
+        SetupError: There is none.
+    """
+    name = '.'.join(map(str, version))
+    pyenv = Path(os.environ.get('PYENV_ROOT') or Path.home() / '.pyenv') / 'versions'
+    for place in (shutil.which(f'python{name}'), *sorted(pyenv.glob(f'{name}.*/bin/python'), reverse=True)):
+        # pyenv puts a program of every name on the path that may only say that it is not there.
+        if place and ask(place, 'import sys; print(list(sys.version_info[:2]))') == list(version):
+            return str(place)
+    raise SetupError(
+        f'there is no Python {name} here', f'pyenv install {name}, or name it: PYTHON=/path/to/python{name}'
+    )
 
 
 def base_python(venv: Venv, asked: str) -> Python:
