@@ -78,7 +78,7 @@ HOOKS = TableRegistry(
         'stage1.hook': ['FrequencyPromptHook'],
         'visualize.hook': ['DistillPicturesHook'],
         'benchmark.images': ['BenchmarkImagesHook'],
-        'benchmark.worker': ['BenchmarkStatusHook'],
+        'benchmark.status': ['BenchmarkStatusHook'],
     },
 )
 TRANSFORMS = TableRegistry('transform', MMENGINE_TRANSFORMS, {'robustness.corrupt': ['Corrupt']})

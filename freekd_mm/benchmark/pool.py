@@ -19,7 +19,8 @@ from typing import TextIO
 from freekd_mm.benchmark import records
 from freekd_mm.benchmark.jobs import Job
 from freekd_mm.benchmark.plan import Plan
-from freekd_mm.benchmark.worker import CONFIG, JOB, RESULT, STATUS, read_json
+from freekd_mm.benchmark.status import STATUS, read_json
+from freekd_mm.benchmark.worker import CONFIG, JOB, RESULT
 from freekd_mm.files import write_text
 from freekd_mm.progress import format_seconds
 

@@ -16,7 +16,8 @@ from freekd_mm.benchmark.jobs import make_jobs
 from freekd_mm.benchmark.plan import Method, load_plan
 from freekd_mm.benchmark.pool import only_one
 from freekd_mm.benchmark.run import benchmark
-from freekd_mm.benchmark.worker import STATUS, run_job
+from freekd_mm.benchmark.status import STATUS
+from freekd_mm.benchmark.worker import run_job
 
 pytest.importorskip('mmdet')
 
