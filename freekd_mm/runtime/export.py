@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
@@ -21,6 +24,7 @@ from freekd_mm.files import write_atomically
 from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
 from freekd_mm.runtime.model import student_state_dict
 from freekd_mm.runtime.probe import LARGE, dummy_samples, probe_sizes
+from freekd_mm.runtime.rng import isolated_rng
 from freekd_mm.version import __version__
 
 
@@ -95,6 +99,10 @@ def _build(cfg: dict, scope: str | None, state: dict, source: str) -> nn.Module:
     """Builds the plain student and loads the weights, all of them and no others."""
     model = build_model(without_pretrained(cfg), scope)
     missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected:  # some models make modules when their weights are initialised (DDQ)
+        with isolated_rng():
+            model.init_weights()  # type: ignore[operator]
+        missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise RuntimeError(
             f'{source} should hold exactly the weights of {type(model).__name__}, but misses '
@@ -126,14 +134,7 @@ def _difference(first: Any, second: Any, batch: Any) -> float:
     results = []
     for model in (first, second):
         with torch.no_grad():
-            predictions = model.test_step(copy.deepcopy(batch))
-            # A half trained detector may find nothing: its raw output is compared as well.
-            data = model.data_preprocessor(copy.deepcopy(batch), False)
-            try:
-                raw = model(data['inputs'], data['data_samples'], mode='tensor')
-            except Exception:  # some heads have no forward pass but for losses and predictions
-                raw = model.extract_feat(data['inputs'])
-            results.append(_tensors(predictions) + _tensors(raw))
+            results.append(_outputs(model, batch))
     worst = 0.0
     for ours, theirs in zip_equal(*results):
         if ours.shape != theirs.shape:
@@ -141,6 +142,28 @@ def _difference(first: Any, second: Any, batch: Any) -> float:
         if ours.numel():
             worst = max(worst, (ours.double() - theirs.double()).abs().max().item())
     return worst
+
+
+def _outputs(model: Any, batch: Any) -> list[Tensor]:
+    """Returns what a model predicts, and as a half trained detector may find nothing, its raw outputs as well."""
+    data = model.data_preprocessor(copy.deepcopy(batch), False)
+    runs: dict[str, Callable[[], Any]] = {
+        'predictions': lambda: model.test_step(copy.deepcopy(batch)),
+        'raw outputs': lambda: model(data['inputs'], data['data_samples'], mode='tensor'),
+        'features': lambda: model.extract_feat(data['inputs']),
+    }
+    found: dict[str, list[Tensor]] = {}
+    for name, run in runs.items():
+        try:
+            with isolated_rng(seed=0):  # some heads draw random numbers in their forward pass
+                found[name] = _tensors(run())
+        except Exception as error:  # no kernel on this device, no such forward pass
+            failure = error
+    if 'predictions' not in found:
+        print_log(f'{" and ".join(found) or "nothing"} compared alone: {failure}', 'current', logging.WARNING)
+    if not found:
+        raise failure
+    return [tensor for tensors in found.values() for tensor in tensors]
 
 
 def _tensors(item: Any) -> list[Tensor]:
