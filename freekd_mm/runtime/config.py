@@ -17,7 +17,15 @@ from torch import nn
 PRETRAINED_PREFIXES = ('Pretrained', 'mmengine.Pretrained')
 # How Python, mmengine's registries and the models of mmdet and mmseg say that a package is missing.
 MISSING = re.compile(
-    r"No module named '(\w+)|^[\"']?(\w+)\.\w+ is not in the|pip install[: ]+['\"]?([\w-]+)|(\w+) is not installed"
+    '|'.join(
+        [
+            r"No module named '(\w+)",
+            r"custom modules from .*?'(?:imports': \[?')?(\w+)\.",
+            r"""^["']?(\w+)\.\w+ is not in the""",
+            r"""pip install[: ]+["']?(\w[\w-]*)""",
+            r'(\w+) is not installed',
+        ]
+    )
 )
 DISTRIBUTIONS = {
     'sklearn': 'scikit-learn',

@@ -106,7 +106,10 @@ def dummy_samples(model: nn.Module, size: Size) -> list[Any]:
 
         # Heads with denoising queries make them of the boxes, in training.
         boxes = InstanceData(bboxes=torch.tensor([[0.0, 0.0, *size[::-1]]]), labels=torch.zeros(1, dtype=torch.long))
-        return [DetDataSample(metainfo=meta, gt_instances=boxes)]
+        sample = DetDataSample(metainfo=meta, gt_instances=boxes)
+        if hasattr(model, 'roi_head') and not hasattr(model, 'rpn_head'):  # it takes proposals from elsewhere
+            sample.proposals = InstanceData(bboxes=boxes.bboxes, scores=torch.ones(1))
+        return [sample]
     from mmengine.structures import BaseDataElement
 
     return [BaseDataElement(metainfo=meta)]
