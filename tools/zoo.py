@@ -31,21 +31,22 @@ LEFT_OUT = {
     'common': 'parts of configs',
 }
 BIG = re.compile(
-    r'r101|r152|x101|s101|regnetx-[^4]|swin-[bl]|[-_](?:x|l|large|huge|b[1-5])[-_]|ms-|2x|lsj|levir|dpool|hr(?:32|40|48)|w(?:32|40|48)'
+    r'[rxs]101|r152|regnetx-[^4]|swin-[bl]|[-_](?:x|l|large|huge|b[1-5])[-_]|ms-|2x|lsj|levir|dpool|(?:hr|w)(?:32|40|48)'
 )
+# Of a family whose first config does not train on this machine without a teacher.
+TRIES = 3
 SMALL = re.compile(r'r18|r34|tiny|nano|[-_](?:s|t|b0|small)[-_]|hr18s|w18s|mbv2|mnv2')
 
 
-def choose_configs() -> list[Path]:
-    """Returns one small config of each family of the installed packages."""
+def choose_configs() -> list[list[Path]]:
+    """Returns the configs to try of each family of the installed packages: the smallest by their names, best first."""
     chosen = []
     for package in ('mmdet', 'mmseg'):
         folder = Path(__import__(package).__file__).parent / '.mim/configs'
         for family in sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in LEFT_OUT):
             files = [path for path in sorted(family.glob('*.py')) if not path.name.startswith('_')]
-            if files:
-                best = min(files, key=lambda p: (bool(BIG.search(p.name)), not SMALL.search(p.name), len(p.name)))
-                chosen.append(best)
+            files.sort(key=lambda p: (bool(BIG.search(p.name)), not SMALL.search(p.name), len(p.name)))
+            chosen += [files[:TRIES]] if files else []
     return chosen
 
 
@@ -60,7 +61,7 @@ def try_config(config: Path, method: str, file: Path) -> None:
     from freekd_mm.wizard.survey import PICTURES, distilled_step, plain_step
 
     # Some configs name others by a path from the folder of all configs.
-    os.chdir(config.parents[1])
+    os.chdir(config.parents[2])
     for picture in PICTURES:
         found: dict[str, Any] = {}
         try:
@@ -76,29 +77,37 @@ def try_config(config: Path, method: str, file: Path) -> None:
     file.write_text(json.dumps(found))
 
 
-def run_all(configs: list[Path], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Runs what has no result yet, one process after the other."""
+def run_family(configs: list[Path], args: argparse.Namespace) -> dict[str, Any]:
+    """Tries configs until one is distilled, or fails although the plain model trains; returns its result."""
     results = []
     for config in configs:
-        family = family_of(config)
-        file = args.work_dir / f'{family.replace("/", "_")}_{config.stem}.json'
-        known = json.loads(file.read_text()) if file.is_file() else None
-        if known is None or (args.again and not succeeded(known)):
-            begin = time.monotonic()
-            file.unlink(missing_ok=True)
-            # The packages are imported already; what a config breaks ends with its process.
-            child = multiprocessing.get_context('fork').Process(target=try_config, args=(config, args.method, file))
-            child.start()
-            child.join(args.time_limit)
-            known = json.loads(file.read_text()) if file.is_file() else {'error': f'ended with {child.exitcode}'}
-            if child.is_alive():
-                child.kill()
-                known['error'] = f'not done after {args.time_limit:.0f} s'
-            known.update(family=family, config=config.name, seconds=round(time.monotonic() - begin, 1))
-            file.write_text(json.dumps(known, indent=1))
-            print(f'{family}: {"distilled" if succeeded(known) else verdict(known)}', flush=True)
-        results.append(known)
-    return results
+        results.append(run_config(config, args))
+        if 'plain_error' not in results[-1]:
+            return results[-1]
+    return results[0]
+
+
+def run_config(config: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the result of a config, from the work directory or of a new process."""
+    family = family_of(config)
+    file = args.work_dir / f'{family.replace("/", "_")}_{config.stem}.json'
+    known = json.loads(file.read_text()) if file.is_file() else None
+    if known is not None and (succeeded(known) or not args.again):
+        return known
+    begin = time.monotonic()
+    file.unlink(missing_ok=True)
+    # The packages are imported already; what a config breaks ends with its process.
+    child = multiprocessing.get_context('fork').Process(target=try_config, args=(config, args.method, file))
+    child.start()
+    child.join(args.time_limit)
+    known = json.loads(file.read_text()) if file.is_file() else {'error': f'ended with {child.exitcode}'}
+    if child.is_alive():
+        child.kill()
+        known['error'] = f'not done after {args.time_limit:.0f} s'
+    known.update(family=family, config=config.name, seconds=round(time.monotonic() - begin, 1))
+    file.write_text(json.dumps(known, indent=1))
+    print(f'{family}: {"distilled" if succeeded(known) else verdict(known)}', flush=True)
+    return known
 
 
 def succeeded(result: dict[str, Any]) -> bool:
@@ -158,8 +167,8 @@ def main() -> None:
     import freekd_mm.wizard.survey  # noqa: F401
 
     torch.set_num_threads(1)
-    configs = [path.resolve() for path in args.configs] or choose_configs()
-    results = run_all(configs, args)
+    families = [[path.resolve()] for path in args.configs] or choose_configs()
+    results = [run_family(configs, args) for configs in families]
     print(f'{sum(map(succeeded, results))} of {len(results)} families distilled', flush=True)
     if args.out is not None:
         args.out.write_text(markdown(results, ' '.join(sys.argv)))

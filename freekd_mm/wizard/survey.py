@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from freekd_mm.datasets.scenes import Scene, render_scene
 from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
 from freekd_mm.runtime.export import export_student
 from freekd_mm.runtime.probe import dummy_samples
+from freekd_mm.runtime.wiring import without_vectors
 from freekd_mm.wizard.make_config import make_config
 
 # Query based detectors find too few places on smaller pictures; some kernels need more even on the deepest level.
@@ -35,7 +37,7 @@ def plain_step(config: str, picture: int = PICTURES[0]) -> dict[str, Any]:
     cfg = load_config(config)
     model_cfg, scope = find_model(cfg)
     init_default_scope(scope or 'mmengine')
-    model = build_model(small(without_pretrained(model_cfg)), scope)
+    model = _ready(build_model(small(without_pretrained(model_cfg)), scope))
     return {'loss': _step(model, _losses(model, _has_masks(cfg), picture))}
 
 
@@ -62,13 +64,15 @@ def distilled_step(student: str, teacher: str, method: str = 'mse', picture: int
         teacher_cfg = small(without_pretrained(find_model(load_config(teacher))[0]))
         cfg.model.teacher = dict(model={**teacher_cfg, '_scope_': cfg.get('default_scope')}, allow_random=True)
         cfg.model.architecture = small(without_pretrained(find_model(cfg)[0]))
-        model: Any = build_model(cfg.model, cfg.get('default_scope'))
-        for module in model.teacher.modules():
+        model = _ready(build_model(cfg.model, cfg.get('default_scope')))
+        for module in model.distillation.teacher.model.modules():
             # With random weights deep features vanish, unless norms take the statistics of the pictures at hand.
-            module.training = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module.training = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.eps > 0
         levels: dict[str, tuple[Tensor, ...]] = {}
         for name, entry in model.distillation.entries.items():
-            entry.register_forward_pre_hook(lambda _, inputs, name=name: levels.update({name: inputs[0]}))
+            entry.register_forward_pre_hook(
+                lambda _, inputs, name=name: levels.update({name: without_vectors(inputs[0])})
+            )
         losses = _losses(model, _has_masks(cfg), picture)
         found: dict[str, Any] = {
             'compared': [row[1:] for entry in model.distillation.entries.values() for row in entry.rows],
@@ -88,12 +92,22 @@ def distilled_step(student: str, teacher: str, method: str = 'mse', picture: int
 
 def small(model: Any) -> Any:
     """Returns a model's config that takes small pictures: the preprocessor pads and scales to no size of its own."""
-    preprocessor = dict(model.get('data_preprocessor') or {})
+    if not model.get('data_preprocessor'):
+        return model
+    preprocessor = dict(model['data_preprocessor'])
     for key in ('size', 'batch_augments', 'size_divisor'):
         preprocessor.pop(key, None)
     if 'Seg' in str(preprocessor.get('type')):
         preprocessor['size_divisor'] = 32
     return {**model, 'data_preprocessor': preprocessor}
+
+
+def _ready(model: Any) -> Any:
+    """Initialises a model, for one process; some count epochs."""
+    model.init_weights()
+    model = revert_sync_batchnorm(model)
+    getattr(model, 'set_epoch', lambda _: None)(0)
+    return model
 
 
 def batch(model: nn.Module, size: int, masks: bool, count: int = 2) -> dict[str, list]:
@@ -114,7 +128,8 @@ def batch(model: nn.Module, size: int, masks: bool, count: int = 2) -> dict[str,
 
 def _label(sample: Any, scene: Scene, classes: int, with_masks: bool) -> None:
     labels = torch.from_numpy(scene.labels.astype(np.int64))[None]
-    known = torch.where(labels == 255, labels, labels % classes)
+    # Some losses with a weight for each class take no pixels of no class.
+    known = labels % classes
     if not hasattr(type(sample), 'gt_instances'):
         sample.gt_sem_seg = PixelData(data=known)
         sample.gt_edge_map = PixelData(data=(known != known.roll(1, -1)).long())
@@ -155,7 +170,7 @@ def _losses(model: Any, masks: bool, picture: int) -> dict[str, Any]:
     if isinstance(getattr(model, 'semi_train_cfg', None), dict):
         data = {key: {part: value for part in ('sup', 'unsup_teacher', 'unsup_student')} for key, value in data.items()}
         for sample in data['data_samples']['sup']:
-            sample.set_metainfo({'homography_matrix': np.eye(3)})
+            sample.set_metainfo({'homography_matrix': np.eye(3, dtype=np.float32)})
     return model(**model.data_preprocessor(data, True), mode='loss')
 
 
