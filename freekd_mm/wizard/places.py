@@ -58,8 +58,10 @@ class Outputs:
         self._stack = ExitStack()
 
     def counts(self) -> dict[str, int]:
-        """Returns whether there are features among the outputs."""
-        return {'features': sum(1 for _ in self.candidates())}
+        """Returns how many modules gave features; none where a neck refused the image, which another may suit."""
+        necks = [path for path, _ in self.model.named_modules() if path.split('.')[-1] == 'neck']
+        refused = necks and not any(path in self.runs for path in necks)
+        return {'features': 0 if refused else sum(1 for _ in self.candidates())}
 
     def __enter__(self) -> Outputs:
         self.runs = {}

@@ -11,7 +11,8 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import nn
 
-from freekd_mm.runtime.config import load_config
+from freekd_mm.runtime.config import build_model, find_model, load_config
+from freekd_mm.runtime.probe import ProbeError
 from freekd_mm.wizard.places import find_classified, find_wiring, probe_built, probe_config
 
 SIZE = (64, 64)
@@ -93,6 +94,19 @@ def test_a_head_that_refuses_the_image_stops_no_feature_method() -> None:
     assert wiring.features_s == 'neck'
     assert wiring.logits is None
     assert 'too small for the head' in wiring.why_no_logits
+
+
+def test_an_image_that_the_neck_refuses_is_not_the_size(det_config: Callable[..., Path]) -> None:
+    model = build_model(*find_model(Config.fromfile(det_config(name='student', head='gfl', width=8))))
+    neck = model.neck.forward
+
+    def only_large(levels: tuple[torch.Tensor, ...]) -> object:
+        return neck(levels) if levels[0].shape[-1] > 8 else refuse()
+
+    model.neck.forward = only_large
+    with pytest.raises(ProbeError, match='64x64 before its taps were reached: RuntimeError: too small'):
+        probe_built(model, 'student', SIZE)
+    assert probe_built(model, 'student', (128, 128)).features == 'neck'
 
 
 def refuse(*_: object) -> None:
