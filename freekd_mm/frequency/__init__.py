@@ -13,6 +13,7 @@ from freekd_mm.frequency.wavelet import (
     dwt2d,
     idwt1d,
     idwt2d,
+    usable_levels,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     'idct2d',
     'idwt1d',
     'idwt2d',
+    'usable_levels',
 ]

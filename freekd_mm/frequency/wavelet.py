@@ -103,6 +103,23 @@ def band_length(length: int, wavelet: str) -> int:
     return (length + _optional('pywt').Wavelet(wavelet).dec_len - 1) // 2
 
 
+def usable_levels(shape: tuple[int, int], levels: int, wavelet: str = 'haar', min_positions: int = 16) -> int:
+    """Returns how many levels, up to ``levels``, leave at least ``min_positions`` positions in each band.
+
+    Args:
+        shape: (H, W) of what is transformed.
+        levels: The most.
+        wavelet: The wavelet.
+        min_positions: Positions of the coarsest band; 0 allows all levels.
+    """
+    height, width = shape
+    for level in range(levels):
+        height, width = band_length(height, wavelet), band_length(width, wavelet)
+        if height * width < min_positions:
+            return level
+    return levels
+
+
 def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
     r"""Wavelet transform over the last two axes.
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from freekd_mm.checks import check_positive
+from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands
-from freekd_mm.prompts.masks import Grouping, num_groups, poi_masks
+from freekd_mm.prompts.masks import GROUPINGS, Grouping, poi_masks
 from freekd_mm.prompts.prompt_file import PromptFile, load_prompt
 from freekd_mm.registry import MODELS
 from freekd_mm.tensors import Levels, as_levels
@@ -24,7 +25,7 @@ class PoIMaskGenerator(nn.Module):
 
     Args:
         channels: Channels of the features: one number, or one a feature level.
-        num_tokens: Tokens a band.
+        num_tokens: Tokens a band; as in the prompt file by default, and likewise the next three.
         levels: Wavelet levels.
         wavelet: The wavelet.
         grouping: ``'level'`` or ``'band'``.
@@ -37,35 +38,40 @@ class PoIMaskGenerator(nn.Module):
     def __init__(
         self,
         channels: int | Sequence[int],
-        num_tokens: int = 2,
-        levels: int = 3,
-        wavelet: str = 'haar',
-        grouping: Grouping = 'level',
+        num_tokens: int | None = None,
+        levels: int | None = None,
+        wavelet: str | None = None,
+        grouping: Grouping | None = None,
         prompt: str | os.PathLike | None = None,
         module: str | None = None,
         indices: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        num_groups(levels, grouping)  # raises for an unknown grouping
+        for name, number in (('num_tokens', num_tokens), ('levels', levels)):
+            if number is not None:
+                check_positive(name, number, integer=True)
+        if grouping is not None:
+            check_choice('grouping', grouping, GROUPINGS)
         for number in (channels,) if isinstance(channels, int) else channels:
             check_positive('channels', number, integer=True)
         self.channels = channels if isinstance(channels, int) else tuple(channels)
-        self.num_tokens, self.levels = num_tokens, levels
-        self.wavelet, self.grouping = wavelet, grouping
         #: The file with its wiring and the hash of its teacher; None without a prompt.
         self.file: PromptFile | None = None
         #: Where the prompt of each feature level was trained, e.g. ('neck[0]', 'neck[1]').
         self.places: tuple[str, ...] = ()
         if prompt is not None:
             self.file = load_prompt(prompt)
-            self._check_options(prompt)
+            given = dict(num_tokens=num_tokens, levels=levels, wavelet=wavelet, grouping=grouping)
+            for name, value in given.items():
+                wanted = getattr(self.file, name)
+                if value not in (None, wanted):
+                    raise ValueError(f'{name} should be {wanted!r}, as in the prompt file {prompt}, but got {value!r}')
             self._take_tokens(prompt, module, indices)
 
-    def _check_options(self, prompt: object) -> None:
-        for name in ('num_tokens', 'levels', 'wavelet', 'grouping'):
-            wanted, given = getattr(self.file, name), getattr(self, name)
-            if wanted != given:
-                raise ValueError(f'{name} should be {wanted!r}, as in the prompt file {prompt}, but got {given!r}')
+    @property
+    def grouping(self) -> Grouping:
+        """Which bands share their masks."""
+        return self.file.grouping if self.file is not None else 'level'
 
     def _take_tokens(self, prompt: object, module: str | None, indices: Sequence[int] | None) -> None:
         assert self.file is not None
@@ -76,7 +82,7 @@ class PoIMaskGenerator(nn.Module):
                 raise ValueError(f'indices should be in 0..{len(places) - 1}, but got {unknown}: {prompt} has no such')
             places = [places[index] for index in indices]
         self.places = tuple(place for place, _ in places)
-        for level, (place, tokens) in enumerate(places):
+        for level, (place, (tokens, bias)) in enumerate(places):
             wanted = self._channels_of(level, len(places))
             if tokens.shape[2] != wanted:
                 raise ValueError(
@@ -84,6 +90,7 @@ class PoIMaskGenerator(nn.Module):
                     f'but got {wanted}'
                 )
             self.register_buffer(f'tokens{level}', tokens.detach().float().clone())
+            self.register_buffer(f'bias{level}', None if bias is None else bias.detach().float().clone())
 
     def _channels_of(self, level: int, count: int) -> int:
         if isinstance(self.channels, int):
@@ -101,24 +108,28 @@ class PoIMaskGenerator(nn.Module):
         return bool(self.places)
 
     @torch.no_grad()
-    def forward(self, features: Levels) -> tuple[WaveletBands | None, ...]:
-        """Returns the masks of every band of every level, (N, T, h, w) each; None a level without a prompt.
+    def forward(self, features: Levels, depths: Sequence[int] | None = None) -> tuple[WaveletBands | None, ...]:
+        """Returns the masks of every band of every level, (N, T, h, w) each; None for a level without masks.
 
         Args:
             features: All levels of the teacher, each (N, C, H, W).
+            depths: How many wavelet levels each of them takes, where these are not all: 0 for no masks. The low band
+                of fewer levels takes the tokens of the low band.
         """
         levels = as_levels(features)
-        if not self.has_prompt:
+        if not self.has_prompt or self.file is None:
             return (None,) * len(levels)
         if len(levels) != len(self.places):
             raise ValueError(
                 f'features should have one level for each of the {len(self.places)} prompts '
                 f'({", ".join(self.places)}), but got {len(levels)}; choose prompts with indices=...'
             )
-        return tuple(
-            poi_masks(level, self.tokens_of(index), self.levels, self.wavelet, self.grouping)
-            for index, level in enumerate(levels)
-        )
+        file, found = self.file, []
+        for index, (level, depth) in enumerate(zip_equal(levels, depths or [self.file.levels] * len(levels))):
+            bias = getattr(self, f'bias{index}')
+            masks = self.tokens_of(index), depth, file.wavelet, file.grouping, file.evidence, bias
+            found.append(poi_masks(level, *masks) if depth else None)
+        return tuple(found)
 
     def tokens_of(self, level: int) -> Tensor:
         """Returns the tokens (groups, T, C) of a feature level."""

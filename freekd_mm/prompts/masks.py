@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from freekd_mm.checks import check_choice
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d
 from freekd_mm.tensors import full_precision
 
 Grouping = Literal['level', 'band']
 GROUPINGS = ('level', 'band')
+Evidence = Literal['band', 'magnitude']
+EVIDENCES = ('band', 'magnitude')
 SIMILARITIES = ('jaccard', 'dice')
 
 
@@ -22,45 +26,96 @@ def num_groups(levels: int, grouping: Grouping) -> int:
     return 1 + levels * (3 if grouping == 'band' else 1)
 
 
-def poi_masks(
-    features: Tensor, tokens: Tensor, levels: int = 3, wavelet: str = 'haar', grouping: Grouping = 'level'
-) -> WaveletBands:
-    r"""Returns the masks :math:`\sigma(P_k R_k)` of every band, (N, T, h, w) each.
+def mask_logits(bands: WaveletBands, tokens: Tensor, grouping: Grouping, evidence: Evidence) -> list[Tensor]:
+    r"""Returns what the tokens find in each group of bands, (N, T, h, w) each, before the sigmoid.
 
-    With ``grouping='level'`` the three orientations of a level share one mask, made from their sum (the released
-    code); with ``'band'`` each has its own. Channels are mixed by the tokens and positions by the transform, so the
-    features are first projected on the tokens and only those few maps are transformed: no band of all C channels
-    is made.
+    With ``grouping='level'`` the three orientations of a level are one group: their sum (the released code). With
+    ``evidence='band'`` a token :math:`P` finds :math:`P R`: positive and negative coefficients are opposites. With
+    ``'magnitude'`` it finds :math:`z = P |R|`, averaged with the mean of z over the 3 x 3 positions around: the same
+    for R and -R.
+
+    Args:
+        bands: Bands of C channels, or with ``evidence='band'`` of the groups * T projections of them.
+        tokens: (groups, T, C).
+        grouping: ``'level'`` or ``'band'``.
+        evidence: ``'band'`` or ``'magnitude'``.
+
+    Returns:
+        One tensor a group: the low band's first, the others from the finest level on.
+    """
+    groups: list[tuple[Tensor, ...]] = [(bands.low,)]
+    for detail in bands.high:
+        groups += [tuple(detail)] if grouping == 'level' else [(band,) for band in detail]
+    if evidence == 'band':
+        return [sum(parts[1:], parts[0]).unflatten(1, tokens.shape[:2])[:, index] for index, parts in enumerate(groups)]
+    found = []
+    for token, parts in zip_equal(tokens, groups):
+        size = sum((band.abs() for band in parts[1:]), parts[0].abs())
+        logits = torch.matmul(token, size.flatten(2)).unflatten(2, size.shape[2:])
+        around = F.avg_pool2d(logits, 3, stride=1, padding=1, count_include_pad=False)
+        found.append((logits + around) / 2)
+    return found
+
+
+def transform(features: Tensor, tokens: Tensor, levels: int, wavelet: str, evidence: Evidence) -> WaveletBands:
+    """Returns the bands that :func:`mask_logits` takes.
+
+    Channels are mixed by the tokens and positions by the transform. Where the order does not matter, the features are
+    first projected on the tokens and only those few maps are transformed: no band of all C channels is made.
+    """
+    if evidence == 'band':
+        projected = torch.matmul(tokens.flatten(0, 1), features.flatten(2))
+        features = projected.unflatten(2, features.shape[2:])
+    return dwt2d(features, levels, wavelet)
+
+
+def as_bands(groups: list[Tensor], shape: tuple[int, int], wavelet: str, grouping: Grouping) -> WaveletBands:
+    """Returns one tensor a group as bands; the orientations of a level share theirs where they are one group."""
+    size = 1 if grouping == 'level' else 3
+    levels = [groups[start : start + size] * (3 // size) for start in range(1, len(groups), size)]
+    return WaveletBands(groups[0], tuple(WaveletDetail(*level) for level in levels), shape, wavelet)
+
+
+def poi_masks(
+    features: Tensor,
+    tokens: Tensor,
+    levels: int = 3,
+    wavelet: str = 'haar',
+    grouping: Grouping = 'level',
+    evidence: Evidence = 'band',
+    bias: Tensor | None = None,
+) -> WaveletBands:
+    r"""Returns the masks of every band, (N, T, h, w) each: the sigmoid of what the tokens find, plus a bias.
+
+    The paper's are :math:`\sigma(P_k R_k)`.
 
     Args:
         features: (N, C, H, W).
         tokens: (groups, T, C); group 0 is the low band's, the others follow from the finest level on.
-        levels: Number of wavelet levels.
+        levels: Number of wavelet levels; the tokens of deeper ones are not used.
         wavelet: The wavelet.
-        grouping: ``'level'`` or ``'band'``.
+        grouping: ``'level'`` or ``'band'``, see :func:`mask_logits`.
+        evidence: ``'band'`` or ``'magnitude'``.
+        bias: (groups, T).
     """
-    groups, num_tokens, channels = tokens.shape
+    check_features(features, tokens.shape[2])
+    with torch.autocast(features.device.type, enabled=False):
+        wide = full_precision(features)
+        tokens = tokens[: num_groups(levels, grouping)].to(wide.dtype)
+        bands = transform(wide, tokens, levels, wavelet, evidence)
+        found = mask_logits(bands, tokens, grouping, evidence)
+        if bias is not None:
+            bias = bias[: len(tokens)].to(wide.dtype)
+            found = [logits + own[:, None, None] for logits, own in zip_equal(found, bias)]
+        return as_bands([logits.sigmoid() for logits in found], bands.shape, wavelet, grouping)
+
+
+def check_features(features: Tensor, channels: int) -> None:
+    """Raises ValueError unless the features are (N, channels, H, W)."""
     if features.ndim != 4 or features.shape[1] != channels:
         raise ValueError(
             f'features should be (N, {channels}, H, W), as the prompt was made for, but got {tuple(features.shape)}'
         )
-    with torch.autocast(features.device.type, enabled=False):
-        wide = full_precision(features)
-        projected = torch.matmul(tokens.to(wide.dtype).flatten(0, 1), wide.flatten(2))
-        maps = projected.unflatten(2, features.shape[2:])
-        bands = dwt2d(maps, levels, wavelet)
-
-        def mask(band: Tensor, group: int) -> Tensor:
-            return band.unflatten(1, (groups, num_tokens))[:, group].sigmoid()
-
-        high = []
-        for level, detail in enumerate(bands.high):
-            if grouping == 'level':
-                shared = mask(detail.horizontal + detail.vertical + detail.diagonal, 1 + level)
-                high.append(WaveletDetail(shared, shared, shared))
-            else:
-                high.append(WaveletDetail(*(mask(band, 1 + 3 * level + index) for index, band in enumerate(detail))))
-        return WaveletBands(mask(bands.low, 0), tuple(high), bands.shape, wavelet)
 
 
 def mask_groups(masks: WaveletBands, grouping: Grouping) -> list[Tensor]:

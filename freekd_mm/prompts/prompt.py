@@ -1,24 +1,54 @@
-"""The semantic frequency prompt of FreeKD's first stage (CVPR 2024, arXiv 2311.12079)."""
+"""The semantic frequency prompt of FreeKD's first stage (CVPR 2024, arXiv 2311.12079), and one that selects."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d, idwt2d
+from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d, idwt2d, usable_levels
 from freekd_mm.frequency.wavelet import is_haar
-from freekd_mm.prompts.masks import SIMILARITIES, Grouping, mask_groups, mask_similarity, num_groups, poi_masks
+from freekd_mm.prompts.masks import (
+    EVIDENCES,
+    SIMILARITIES,
+    Evidence,
+    Grouping,
+    as_bands,
+    check_features,
+    mask_groups,
+    mask_logits,
+    mask_similarity,
+    num_groups,
+    transform,
+)
 from freekd_mm.tensors import full_precision
+
+Mode = Literal['paper', 'code', 'selective']
+#: What the options left out are in each mode.
+MODES: dict[str, dict[str, Any]] = {
+    'paper': dict(grouping='band', evidence='band', dissimilarity='jaccard', reduction='sum', weight=1.0),
+    'code': dict(grouping='level', evidence='band', dissimilarity='dice', reduction='sum', weight=1.0),
+    # No dissimilarity: it drives the masks apart, and their sum is flat again.
+    'selective': dict(grouping='level', evidence='magnitude', dissimilarity='dice', reduction='mean', weight=0.0),
+}
+REDUCTIONS = ('sum', 'mean')
+#: The mask of a band that stays whole: the sigmoid of this is 1.
+WHOLE = 30.0
+#: Added to a variance.
+TINY = 1e-12
+#: Share of a batch in the running statistics.
+MOMENTUM = 0.1
 
 
 class FrequencyPrompt(nn.Module):
     r"""Learnable tokens that say which positions of each wavelet band matter to the frozen teacher.
 
-    For a band :math:`R` (flattened, C x hw) and its tokens :math:`P` (T x C) the masks are
+    For a band :math:`R` (flattened, C x hw) and its tokens :math:`P` (T x C) the paper's masks are
     :math:`M = \sigma(P R)`, T x hw, and the band is replaced by
 
     .. math::
@@ -26,66 +56,190 @@ class FrequencyPrompt(nn.Module):
 
     The paper has T = 2, where the factor is 1. The tokens start in pairs :math:`(p, -p)`, and a zero where T is
     odd: as :math:`\sigma(x) + \sigma(-x) = 1`, the teacher starts unchanged for every T, and the tokens of a pair
-    differ, so that the dissimilarity can drive them apart.
+    differ, so that the dissimilarity can drive them apart. A teacher that is to stay intact needs
+    :math:`\sum_i M_i \approx 1` at every position: each mask looks somewhere, their sum nowhere.
+
+    ``mode='selective'`` makes masks whose sum looks somewhere. The logits :math:`z` come from magnitudes, see
+    :func:`freekd_mm.prompts.masks.mask_logits`, and are standardised over the batch, so that each mask has one area
+    and one sharpness, whatever the tokens: it can be neither flat nor empty, and what is learned is where it looks:
+
+    .. math::
+        M = \sigma\Big(\tau \frac{z - \langle z \rangle}{\mathrm{std}(z)} + \beta\Big), \quad
+        \beta = \ln \frac{a}{1 - a} \sqrt{1 + \pi \tau^2 / 8}, \quad
+        R' = \frac{1}{T} \sum_i M_i \cdot R
+
+    With this :math:`\beta` the mean of M is the area a for a normally distributed z. After training the statistics
+    are folded into tokens and a bias, see :meth:`folded`: stage 2 needs no others.
 
     Args:
         channels: C of the features.
+        mode: Which defaults the options get that are None: ``'paper'``; ``'code'``, what the released code says of
+            prompts; or ``'selective'``, ours.
         num_tokens: T.
         levels: Number of wavelet levels.
         wavelet: The wavelet.
         grouping: ``'level'``, one group of tokens for the three orientations of a level (released code);
-            ``'band'``, one for each band.
+            ``'band'``, one for each band (paper).
+        evidence: What a token looks at: ``'band'``, the signed coefficients, or ``'magnitude'``.
         dissimilarity: ``'jaccard'`` (paper) or ``'dice'`` (released code), see
             :func:`freekd_mm.prompts.masks.mask_similarity`.
-        init_std: Standard deviation of the tokens at the start.
+        reduction: ``'sum'`` or ``'mean'`` of the dissimilarity over the groups.
+        area: With ``'magnitude'``: the mean of each mask. One number for the high bands, and the low band stays
+            whole; or one for each group, the low band's first. 1 leaves a band whole. 0.35 by default.
+        sharpness: With ``'magnitude'``: :math:`\tau`, 4 by default.
+        min_positions: The transform goes only as deep as leaves so many positions in each band. A map that is too
+            small for one level passes unchanged. 0 for all levels.
+        init_std: Standard deviation of the tokens at the start; with ``'magnitude'`` relative to their mean.
     """
 
     def __init__(
         self,
         channels: int,
+        mode: Mode = 'paper',
         num_tokens: int = 2,
         levels: int = 3,
         wavelet: str = 'haar',
-        grouping: Grouping = 'level',
-        dissimilarity: Literal['jaccard', 'dice'] = 'jaccard',
+        grouping: Grouping | None = None,
+        evidence: Evidence | None = None,
+        dissimilarity: Literal['jaccard', 'dice'] | None = None,
+        reduction: Literal['sum', 'mean'] | None = None,
+        area: float | Sequence[float] | None = None,
+        sharpness: float | None = None,
+        min_positions: int = 16,
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
+        check_choice('mode of the prompt', mode, MODES)
+        defaults = MODES[mode]
         check_positive('channels', channels, integer=True)
         check_positive('num_tokens', num_tokens, integer=True)
         check_positive('levels', levels, integer=True)
+        check_positive('min_positions', min_positions, integer=True, zero=True)
         check_positive('init_std', init_std, zero=True)
-        check_choice('dissimilarity', dissimilarity, SIMILARITIES)
         is_haar(wavelet)  # raises where there is no such wavelet
-        self.channels, self.num_tokens, self.levels = channels, num_tokens, levels
-        self.wavelet, self.grouping, self.dissimilarity = wavelet, grouping, dissimilarity
-        half = init_std * torch.randn(num_groups(levels, grouping), num_tokens // 2, channels)
-        odd = torch.zeros(half.shape[0], num_tokens % 2, channels)
+        self.channels, self.mode, self.num_tokens, self.levels, self.wavelet = (
+            channels,
+            mode,
+            num_tokens,
+            levels,
+            wavelet,
+        )
+        self.grouping: Grouping = grouping or defaults['grouping']
+        self.evidence: Evidence = evidence or defaults['evidence']
+        self.dissimilarity = dissimilarity or defaults['dissimilarity']
+        self.reduction = reduction or defaults['reduction']
+        check_choice('evidence', self.evidence, EVIDENCES)
+        check_choice('dissimilarity', self.dissimilarity, SIMILARITIES)
+        check_choice('reduction', self.reduction, REDUCTIONS)
+        self.sharpness: float = 4.0 if sharpness is None else sharpness
+        check_positive('sharpness', self.sharpness)
+        if self.evidence == 'band' and (area, sharpness) != (None, None):
+            raise ValueError(
+                "area and sharpness should be left out where evidence is 'band', or evidence should be 'magnitude' "
+                f"(as in mode='selective'), but got area={area!r}, sharpness={sharpness!r}"
+            )
+        self.min_positions = min_positions
+        groups = num_groups(levels, self.grouping)
+        self.areas = self._read_areas(0.35 if area is None else area, groups)
         #: (groups, T, C); group 0 is the low band's, the others follow from the finest level on.
-        self.mask_token = nn.Parameter(torch.cat((half, -half, odd), 1))
+        self.mask_token = nn.Parameter(self._start(groups, init_std))
+        if self.evidence == 'magnitude':
+            # Of the logits z of each group, over the last batches; a variance of 0 says that there was none.
+            self.register_buffer('mean', torch.zeros(groups, num_tokens))
+            self.register_buffer('var', torch.zeros(groups, num_tokens))
+        self.mean: Tensor
+        self.var: Tensor
+
+    @staticmethod
+    def _read_areas(area: float | Sequence[float], groups: int) -> tuple[float, ...]:
+        areas = (1.0, *[area] * (groups - 1)) if isinstance(area, (int, float)) else tuple(area)
+        for value in areas:
+            check_positive('area', value)
+        if len(areas) != groups or max(areas) > 1:
+            raise ValueError(
+                f'area should be a number up to 1 or {groups} of them, one for each group, but got {area!r}'
+            )
+        return areas
+
+    def _start(self, groups: int, std: float) -> Tensor:
+        count, channels = self.num_tokens, self.channels
+        if self.evidence == 'magnitude':
+            # The mean of all magnitudes: the local energy of the band.
+            return (1 + std * torch.randn(groups, count, channels)) / channels
+        half = std * torch.randn(groups, count // 2, channels)
+        return torch.cat((half, -half, torch.zeros(groups, count % 2, channels)), 1)
 
     def extra_repr(self) -> str:
         """Names the options in ``print(model)``."""
         return (
-            f'channels={self.channels}, num_tokens={self.num_tokens}, levels={self.levels}, '
-            f'wavelet={self.wavelet!r}, grouping={self.grouping!r}'
+            f'channels={self.channels}, mode={self.mode!r}, num_tokens={self.num_tokens}, levels={self.levels}, '
+            f'wavelet={self.wavelet!r}, grouping={self.grouping!r}, evidence={self.evidence!r}'
         )
 
     def masks(self, x: Tensor) -> WaveletBands:
-        """Returns the masks of every band of x (N, C, H, W), each (N, T, h, w)."""
-        return poi_masks(x, self.mask_token, self.levels, self.wavelet, self.grouping)
+        """Returns the masks of every band of x (N, C, H, W), each (N, T, h, w); as deep as x allows, see the class."""
+        check_features(x, self.channels)
+        levels = usable_levels((x.shape[2], x.shape[3]), self.levels, self.wavelet, self.min_positions)
+        with torch.autocast(x.device.type, enabled=False):
+            wide = full_precision(x)
+            tokens = self._tokens(levels).to(wide.dtype)
+            return self._masks(transform(wide, tokens, levels, self.wavelet, self.evidence))
+
+    def _tokens(self, levels: int) -> Tensor:
+        return self.mask_token[: num_groups(levels, self.grouping)]
+
+    def _masks(self, bands: WaveletBands) -> WaveletBands:
+        tokens = self._tokens(len(bands.high)).to(bands.low.dtype)
+        found = mask_logits(bands, tokens, self.grouping, self.evidence)
+        if self.evidence == 'magnitude':
+            found = [self._standardise(logits, group) for group, logits in enumerate(found)]
+        return as_bands([logits.sigmoid() for logits in found], bands.shape, self.wavelet, self.grouping)
+
+    def _standardise(self, logits: Tensor, group: int) -> Tensor:
+        mean, var = self.mean[group], self.var[group]
+        if self.training and logits.numel() > self.num_tokens:
+            own_var, own_mean = torch.var_mean(logits, (0, 2, 3), unbiased=False)
+            # The first batch is taken whole.
+            rate = torch.full_like(var, MOMENTUM).masked_fill(var == 0, 1.0)
+            var.lerp_(own_var.detach(), rate)
+            mean.lerp_(own_mean.detach(), rate)
+            mean, var = own_mean, own_var
+        scale, bias = self._affine(mean, var, self.areas[group])
+        return logits * scale[:, None, None] + bias[:, None, None]
+
+    def _affine(self, mean: Tensor, var: Tensor, area: float) -> tuple[Tensor, Tensor]:
+        """Returns scale and bias (T,) of logits with these statistics (T,); a band without any stays whole."""
+        if area == 1:
+            return torch.zeros_like(var), torch.full_like(var, WHOLE)
+        unseen = var == 0
+        scale = (self.sharpness * (var + TINY).rsqrt()).masked_fill(unseen, 0.0)
+        beta = math.log(area / (1 - area)) * math.sqrt(1 + math.pi * self.sharpness**2 / 8)
+        return scale, (beta - mean * scale).masked_fill(unseen, WHOLE)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Returns tokens (groups, T, C) and bias (groups, T) with which ``poi_masks`` gives the masks of eval mode."""
+        tokens = self.mask_token.detach()
+        if self.evidence == 'band':
+            return tokens, tokens.new_zeros(tokens.shape[:2])
+        found = [self._affine(mean, var, area) for mean, var, area in zip_equal(self.mean, self.var, self.areas)]
+        scale, bias = (torch.stack(parts) for parts in zip_equal(*found))
+        return tokens * scale[:, :, None], bias
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the reconstructed features (N, C, H, W) and the mean overlap of the masks, to be minimised."""
+        """Returns the reconstructed features (N, C, H, W) and the overlap of the masks, to be minimised."""
         features, overlap, _ = self.prompt(x)
         return features, overlap
 
-    def prompt(self, x: Tensor) -> tuple[Tensor, Tensor, WaveletBands]:
-        """Returns what :meth:`forward` returns, and the masks."""
-        masks = self.masks(x)
+    def prompt(self, x: Tensor) -> tuple[Tensor, Tensor, WaveletBands | None]:
+        """Returns what :meth:`forward` returns, and the masks; None where x is too small for one level."""
+        levels = usable_levels((x.shape[2], x.shape[3]), self.levels, self.wavelet, self.min_positions)
+        if not levels:
+            # The tokens stay in the graph: DDP waits for every parameter.
+            return x, 0 * self.mask_token.sum(), None
         with torch.autocast(x.device.type, enabled=False):
-            bands = dwt2d(full_precision(x), self.levels, self.wavelet)
-            scale = 2 / self.num_tokens
+            bands = dwt2d(full_precision(x), levels, self.wavelet)
+            masks = self._masks(bands) if self.evidence == 'magnitude' else self.masks(x)
+            scale = (2 if self.evidence == 'band' else 1) / self.num_tokens
 
             def weigh(band: Tensor, mask: Tensor) -> Tensor:
                 return band * (scale * mask.sum(1, keepdim=True))
@@ -95,6 +249,6 @@ class FrequencyPrompt(nn.Module):
                 for detail, of_level in zip_equal(bands.high, masks.high)
             )
             features = idwt2d(bands._replace(low=weigh(bands.low, masks.low), high=high)).to(x.dtype)
-        groups = mask_groups(masks, self.grouping)
-        overlap = torch.stack([mask_similarity(group, self.dissimilarity) for group in groups]).mean()
-        return features, overlap, masks
+        overlaps = [mask_similarity(group, self.dissimilarity) for group in mask_groups(masks, self.grouping)]
+        overlap = torch.stack(overlaps)
+        return features, overlap.sum() if self.reduction == 'sum' else overlap.mean(), masks

@@ -17,7 +17,7 @@ from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.files import write_atomically
 from freekd_mm.frequency.wavelet import is_haar
-from freekd_mm.prompts.masks import Grouping, num_groups
+from freekd_mm.prompts.masks import EVIDENCES, Evidence, Grouping, num_groups
 from freekd_mm.version import __version__
 
 #: What everything of stage 1 is called: the key of a config, the child of the teacher, its part of a checkpoint, and
@@ -26,6 +26,8 @@ NAME = 'frequency_prompt'
 PROMPT_FILE = f'{NAME}.pth'
 FORMAT = f'freekd_mm.{NAME}'
 FORMAT_VERSION = 1
+#: What the first files of this version do not hold yet.
+ADDED = ('evidence', 'bias', 'measured')
 #: Name of a prompt in the format of FreeKD's released checkpoints: 'mask_modules.<level>.mask_token'.
 RELEASED = 'released'
 
@@ -40,10 +42,13 @@ class PromptFile:
         wavelet: The wavelet.
         grouping: ``'level'`` or ``'band'``.
         num_tokens: T.
+        evidence: ``'band'`` or ``'magnitude'``.
+        bias: Bias (groups, T) of the masks, by module and index as the tokens; empty for none.
         teacher: Checkpoint of the teacher, as it was named in stage 1.
         teacher_sha256: Hash of that file.
         versions: Versions of the packages in stage 1.
         schedule: How the prompt was trained.
+        measured: How selective it was at the end of its training, see :mod:`freekd_mm.stage1.selectivity`.
     """
 
     tokens: dict[str, dict[int, Tensor]]
@@ -51,14 +56,18 @@ class PromptFile:
     wavelet: str = 'haar'
     grouping: Grouping = 'level'
     num_tokens: int = 2
+    evidence: Evidence = 'band'
+    bias: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     teacher: str = ''
     teacher_sha256: str = ''
     versions: dict[str, str] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_positive('levels of the prompt', self.levels, integer=True)
         check_positive('num_tokens of the prompt', self.num_tokens, integer=True)
+        check_choice('evidence of the prompt', self.evidence, EVIDENCES)
         is_haar(self.wavelet)
         wanted = (num_groups(self.levels, self.grouping), self.num_tokens)
         if not any(self.tokens.values()):
@@ -71,9 +80,14 @@ class PromptFile:
                         f'tokens of {module}[{index}] should be of shape {(*wanted, "C")} for {self.levels} wavelet '
                         f'levels, grouping {self.grouping!r} and {self.num_tokens} tokens, but got {got}'
                     )
+                bias = self.bias.get(module, {}).get(index)
+                if bias is not None and tuple(bias.shape) != wanted:
+                    raise ValueError(
+                        f'bias of {module}[{index}] should be of shape {wanted}, but got {tuple(bias.shape)}'
+                    )
 
-    def places(self, module: str | None = None) -> dict[str, Tensor]:
-        """Returns the tokens by place, e.g. ``'neck[0]'``, in the order of the levels.
+    def places(self, module: str | None = None) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Returns tokens and bias by place, e.g. ``'neck[0]'``, in the order of the levels.
 
         Args:
             module: Only those of this module of the teacher.
@@ -81,7 +95,7 @@ class PromptFile:
         if module is not None:
             check_choice('module', module, self.tokens)
         return {
-            f'{name}[{index}]': levels[index]
+            f'{name}[{index}]': (levels[index], self.bias.get(name, {}).get(index))
             for name, levels in self.tokens.items()
             if module in (None, name)
             for index in sorted(levels)
@@ -93,12 +107,15 @@ def prompt_content(prompt: PromptFile) -> dict[str, Any]:
     return {
         'format': FORMAT,
         'format_version': FORMAT_VERSION,
-        'tokens': {
-            module: {str(index): tokens.detach().cpu().clone() for index, tokens in levels.items()}
-            for module, levels in prompt.tokens.items()
-        },
-        **{name: getattr(prompt, name) for name in PromptFile.__dataclass_fields__ if name != 'tokens'},
+        **{name: _stored(getattr(prompt, name)) for name in PromptFile.__dataclass_fields__},
     }
+
+
+def _stored(value: Any) -> Any:
+    """Returns tensors on the CPU, and names as text, within dicts."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    return {str(key): _stored(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def versions() -> dict[str, str]:
@@ -204,15 +221,16 @@ def _read_ours(content: Mapping[str, Any], source: Any) -> PromptFile:
             f'{content.get("format_version")!r}: it was made by another version of freekd_mm'
         )
     names = PromptFile.__dataclass_fields__
-    missing = [name for name in names if name not in content]
+    missing = [name for name in names if name not in content and name not in ADDED]
     if missing:
         raise ValueError(f'{source} should hold {", ".join(names)}, but has no {", ".join(missing)}')
-    values = {name: content[name] for name in names if name != 'tokens'}
-    tokens = {
-        str(module): {int(index): tokens for index, tokens in levels.items()}
-        for module, levels in content['tokens'].items()
-    }
-    return PromptFile(tokens, **values)
+    values = {name: content[name] for name in names if name in content}
+    for name in ('tokens', 'bias'):
+        values[name] = {
+            str(module): {int(index): tensor for index, tensor in levels.items()}
+            for module, levels in values.get(name, {}).items()
+        }
+    return PromptFile(**values)
 
 
 def _read_released(content: Mapping[str, Any], source: Any) -> PromptFile:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from freekd_mm.frequency import WaveletBands
 from freekd_mm.prompts.masks import mask_groups
-from freekd_mm.prompts.prompt import FrequencyPrompt
+from freekd_mm.prompts.prompt import MODES, FrequencyPrompt
 from freekd_mm.prompts.prompt_file import NAME
 from freekd_mm.runtime.probe import changes_in_training
 from freekd_mm.stage1.places import as_items
+
+#: Options of a prompt that a prompt file holds.
+STORED = ('levels', 'wavelet', 'grouping', 'num_tokens', 'evidence')
 
 
 class PromptBank(nn.Module):
@@ -25,28 +26,40 @@ class PromptBank(nn.Module):
 
     Args:
         channels: Channels of the prompted outputs by module path, then by index in the module's output.
-        weight: Factor on the dissimilarity.
-        options: Options of :class:`FrequencyPrompt`.
+        weight: Factor on the dissimilarity; None for that of the prompts' mode.
+        **options: Options of :class:`FrequencyPrompt`.
     """
 
-    def __init__(self, channels: dict[str, dict[int, int]], weight: float, **options: Any) -> None:
+    def __init__(self, channels: dict[str, dict[int, int]], weight: float | None = None, **options: Any) -> None:
         super().__init__()
-        self.weight = weight
-        self.channels = channels
-        self.prompts = nn.ModuleDict(
-            {
-                self.key(module, index): FrequencyPrompt(width, **options)
-                for module, levels in channels.items()
-                for index, width in levels.items()
-            }
-        )
+        #: Module, index and prompt of each prompted output.
+        self.places = [
+            (module, index, FrequencyPrompt(width, **options))
+            for module, levels in channels.items()
+            for index, width in levels.items()
+        ]
+        # A dot is not allowed in the name of a child.
+        self.prompts = nn.ModuleDict({f'{m.replace(".", "__")}__{i}': prompt for m, i, prompt in self.places})
+        self.first = [self.places[0][2]]  # in a list: not a child once more
+        self.weight = MODES[self.first[0].mode]['weight'] if weight is None else weight
         #: What of the teacher stays in eval mode.
         self._stay: list[nn.Module] = []
-        #: Set for the step whose masks are wanted as pictures.
-        self.keep_masks = False
-        self.kept: dict[str, list[Tensor]] = {}
+        #: Whether the outputs are replaced.
+        self.active = True
+        #: Where masks are put in each forward pass, by place: one (N, T, h, w) for each group. None for nowhere.
+        self.seen: dict[str, list[Tensor]] | None = None
         self.overlaps: list[Tensor] = []
         self.moments: list[Tensor] = []
+
+    def content(self) -> dict[str, Any]:
+        """Returns tokens, bias and options, as a prompt file has them."""
+        tokens: dict[str, dict[int, Tensor]] = {}
+        bias: dict[str, dict[int, Tensor]] = {}
+        for module, index, prompt in self.places:
+            tokens.setdefault(module, {})[index], bias.setdefault(module, {})[index] = prompt.folded()
+        first = self.first[0]
+        options = {name: getattr(first, name) for name in STORED}
+        return dict(tokens=tokens, bias=bias if first.evidence == 'magnitude' else {}, **options)
 
     def train(self, mode: bool = True) -> PromptBank:
         """Sets the mode, and norms and dropouts of the teacher back to eval mode: as its last child this comes last."""
@@ -54,72 +67,53 @@ class PromptBank(nn.Module):
             module.training = False
         return super().train(mode)
 
-    @staticmethod
-    def key(module: str, index: int) -> str:
-        """Returns the name of a prompt among the children; a dot is not allowed there."""
-        return f'{module.replace(".", "__")}__{index}'
-
-    def prompt_of(self, module: str, index: int) -> FrequencyPrompt:
-        """Returns the prompt of one output."""
-        return self.prompts[self.key(module, index)]  # type: ignore[return-value]
-
-    def tokens(self) -> dict[str, dict[int, Tensor]]:
-        """Returns the tokens (groups, T, C) by module path and index."""
-        return {
-            module: {index: self.prompt_of(module, index).mask_token.detach() for index in levels}
-            for module, levels in self.channels.items()
-        }
-
-    def options(self) -> dict[str, Any]:
-        """Returns the options that stage 2 needs to make the same masks; they are the same for all prompts."""
-        prompt = next(iter(self.prompts.values()))
-        return {name: getattr(prompt, name) for name in ('levels', 'wavelet', 'grouping', 'num_tokens')}
-
     def plug_into(self, model: nn.Module) -> None:
         """Becomes the last child of a frozen model, and replaces the outputs of its modules."""
         self.to(next(model.parameters()).device)
         self._stay = [module for module in model.modules() if changes_in_training(module)]
         model.add_module(NAME, self)
-        for module in self.channels:
+        for module in dict.fromkeys(module for module, _, _ in self.places):
             model.get_submodule(module).register_forward_hook(partial(self._replace, module))
         model.register_forward_hook(self._add_losses)
 
     def _replace(self, module: str, _: nn.Module, args: Any, output: Any) -> Any:
+        if not self.active:
+            return output
         items = as_items(output)
-        for index in self.channels[module]:
-            prompt = self.prompt_of(module, index)
+        for place, index, prompt in self.places:
+            if place != module:
+                continue
             items[index], overlap, masks = prompt.prompt(items[index])
+            groups = mask_groups(masks, prompt.grouping) if masks is not None else []
+            if self.seen is not None:
+                self.seen[f'{module}[{index}]'] = [group.detach().float().cpu() for group in groups]
             if self.training and torch.is_grad_enabled():
                 self.overlaps.append(overlap)
-                self._note(f'{module}[{index}]', mask_groups(masks, prompt.grouping), masks)
+                with torch.no_grad():
+                    self.moments += [torch.stack((group.mean(), group.square().mean())) for group in groups]
         if not isinstance(output, (tuple, list)):
             return items[0]
         return items if isinstance(output, list) else tuple(items)
 
-    def _note(self, place: str, groups: Sequence[Tensor], masks: WaveletBands) -> None:
-        with torch.no_grad():
-            self.moments += [torch.stack((group.mean(), group.square().mean())) for group in groups]
-        if self.keep_masks:
-            self.kept[place] = [group[0].detach().float().cpu() for group in groups]
-
     def _add_losses(self, model: nn.Module, args: Any, output: Any) -> Any:
         if not self.overlaps or not isinstance(output, dict):
             return output
-        overlap = torch.stack(self.overlaps).mean()
-        mean, square = torch.stack(self.moments).mean(0)
-        task = sum(_total(value) for name, value in output.items() if 'loss' in name)
+        overlaps = torch.stack(self.overlaps)
+        overlap = overlaps.sum() if self.first[0].reduction == 'sum' else overlaps.mean()
+        mean, square = torch.stack(self.moments).mean(0) if self.moments else overlaps.new_zeros(2)
         self.overlaps, self.moments = [], []
         return {
             **output,
             'loss_prompt_dissimilarity': self.weight * overlap,
-            'prompt/task': torch.as_tensor(task, device=overlap.device),
+            'prompt/task': task_loss(output).to(overlap.device),
             'prompt/overlap': overlap.detach(),
             'prompt/mask_mean': mean,
             'prompt/mask_std': (square - mean.square()).clamp(min=0).sqrt(),
         }
 
 
-def _total(value: Any) -> Tensor:
-    """Sums what a model gave as one loss: a tensor or a list of tensors."""
-    values = value if isinstance(value, (tuple, list)) else [value]
-    return torch.stack([item.detach().float().mean() for item in values]).sum()
+def task_loss(losses: dict[str, Any]) -> Tensor:
+    """Returns the sum of what a model gave as losses, each a tensor or a list of tensors."""
+    values = [value for name, value in losses.items() if 'loss' in name]
+    flat = [item for value in values for item in (value if isinstance(value, (tuple, list)) else [value])]
+    return torch.stack([cast(Tensor, item).detach().float().mean() for item in flat]).sum()

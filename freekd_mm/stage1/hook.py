@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os.path as osp
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -23,9 +24,11 @@ from freekd_mm.pictures import mask_pictures
 from freekd_mm.prompts.prompt import FrequencyPrompt
 from freekd_mm.prompts.prompt_file import NAME, PROMPT_FILE, PromptFile, plain, prompt_content, save_prompt, versions
 from freekd_mm.registry import HOOKS
+from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.stage1.bank import PromptBank
 from freekd_mm.stage1.places import find_channels
 from freekd_mm.stage1.recipe import OPTIMIZER, default_iters, follow, stage1_recipe
+from freekd_mm.stage1.selectivity import describe, flat_bands, measure
 from freekd_mm.stage1.teacher import load_teacher, teacher_and_resume_point
 
 
@@ -51,7 +54,7 @@ class FrequencyPromptHook(Hook):
     Args:
         modules: Modules whose outputs get prompts: a path, or a list. ``'neck'`` takes all its levels,
             ``'neck[1:3]'`` or ``'backbone[3]'`` some.
-        weight: lambda, the factor on the dissimilarity.
+        weight: lambda, the factor on the dissimilarity; by default that of the prompt's mode.
         max_iters: Iterations. By default a fifth of those that the config trains for, from 100 to 2000.
         optimizer: Config of another optimizer than Adam with learning rate 0.01 and weight decay 1e-3.
         min_lr: Learning rate at the end of the cosine.
@@ -70,7 +73,7 @@ class FrequencyPromptHook(Hook):
     def __init__(
         self,
         modules: str | Sequence[str] = 'neck',
-        weight: float = 1.0,
+        weight: float | None = None,
         max_iters: int | None = None,
         optimizer: dict | None = None,
         min_lr: float = 1e-6,
@@ -83,7 +86,8 @@ class FrequencyPromptHook(Hook):
         **prompt: Any,
     ) -> None:
         install()
-        check_positive('weight', weight, zero=True)
+        if weight is not None:
+            check_positive('weight', weight, zero=True)
         check_positive('min_lr', min_lr, zero=True)
         lengths = dict(max_iters=max_iters, val_interval=val_interval, checkpoint_interval=checkpoint_interval)
         for name, value in lengths.items():
@@ -95,11 +99,14 @@ class FrequencyPromptHook(Hook):
         PromptBank({'check': {0: 1}}, weight, **prompt)  # raises for a wrong value before anything is built
         self.modules = [modules] if isinstance(modules, str) else list(modules)
         self.weight, self.prompt = weight, prompt
+        #: The last batches, which the prompt is measured on.
+        self.batches: deque[Any] = deque(maxlen=4)
         self.optimizer, self.min_lr = optimizer or OPTIMIZER, min_lr
         self.max_iters, self.val_interval, self.checkpoint_interval = max_iters, val_interval, checkpoint_interval
         self.out_file, self.pictures = out_file, pictures
         self.probe_size = probe_size
         self.allow_random_teacher = allow_random_teacher
+        self.measured: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ before training
 
@@ -137,7 +144,7 @@ class FrequencyPromptHook(Hook):
             self.checkpoint_interval or max(1, self.max_iters // 4),
         )
         follow(runner, recipe, self.bank)
-        places = ', '.join(f'{module}{sorted(levels)}' for module, levels in self.bank.channels.items())
+        places = ', '.join(f'{module}[{index}]' for module, index, _ in self.bank.places)
         count = sum(parameter.numel() for parameter in self.bank.parameters())
         print_log(
             f'frequency prompt: {count} parameters behind {places} train for {self.max_iters} iterations; the '
@@ -147,35 +154,41 @@ class FrequencyPromptHook(Hook):
 
     # ------------------------------------------------------------------ training
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Keeps the masks of the last step, for the pictures."""
-        self.bank.keep_masks = self.pictures and runner.iter == runner.max_iters - 1
-
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Checks that the prompts were reached; after the last step draws their masks."""
+        """Checks that the prompts were reached."""
         if outputs is not None and 'loss_prompt_dissimilarity' not in outputs:
             raise RuntimeError(
                 f'modules: {", ".join(self.modules)} should run in the losses of the teacher, but did not; name '
                 'modules that the forward pass in training calls'
             )
-        if self.bank.kept and is_main_process():
-            from freekd_mm.runtime.preprocess import as_rgb
-
-            preprocess: Any = unwrapped_model(runner).data_preprocessor
-            with torch.no_grad():
-                image = as_rgb(preprocess(data_batch, True)['inputs'][0], preprocess)
-            folder = self._path(runner).with_suffix('')
-            mask_pictures(image, self.bank.kept, folder)
-            print_log(f'pictures of the masks are in {folder}', 'current')
-        self.bank.kept = {}
+        self.batches.append(data_batch)
 
     def after_train(self, runner: Runner) -> None:
-        """Writes the prompt file."""
-        if is_main_process():
-            path = save_prompt(self._file(runner), self._path(runner))
-            print_log(f'the frequency prompt is in {path}', 'current')
+        """Measures the prompt and writes its file and the pictures of its masks."""
+        model = unwrapped_model(runner)
+        with runner.optim_wrapper.optim_context(model):
+            # On every process: heads average over all of them.
+            self.measured, masks = measure(model, self.bank, self.batches)
+        if not is_main_process():
+            return
+        path = save_prompt(self._file(runner), self._path(runner))
+        print_log(f'the frequency prompt is in {path}. Its weight:\n{describe(self.measured)}', 'current')
+        flat = flat_bands(self.measured)
+        if flat:
+            print_log(
+                f'frequency prompt: the weight is flat, its deviation below a tenth of its mean, in {", ".join(flat)}. '
+                "There it will change nothing in the distillation; mode='selective' makes prompts that select",
+                'current',
+                logging.WARNING,
+            )
+        if self.pictures and self.batches:
+            preprocess: Any = model.data_preprocessor
+            image = as_rgb(preprocess(self.batches[-1], True)['inputs'][0], preprocess)
+            folder = path.with_suffix('')
+            mask_pictures(image, {place: groups for place, groups in masks.items() if groups}, folder)
+            print_log(f'pictures of the masks are in {folder}', 'current')
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -199,8 +212,7 @@ class FrequencyPromptHook(Hook):
 
     def _file(self, runner: Runner) -> PromptFile:
         return PromptFile(
-            tokens=self.bank.tokens(),
-            **self.bank.options(),
+            **self.bank.content(),
             teacher=self.teacher,
             teacher_sha256=self.teacher_sha256,
             versions=versions(),
@@ -209,8 +221,9 @@ class FrequencyPromptHook(Hook):
                     max_iters=self.max_iters,
                     optimizer=self.optimizer,
                     min_lr=self.min_lr,
-                    weight=self.weight,
+                    weight=self.bank.weight,
                     **self.prompt,
                 )
             ),
+            measured=self.measured,
         )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from freekd_mm.runtime.probe import Size, first_accepted, probe_model
-from freekd_mm.runtime.taps import check_module, parse_taps
+from freekd_mm.runtime.taps import TapRecorder, parse_taps
 
 
 def as_items(output: Any) -> list[Any]:
@@ -31,12 +30,10 @@ def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -
         size: Height and width of the dummy image; None for one that the model takes.
     """
     taps = parse_taps(modules)
-    for tap in taps:
-        check_module(model, tap.path, 'teacher')
 
-    def probe(size: Size) -> OutputRecorder:
-        recorder = OutputRecorder(model, [tap.path for tap in taps])
-        probe_model(model, cast(Any, recorder), size, training=True)
+    def probe(size: Size) -> TapRecorder:
+        recorder = TapRecorder(model, taps, 'teacher')
+        probe_model(model, recorder, size, training=True)
         return recorder
 
     recorder = first_accepted([model], size, probe)
@@ -63,33 +60,3 @@ def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -
                 )
             channels.setdefault(tap.path, {})[index] = items[index].shape[1]
     return channels
-
-
-class OutputRecorder:
-    """Keeps the outputs of some modules while it is entered; serves the probe of the distillation runtime."""
-
-    role = 'teacher'
-
-    def __init__(self, model: nn.Module, modules: Sequence[str]) -> None:
-        self.model = model
-        self.outputs: dict[str, list[Any]] = {module: [] for module in modules}
-        self._handles: list[Any] = []
-
-    def counts(self) -> dict[str, int]:
-        """Returns how often each module has run."""
-        return {module: len(outputs) for module, outputs in self.outputs.items()}
-
-    def __enter__(self) -> OutputRecorder:
-        for module, outputs in self.outputs.items():
-
-            def keep(_: nn.Module, args: Any, output: Any, outputs: list[Any] = outputs) -> None:
-                outputs.append(output)
-
-            self._handles.append(self.model.get_submodule(module).register_forward_hook(keep))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()

@@ -26,7 +26,7 @@ from freekd_mm.prompts import FrequencyPrompt, mask_similarity, poi_masks
     width=st.integers(1, 13),
 )
 def test_starts_at_identity_for_every_token_count(num_tokens, levels, grouping, wavelet, height, width):
-    prompt = FrequencyPrompt(4, num_tokens, levels, wavelet, grouping, init_std=0.5)
+    prompt = FrequencyPrompt(4, 'paper', num_tokens, levels, wavelet, grouping, min_positions=0, init_std=0.5)
     x = torch.randn(2, 4, height, width)
     original = x.clone()
     features, _ = prompt(x)
@@ -36,7 +36,7 @@ def test_starts_at_identity_for_every_token_count(num_tokens, levels, grouping, 
 
 @pytest.mark.parametrize('num_tokens', [2, 3, 6])
 def test_tokens_start_unequal(num_tokens):
-    tokens = FrequencyPrompt(4, num_tokens).mask_token
+    tokens = FrequencyPrompt(4, num_tokens=num_tokens).mask_token
     for first, second in itertools.combinations(range(num_tokens), 2):
         assert not torch.allclose(tokens[:, first], tokens[:, second])
 
@@ -44,7 +44,7 @@ def test_tokens_start_unequal(num_tokens):
 @pytest.mark.parametrize('grouping', ['level', 'band'])
 @pytest.mark.parametrize('wavelet', ['haar', 'db2'])
 def test_masks_are_the_sigmoid_of_tokens_times_bands(grouping, wavelet):
-    prompt = FrequencyPrompt(3, 2, 2, wavelet, grouping, init_std=0.5)
+    prompt = FrequencyPrompt(3, 'paper', 2, 2, wavelet, grouping, min_positions=0, init_std=0.5)
     x = torch.randn(1, 3, 9, 6)
     masks = prompt.masks(x)
     low, coarse, fine = pywt.wavedec2(x[0].numpy(), wavelet, mode='zero', level=2)
@@ -65,7 +65,7 @@ def test_masks_are_the_sigmoid_of_tokens_times_bands(grouping, wavelet):
 
 
 def test_reconstruction_weighs_every_band_with_the_sum_of_its_masks():
-    prompt = FrequencyPrompt(3, 3, 2, init_std=0.5)
+    prompt = FrequencyPrompt(3, 'paper', 3, 2, min_positions=0, init_std=0.5)
     torch.nn.init.normal_(prompt.mask_token)
     x = torch.randn(1, 3, 8, 6)
     masks = prompt.masks(x)
@@ -93,6 +93,17 @@ def naive_similarity(masks, kind):
     return total / batch
 
 
+def test_a_small_map_has_fewer_levels_and_the_tokens_of_the_others_wait():
+    prompt = FrequencyPrompt(3, init_std=0.5)
+    x = torch.randn(1, 3, 8, 10)
+    features, overlap, masks = prompt.prompt(x)
+    assert [tuple(detail.vertical.shape) for detail in masks.high] == [(1, 2, 4, 5)]
+    torch.testing.assert_close(features, x, rtol=1e-4, atol=1e-5)
+    overlap.backward()
+    assert prompt.mask_token.grad[:4].abs().sum(-1).min() > 0
+    assert not prompt.mask_token.grad[4:].any()
+
+
 @pytest.mark.parametrize('kind', ['jaccard', 'dice'])
 @pytest.mark.parametrize('count', [1, 2, 3])
 def test_dissimilarity_equals_a_loop_over_the_pairs(kind, count):
@@ -111,7 +122,7 @@ def test_dissimilarity_of_binary_masks_is_the_index_of_sets():
 @pytest.mark.parametrize('num_tokens', [2, 3])
 def test_masks_part_under_the_dissimilarity_alone(kind, num_tokens):
     torch.manual_seed(0)
-    prompt = FrequencyPrompt(8, num_tokens, 2, dissimilarity=kind)
+    prompt = FrequencyPrompt(8, 'code', num_tokens, 2, dissimilarity=kind, reduction='mean')
     x = torch.randn(2, 8, 16, 16)
     start = prompt(x)[1].item()
     optimizer = torch.optim.Adam(prompt.parameters(), lr=0.05)
@@ -128,13 +139,13 @@ def test_masks_part_under_the_dissimilarity_alone(kind, num_tokens):
 
 
 def test_gradients_agree_with_finite_differences():
-    prompt = FrequencyPrompt(2, 3, 2, init_std=0.5).double()
+    prompt = FrequencyPrompt(2, 'paper', 3, 2, min_positions=0, init_std=0.5).double()
     x = torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, _: prompt(x), (x, prompt.mask_token))
 
 
 def test_half_precision_keeps_its_dtype_and_comes_close():
-    prompt = FrequencyPrompt(4, 2, init_std=0.3)
+    prompt = FrequencyPrompt(4, min_positions=0, init_std=0.3)
     torch.nn.init.normal_(prompt.mask_token, std=0.3)
     x = torch.randn(1, 4, 8, 8)
     wanted, overlap = prompt(x)
@@ -146,15 +157,15 @@ def test_half_precision_keeps_its_dtype_and_comes_close():
 
 
 def test_copies_and_state_dicts_keep_the_tokens():
-    prompt = FrequencyPrompt(4, 3, grouping='band')
+    prompt = FrequencyPrompt(4, num_tokens=3)
     assert prompt.mask_token.shape == (10, 3, 4)
-    other = FrequencyPrompt(4, 3, grouping='band')
+    other = FrequencyPrompt(4, num_tokens=3)
     other.load_state_dict(copy.deepcopy(prompt).state_dict())
     assert torch.equal(other.mask_token, prompt.mask_token)
 
 
 def test_an_empty_batch_works():
-    features, overlap = FrequencyPrompt(4)(torch.zeros(0, 4, 8, 8))
+    features, overlap = FrequencyPrompt(4, min_positions=0)(torch.zeros(0, 4, 8, 8))
     assert features.shape == (0, 4, 8, 8)
     assert overlap == 0
 

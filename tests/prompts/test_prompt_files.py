@@ -26,8 +26,8 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     path = save_prompt(wanted, tmp_path / 'deep' / 'prompt.pth')
     assert os.listdir(path.parent) == ['prompt.pth'], 'no temporary file stays behind'
     got = load_prompt(path)
-    assert {name: tokens.tolist() for name, tokens in got.places().items()} == {
-        name: tokens.tolist() for name, tokens in wanted.places().items()
+    assert {name: tokens.tolist() for name, (tokens, _) in got.places().items()} == {
+        name: tokens.tolist() for name, (tokens, _) in wanted.places().items()
     }
     for name in ('levels', 'wavelet', 'grouping', 'num_tokens', 'teacher', 'teacher_sha256', 'versions', 'schedule'):
         assert getattr(got, name) == getattr(wanted, name)

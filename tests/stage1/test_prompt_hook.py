@@ -23,13 +23,21 @@ from freekd_mm.checkpoints.sources import sha256
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses import WaveletLoss
+from freekd_mm.pictures import GAP, SIDE, TITLE
 from freekd_mm.prompts import load_prompt
 from freekd_mm.registry import HOOKS, MODELS
 from freekd_mm.stage1 import FrequencyPromptHook
 
 install()
 
-HOOK = dict(type='freekd_mm.FrequencyPromptHook', max_iters=4, probe_size=(64, 64))
+HOOK = dict(
+    type='freekd_mm.FrequencyPromptHook',
+    max_iters=4,
+    probe_size=(64, 64),
+    mode='code',
+    reduction='mean',
+    min_positions=0,
+)
 
 
 @pytest.fixture
@@ -128,14 +136,14 @@ def test_the_prompt_alone_trains_and_the_file_says_where_it_belongs(stage1, tmp_
     work = Path(cfg.work_dir)
     file = load_prompt(work / 'frequency_prompt.pth')
     assert list(file.places()) == ['neck[0]', 'neck[1]', 'neck[2]']
-    assert torch.equal(file.tokens['neck'][1], hook.bank.prompt_of('neck', 1).mask_token.detach())
+    assert torch.equal(file.tokens['neck'][1], hook.bank.places[1][2].mask_token.detach())
     assert (file.teacher, file.teacher_sha256) == (cfg.load_from, sha256(cfg.load_from))
     assert file.versions['mmengine']
     assert file.schedule['optimizer'] == {'type': 'Adam', 'lr': 0.01, 'weight_decay': 0.001}
     assert os.path.getsize(work / 'frequency_prompt.pth') < 20_000
     for index in range(3):
         picture = cv2.imread(str(work / 'frequency_prompt' / f'neck_{index}.png'))
-        assert picture.shape == (4 * 64, 3 * 64, 3)
+        assert picture.shape == (4 * (SIDE + TITLE + GAP), 3 * (SIDE + GAP), 3)
     logged = [json.loads(line) for line in next(work.glob('*/vis_data/scalars.json')).read_text().splitlines()]
     assert logged[-1]['prompt/overlap'] == pytest.approx(last['prompt/overlap'], rel=1e-3)
 
@@ -167,8 +175,8 @@ def test_a_checkpoint_holds_the_prompt_alone_and_training_resumes_from_it(stage1
     teacher = torch.load(whole.load_from)['state_dict']
     assert all(torch.equal(weights(runner.model)[name], value) for name, value in teacher.items())
     resumed = load_prompt(Path(whole.work_dir) / 'frequency_prompt.pth').places()
-    for place, wanted in tokens.items():
-        torch.testing.assert_close(resumed[place], wanted, rtol=0, atol=0)
+    for place, (wanted, _) in tokens.items():
+        torch.testing.assert_close(resumed[place][0], wanted, rtol=0, atol=0)
 
 
 def test_stage_1_takes_its_length_from_the_training_of_the_config(stage1, monkeypatch):
@@ -222,11 +230,30 @@ def test_a_segmenter_takes_prompts_behind_one_output_of_its_backbone(stage1, seg
     runner.train()
     assert all(not modes['BatchNorm2d'] and not modes['Dropout2d'] for modes in spy.modes)
     file = load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth')
-    assert {place: tuple(tokens.shape) for place, tokens in file.places().items()} == {'backbone[3]': (10, 3, 64)}
+    assert {place: tuple(tokens.shape) for place, (tokens, _) in file.places().items()} == {'backbone[3]': (10, 3, 64)}
     assert spy.losses[-1]['loss'] < spy.losses[0]['loss']
-    masks = hook_of(runner).bank.prompt_of('backbone', 3).masks(torch.randn(1, 64, 8, 8)).low
+    masks = hook_of(runner).bank.places[0][2].masks(torch.randn(1, 64, 8, 8)).low
     for first, second in itertools.combinations(range(3), 2):
         assert (masks[:, first] - masks[:, second]).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize('mode', ['paper', 'selective'])
+def test_stage_1_ends_with_how_selective_the_prompt_is_and_warns_of_a_flat_one(stage1, mode):
+    cfg = stage1(max_iters=3, mode=mode)
+    teacher = torch.load(cfg.load_from)['state_dict']
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    said = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    assert 'at edges / elsewhere' in said
+    assert 'task loss on these' in said
+    assert ('the weight is flat' in said) == (mode == 'paper')
+    file = load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth')
+    assert file.measured == hook_of(runner).measured
+    assert set(file.measured['bands']) == set(file.places())
+    bands = [band for bands in file.measured['bands'].values() for name, band in bands.items() if name != 'low']
+    assert all((band['spread'] < 0.1) == (mode == 'paper') for band in bands)
+    assert all(loss > 0 for loss in file.measured['task_loss'])
+    assert all(torch.equal(weights(runner.model)[name], value) for name, value in teacher.items()), 'batch norms too'
 
 
 def test_epochs_averages_and_mixed_precision_of_the_config_are_taken_care_of(stage1, monkeypatch):
@@ -257,7 +284,11 @@ def test_a_teacher_that_names_its_own_checkpoint_is_enough(stage1, tmp_path):
     [
         (dict(load_from=None), ValueError, 'RetinaNet should be trained, but the config names no checkpoint: set load'),
         (dict(modules='nek'), ValueError, "'nek' should be a module of the teacher.*Did you mean 'neck'"),
-        (dict(modules='bbox_head'), RuntimeError, "'bbox_head' should run in the forward pass of RetinaNet, but"),
+        (
+            dict(modules='bbox_head'),
+            TypeError,
+            "'bbox_head' should give feature maps .* is a list",
+        ),
         (dict(modules='neck[7]'), ValueError, r"tap 'neck\[7\]' does not fit: .* 3 items"),
         (dict(modules='bbox_head.retina_cls'), ValueError, 'should run once in a forward pass.* but runs 3 times'),
         (dict(num_tokens=0), ValueError, 'num_tokens should be greater than 0'),

@@ -102,7 +102,7 @@ class WaveletLoss(DistillLoss):
 
     Args:
         channels: Channels of the features: one number, or one a feature level.
-        num_tokens: Tokens a band of the prompt.
+        num_tokens: Tokens of the prompt per band; None for what its file says.
         levels: Wavelet levels.
         wavelet: The wavelet.
         relation: ``'mlp'`` (the paper's gate), ``'free'`` (a gate without parameters), a dict with ``relation``
@@ -116,7 +116,7 @@ class WaveletLoss(DistillLoss):
             of an image have mean 1, so that the prompt says where to look and not how much.
         prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
             :class:`freekd_mm.prompts.PoIMaskGenerator`. Without one this is plain frequency distillation.
-        grouping: ``'level'`` or ``'band'``, as in the prompt file.
+        grouping: ``'level'`` or ``'band'``; None for what the prompt file says.
         loss_weight: Factor on the returned value; ``'auto'`` is 2 for ``'tuned'`` and 1 for the others.
     """
 
@@ -125,7 +125,7 @@ class WaveletLoss(DistillLoss):
     def __init__(
         self,
         channels: int | Sequence[int],
-        num_tokens: int = 2,
+        num_tokens: int | None = None,
         levels: int = 3,
         wavelet: str = 'haar',
         relation: Relation | dict | Auto | None = 'auto',
@@ -136,11 +136,10 @@ class WaveletLoss(DistillLoss):
         distance: Distance | Auto = 'auto',
         mask_scale: MaskScale | Auto = 'auto',
         prompt: str | os.PathLike | dict | None = None,
-        grouping: Literal['level', 'band'] = 'level',
+        grouping: Literal['level', 'band'] | None = None,
         loss_weight: float | Auto = 'auto',
     ) -> None:
         super().__init__(DEFAULTS[self.mode]['loss_weight'] if _is_auto(loss_weight) else cast(float, loss_weight))
-        check_positive('num_tokens', num_tokens, integer=True)
         check_positive('levels', levels, integer=True)
         is_haar(wavelet)  # raises where there is no such wavelet
         self.channels = channels if isinstance(channels, int) else tuple(channels)
@@ -190,7 +189,9 @@ class WaveletLoss(DistillLoss):
             raise ValueError(f'{name} should be one number or one for each of the {count} levels, but got {weights}')
         return tuple(float(weight) for weight in weights)
 
-    def _build_masks(self, prompt: str | os.PathLike | dict | None, num_tokens: int, grouping: str) -> Any:
+    def _build_masks(
+        self, prompt: str | os.PathLike | dict | None, num_tokens: int | None, grouping: str | None
+    ) -> Any:
         if isinstance(prompt, dict):
             masks = MODELS.build(prompt)
         else:
@@ -304,7 +305,7 @@ class FreeKDLoss(WaveletLoss):
 
     Args:
         channels: Channels of the features: one number, or one a feature level.
-        num_tokens: Tokens a band of the prompt.
+        num_tokens: Tokens of the prompt per band; None for what its file says.
         levels: Wavelet levels.
         wavelet: The wavelet.
         mode: ``'paper'`` or ``'code'``: the meaning of ``'auto'`` below. ``'code'`` is the released formula to the
@@ -324,7 +325,7 @@ class FreeKDLoss(WaveletLoss):
     def __init__(
         self,
         channels: int | Sequence[int],
-        num_tokens: int = 2,
+        num_tokens: int | None = None,
         levels: int = 3,
         wavelet: str = 'haar',
         mode: Literal['paper', 'code'] = 'paper',
@@ -336,7 +337,7 @@ class FreeKDLoss(WaveletLoss):
         distance: Distance | Auto = 'auto',
         mask_scale: MaskScale | Auto = 'auto',
         prompt: str | os.PathLike | dict | None = None,
-        grouping: Literal['level', 'band'] = 'level',
+        grouping: Literal['level', 'band'] | None = None,
         loss_weight: float | Auto = 'auto',
     ) -> None:
         if cast(str, mode) == 'tuned':

@@ -65,7 +65,7 @@ class FreeKDPlusLoss(WaveletLoss):
 
     Args:
         channels: Channels of the features: one number, or one a feature level.
-        num_tokens: Tokens a band of the prompt.
+        num_tokens: Tokens of the prompt per band; None for what its file says.
         levels: Wavelet levels.
         wavelet: The wavelet.
         relation: As in ``FreeKDLoss``.
@@ -73,7 +73,7 @@ class FreeKDPlusLoss(WaveletLoss):
         high_weight: Weight of the high bands.
         level_weights: Weight of the feature levels.
         prompt: As in ``FreeKDLoss``.
-        grouping: ``'level'`` or ``'band'``, as in the prompt file.
+        grouping: ``'level'`` or ``'band'``; None for what the prompt file says.
         refine: Refine the masks with the student's.
         loss_weight: Factor on the returned value.
     """
@@ -83,7 +83,7 @@ class FreeKDPlusLoss(WaveletLoss):
     def __init__(
         self,
         channels: int | Sequence[int],
-        num_tokens: int = 2,
+        num_tokens: int | None = None,
         levels: int = 3,
         wavelet: str = 'haar',
         relation: Relation | dict | Auto | None = 'auto',
@@ -91,7 +91,7 @@ class FreeKDPlusLoss(WaveletLoss):
         high_weight: float | Sequence[float] | Auto = 'auto',
         level_weights: float | Sequence[float] | Auto = 'auto',
         prompt: str | os.PathLike | dict | None = None,
-        grouping: Literal['level', 'band'] = 'level',
+        grouping: Literal['level', 'band'] | None = None,
         refine: bool = True,
         loss_weight: float = 1.0,
     ) -> None:

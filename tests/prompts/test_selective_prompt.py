@@ -1,0 +1,147 @@
+"""A prompt that selects: masks of magnitudes with an area of their own, and what the paper's prompt cannot do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.prompts import FrequencyPrompt, PoIMaskGenerator, PromptFile, poi_masks, save_prompt
+from freekd_mm.prompts.masks import mask_groups
+
+
+def selective(channels: int = 4, **options: object) -> FrequencyPrompt:
+    torch.manual_seed(0)
+    return FrequencyPrompt(channels, 'selective', **options)  # type: ignore[arg-type]
+
+
+def groups(prompt: FrequencyPrompt, features: Tensor) -> list[Tensor]:
+    return [mask.detach() for mask in mask_groups(prompt.masks(features), prompt.grouping)]
+
+
+@pytest.mark.parametrize('grouping', ['level', 'band'])
+def test_each_mask_has_its_area_and_the_low_band_stays_whole(grouping: str) -> None:
+    prompt = selective(area=0.35, grouping=grouping)
+    low, *high = groups(prompt, 7 + 3 * torch.randn(4, 4, 64, 64))
+    torch.testing.assert_close(low, torch.ones_like(low))
+    assert len(high) == (3 if grouping == 'level' else 9)
+    for mask in high:
+        assert mask.mean() == pytest.approx(0.35, abs=0.05)
+        assert mask.std() > 0.2
+
+
+def test_an_area_for_each_group_and_one_of_the_low_band() -> None:
+    prompt = selective(area=(0.5, 0.2, 0.5, 1))
+    means = [float(mask.mean()) for mask in groups(prompt, torch.randn(4, 4, 128, 128))]
+    assert means == pytest.approx([0.5, 0.2, 0.5, 1.0], abs=0.05)
+
+
+def test_masks_are_the_same_for_both_signs_and_all_scales() -> None:
+    prompt, features = selective(), torch.randn(2, 4, 32, 32)
+    for mask, of_minus, of_many in zip_equal(*(groups(prompt, scale * features) for scale in (1, -1, 50))):
+        torch.testing.assert_close(mask, of_minus)
+        torch.testing.assert_close(mask, of_many, rtol=1e-3, atol=1e-4)
+
+
+def test_a_prompt_that_is_folded_into_tokens_and_bias_gives_the_masks_of_eval_mode(tmp_path) -> None:
+    prompt = selective(num_tokens=3)
+    for _ in range(30):
+        prompt(torch.randn(4, 4, 32, 32))
+    prompt.eval()
+    tokens, bias = prompt.folded()
+    features = torch.randn(2, 4, 32, 32)
+    folded = poi_masks(features, tokens, 3, 'haar', 'level', 'magnitude', bias)
+    file = PromptFile({'neck': {0: tokens}}, num_tokens=3, evidence='magnitude', bias={'neck': {0: bias}})
+    generator = PoIMaskGenerator(4, prompt=str(save_prompt(file, tmp_path / 'prompt.pth')))
+    (of_file,) = generator([features])
+    assert of_file is not None
+    for wanted, *got in zip_equal(
+        *(mask_groups(masks, 'level') for masks in (prompt.masks(features), folded, of_file))
+    ):
+        for mask in got:
+            torch.testing.assert_close(mask, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_only_as_deep_as_a_band_has_16_positions_and_what_was_never_seen_stays_whole() -> None:
+    prompt = selective()
+    features, _, masks = prompt.prompt(torch.randn(2, 4, 8, 10))
+    assert masks is not None
+    assert [detail.vertical.shape[-2:] for detail in masks.high] == [(4, 5)]
+    prompt.eval()
+    low, fine, *deep = groups(prompt, torch.randn(1, 4, 64, 64))
+    assert fine.std() > 0.1
+    for mask in (low, *deep):
+        torch.testing.assert_close(mask, torch.ones_like(mask))
+    small = torch.randn(2, 4, 3, 5, requires_grad=True)
+    unchanged, overlap, none = prompt.prompt(small)
+    assert none is None
+    assert torch.equal(unchanged, small)
+    overlap.backward()
+    assert torch.equal(prompt.mask_token.grad, torch.zeros_like(prompt.mask_token)), 'DDP waits for every parameter'
+    assert features.shape == (2, 4, 8, 10)
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    prompt = selective(2, min_positions=0).double()
+    prompt.eval()
+    prompt.var.fill_(0.5)
+    x = torch.randn(1, 2, 6, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, _: prompt(x)[0], (x, prompt.mask_token))
+
+
+def scenes(count: int) -> tuple[Tensor, Tensor]:
+    """Returns maps with squares on noise, (N, 8, 32, 32), and where the squares' borders are, (N, 1, 32, 32)."""
+    generator = torch.Generator().manual_seed(1)
+    maps, borders = 0.2 * torch.randn(count, 8, 32, 32, generator=generator), torch.zeros(count, 1, 32, 32)
+    for index in range(count):
+        top, left, height, width = (int(torch.randint(3, 14, (1,), generator=generator)) for _ in range(4))
+        maps[index, :, top : top + height, left : left + width] += torch.randn(8, 1, 1, generator=generator)
+        borders[index, 0, top : top + height, left : left + width] = 1
+        borders[index, 0, top + 1 : top + height - 1, left + 1 : left + width - 1] = 0
+    return maps, borders
+
+
+@pytest.mark.parametrize('mode', ['paper', 'selective'])
+def test_the_weight_of_the_papers_prompt_is_flat_and_that_of_ours_looks_at_edges(mode: str) -> None:
+    """Both are trained to keep what a frozen head says; the tokens of the paper's are alive all the same."""
+    torch.manual_seed(0)
+    maps, borders = scenes(16)
+    head = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 1)).requires_grad_(False)
+    prompt = FrequencyPrompt(8, mode)  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam(prompt.parameters(), lr=0.02)
+    for _ in range(60):
+        features, overlap = prompt(maps)
+        loss = (head(features) - head(maps)).square().mean() + (0.1 * overlap if mode == 'paper' else 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    _, fine, *_ = groups(prompt.eval(), maps)
+    weight = fine.sum(1, keepdim=True)
+    there = nn.functional.adaptive_avg_pool2d(borders, (16, 16)) > 0
+    ratio = float(weight[there].mean() / weight[~there].mean())
+    if mode == 'paper':
+        assert fine.std() > 0.1, 'the masks themselves are not flat'
+        assert weight.std() < 0.1 * weight.mean()
+        assert ratio == pytest.approx(1, abs=0.1)
+    else:
+        assert weight.std() > 0.3 * weight.mean()
+        assert ratio > 1.5
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(mode='selektive'), "mode of the prompt should be one of .* mean 'selective'"),
+        (dict(area=0), 'area should be greater than 0'),
+        (dict(area=1.5), 'area should be a number up to 1 or 4 of them'),
+        (dict(area=(1, 0.5)), r'area should be a number up to 1 or 4 of them, one for each group, but got \(1, 0.5\)'),
+        (dict(mode='paper', area=0.5), "area and sharpness should be left out where evidence is 'band'"),
+        (dict(sharpness=0), 'sharpness should be greater than 0'),
+        (dict(evidence='size'), "evidence should be one of 'band', 'magnitude', but got 'size'"),
+        (dict(reduction='max'), "reduction should be one of 'sum', 'mean', but got 'max'"),
+    ],
+)
+def test_wrong_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FrequencyPrompt(4, **{'mode': 'selective', **options})

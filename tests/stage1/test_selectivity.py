@@ -1,0 +1,90 @@
+"""How selective a prompt is: the numbers against loops, on boxes and labels, and what is said of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import InstanceData, PixelData
+
+from freekd_mm.stage1.selectivity import LOW, Weight, band_names, describe, flat_bands, object_maps, of_masks
+
+
+class Sample(dict):
+    """A data sample as far as :func:`object_maps` looks at it."""
+
+    __getattr__ = dict.__getitem__
+
+
+def test_boxes_have_borders_and_an_inside() -> None:
+    sample = Sample(gt_instances=InstanceData(bboxes=torch.tensor([[1.0, 2.0, 4.0, 5.0], [-3.0, -3.0, 0.0, 99.0]])))
+    edges, inside = object_maps(sample, (8, 6))
+    wanted = np.zeros((8, 6))
+    wanted[2:6, 1:5] = 1
+    wanted[:, 0] = 1
+    assert inside is not None
+    np.testing.assert_array_equal(inside[0], wanted)
+    wanted[3:5, 2:4] = 0
+    assert edges is not None
+    np.testing.assert_array_equal(edges[0], wanted)
+
+
+def test_the_edges_of_a_segmenter_are_where_labels_change() -> None:
+    labels = torch.zeros(1, 4, 5, dtype=torch.long)
+    labels[0, 2:, 3:] = 7
+    edges, inside = object_maps(Sample(gt_sem_seg=PixelData(data=labels)), (6, 5))
+    assert inside is None
+    wanted = np.zeros((6, 5))
+    wanted[2, 3:] = wanted[2:4, 3] = 1
+    assert edges is not None
+    np.testing.assert_array_equal(edges[0], wanted)
+
+
+def test_what_a_sample_does_not_know_is_unknown() -> None:
+    assert object_maps(Sample(), (4, 4)) == (None, None)
+
+
+def test_ratios_and_spread_equal_loops_over_the_positions() -> None:
+    torch.manual_seed(0)
+    edges, inside = ((torch.rand(2, 1, 16, 24) < share).float() for share in (0.03, 0.5))
+    weight, sums = torch.rand(2, 1, 4, 6), Weight()
+    sums.add(weight[:1], edges[:1], inside[:1])
+    sums.add(weight[1:], edges[1:], inside[1:])
+    found: dict = {'edge': ([], []), 'inside': ([], [])}
+    for n, i, j in np.ndindex(2, 4, 6):
+        cell = np.s_[n, 0, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
+        found['edge'][int(edges[cell].sum() > 0)].append(float(weight[n, 0, i, j]))
+        found['inside'][int(inside[cell].mean() > 0.5)].append(float(weight[n, 0, i, j]))
+    for name, got in (('edge', sums.ratio(sums.edges)), ('inside', sums.ratio(sums.inside))):
+        elsewhere, there = map(np.mean, found[name])
+        assert got == pytest.approx(there / elsewhere, rel=1e-5)
+    assert sums.spread == pytest.approx(float(weight.std(unbiased=False) / weight.mean()), rel=1e-4)
+    assert Weight().ratio([0.0, 0.0]) is None
+
+
+def test_the_masks_of_an_image_tell_the_spread_alone() -> None:
+    low, fine = torch.ones(2, 2, 2), torch.stack((torch.zeros(4, 4), torch.eye(4)))
+    told = of_masks({'neck[0]': [low, fine]}, 'level')
+    bands = told['bands']['neck[0]']
+    assert list(bands) == [LOW, 'level 1']
+    assert bands['low']['spread'] == 0
+    assert bands['level 1']['spread'] == pytest.approx(float(torch.eye(4).std(unbiased=False)) / 0.25)
+    assert describe(told).splitlines()[2].split() == ['neck[0]', 'level', '1', '-', '-', '1.73']
+
+
+def test_a_flat_weight_is_named_but_for_the_low_band() -> None:
+    band = dict(edges=1.0, inside=None, spread=0.05)
+    measured = dict(
+        images=4,
+        task_loss=[0.5, 0.55],
+        bands={'neck[0]': {'low': band, 'level 1': {**band, 'spread': 0.5}, 'level 2': band}},
+    )
+    assert flat_bands(measured) == ['neck[0] level 2']
+    assert describe(measured).splitlines()[-1] == (
+        'task loss on these 4 images: 0.5000 without the prompt, 0.5500 with it (+10.0%)'
+    )
+
+
+def test_names_of_the_bands() -> None:
+    assert band_names(3, 'level') == ['low', 'level 1', 'level 2']
+    assert band_names(5, 'band') == ['low', 'horizontal 1', 'vertical 1', 'diagonal 1', 'horizontal 2']
