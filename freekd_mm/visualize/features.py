@@ -19,6 +19,7 @@ from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.runtime.probe import eval_mode
 from freekd_mm.runtime.rng import isolated_rng
 from freekd_mm.runtime.teacher import forward_features
+from freekd_mm.stage1.selectivity import of_masks
 
 #: Of losses that know no wavelets: enough to show what differs.
 LEVELS, WAVELET = 3, 'haar'
@@ -58,6 +59,7 @@ class Seen:
         bands: By feature level; empty where the entry compares no maps of one shape.
         masks: By feature level, a (T, h, w) a group of bands; empty without a prompt.
         weights: By feature level, the weights of the channels (C,); empty without a relation.
+        prompt: How selective the prompt is: as stage 1 measured it, or what these masks tell; empty without a prompt.
         note: Why there is nothing to see.
         remarks: In what the pictures are not what the loss sees.
     """
@@ -66,6 +68,7 @@ class Seen:
     bands: list[BandMaps] = field(default_factory=list)
     masks: list[list[Tensor]] = field(default_factory=list)
     weights: list[np.ndarray] = field(default_factory=list)
+    prompt: dict[str, Any] = field(default_factory=dict)
     note: str = ''
     remarks: list[str] = field(default_factory=list)
 
@@ -144,6 +147,9 @@ def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tenso
         grouping: Any = getattr(generator, 'grouping', 'level')
         found = [mask for mask in generator(teachers) if mask is not None]
         seen.masks = [[group[0].cpu() for group in mask_groups(mask, grouping)] for mask in found]
+        places = {f'level {level}': groups for level, groups in enumerate(seen.masks)}
+        file = getattr(generator, 'file', None)
+        seen.prompt = (file.measured if file is not None else None) or of_masks(places, grouping)
     if getattr(loss, 'gate', None) is not None:
         seen.weights = [weight[0].float().cpu().numpy() for weight in loss.gate(students, teachers)]
     return seen

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from freekd_mm.pages.charts import key, line_chart
 from freekd_mm.pages.page import parts, picture
 from freekd_mm.pictures import Tile, mask_tiles
+from freekd_mm.stage1.selectivity import describe
 from freekd_mm.visualize.draw import band_tiles, weight_lines
 from freekd_mm.visualize.features import Seen, View
 
@@ -44,7 +45,7 @@ def entry_parts(seen: Seen, image: np.ndarray, before: Seen | None = None) -> li
     found += [_row(band_tiles(seen, level, image, before)) for level in range(len(seen.bands))]
     found += [parts.remark(BEFORE_AND_AFTER if before else DISTANCES), distance_table(seen, before)]
     if seen.masks:
-        found.append(parts.remark(MASKS))
+        found += [parts.remark(MASKS), parts.code(describe(seen.prompt))]
     for level, groups in enumerate(seen.masks):
         tiles = [tile for row in mask_tiles(image, groups, f'level {level}, ') for tile in row]
         found.append(_row(tiles, photo=True))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 
 from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.checks import did_you_mean
@@ -14,6 +15,7 @@ from freekd_mm.files import write_bytes
 from freekd_mm.pages.page import parts, picture, write_page
 from freekd_mm.pictures import png
 from freekd_mm.prompts.prompt_file import use_prompt
+from freekd_mm.stage1.selectivity import describe
 from freekd_mm.visualize.draw import overviews
 from freekd_mm.visualize.features import View
 from freekd_mm.visualize.loading import INIT, compare, quiet, read_images
@@ -44,6 +46,9 @@ def visualize(
     use_prompt(cfg)
     with quiet():
         views = compare(cfg, checkpoint, read_images(cfg, images), before, entries)
+    for seen in views[0][0].entries:
+        if seen.masks:
+            print_log(f"the weight of the prompt of '{seen.entry}':\n{describe(seen.prompt)}")
     if Path(out).suffix.lower() in ('.html', '.htm'):
         return [_write_page(Path(out), cfg, Path(checkpoint), images, views, before)]
     written = []
