@@ -57,7 +57,7 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
     make += ['--prompt-iters', PROMPT_ITERATIONS, '--prompt-dir', base / 'prompt']
     steps.run(_tool(f'make_config_{distilled.name}', f'wrote {config.name}', 'make_config', *make))
     trainings = [_training(root, student, alone, seed), _training(root, str(config), distilled, seed)]
-    if any(METHODS[part].uses_prompt for part in parse_methods(method)):
+    if any(METHODS[part].prompt for part in parse_methods(method)):
         prompt = _training(root, str(config.with_name(f'{config.stem}_prompt.py')), base / 'prompt')
         steps.run(trainings[0], prompt)
         steps.run(trainings[1])

@@ -107,7 +107,14 @@ def plan_config(
     out = Path(out)
     if out.suffix != '.py':
         raise ValueError(f'-o should be the name of a Python file, like {out.stem}.py, but got {str(out)!r}')
-    uses_prompt = any(METHODS[name].uses_prompt for name in names) or prompt is not None
+    modes = {name: METHODS[name].prompt for name in names if METHODS[name].prompt}
+    if len(set(modes.values())) > 1 and prompt is None:
+        raise ValueError(
+            'methods joined by + should need one kind of prompt, as stage 1 trains one, but '
+            + ' and '.join(f'{name} needs mode={mode!r}' for name, mode in modes.items())
+        )
+    mode = next(iter(modes.values()), None)
+    uses_prompt = mode is not None or prompt is not None
     if prompt is not None and not any(name.startswith(PROMPTED) for name in names):
         takes_one = ', '.join(name for name in METHODS if name.startswith(PROMPTED))
         raise ValueError(f'a prompt should be used with one of the methods {takes_one}, but got {method!r}')
@@ -116,7 +123,9 @@ def plan_config(
     taps = tuple(features) or (None,)
     prompt_out = out if stage == 'prompt' else out.with_name(f'{out.stem}_prompt{out.suffix}')
     stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / prompt_out.stem
-    options = {'max_iters': prompt_iters} if prompt_iters is not None else {}
+    options: dict[str, Any] = {'mode': mode} if mode else {}
+    if prompt_iters is not None:
+        options['max_iters'] = prompt_iters
 
     def stage1_source(teacher: Probed, size: Size) -> str:
         probe = {'probe_size': size} if size != (SMALL, SMALL) else {}

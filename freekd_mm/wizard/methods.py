@@ -110,7 +110,8 @@ class Method:
 
     summary: str
     entries: Callable[[Wiring], Entries]
-    uses_prompt: bool = False
+    #: Mode of the prompt that stage 1 makes for it; None for a method in one stage.
+    prompt: str | None = None
     #: Share of the training over which its weight grows.
     warmup: float = 0.0
     #: Whether what the decode heads classify is compared as well.
@@ -211,18 +212,20 @@ METHODS: dict[str, Method] = {
         _bands('wavelet', 'WaveletLoss'),
     ),
     'wavelet-prompt': Method(
-        "the same where a prompt of the teacher looks: FreeKD's first stage, then ours",
+        'the same where a prompt of the teacher looks: two stages, with the prompt that selects',
         _bands('wavelet', 'WaveletLoss'),
-        True,
+        'selective',
     ),
-    'freekd': Method("FreeKD, both stages of the paper with the paper's loss", _bands('freekd', 'FreeKDLoss'), True),
+    'freekd': Method("FreeKD, both stages of the paper with the paper's loss", _bands('freekd', 'FreeKDLoss'), 'paper'),
     'freekd-code': Method(
         'FreeKD with the loss of its released code, to compare with it',
         _bands('freekd', 'FreeKDLoss', mode='code'),
-        True,
+        'code',
     ),
     'freekd-plus': Method(
-        'FreeKD+, our interpretation: high bands relaxed, low band strong', _bands('freekd', 'FreeKDPlusLoss'), True
+        'FreeKD+, our interpretation: high bands relaxed, low band strong',
+        _bands('freekd', 'FreeKDPlusLoss'),
+        'selective',
     ),
     'famkd': Method(
         'a learnable Fourier adapter on the student: when student and teacher differ in architecture',

@@ -51,13 +51,15 @@ def test_what_it_writes_for_a_detector_trains(
     monkeypatch.chdir(tmp_path)
     student, teacher, checkpoint = det_pair
     files = make_config(str(student), str(teacher), str(checkpoint), method, tmp_path / 'kd' / 'my_kd.py')
-    uses_prompt = any(METHODS[name].uses_prompt for name in parse_methods(method))
+    uses_prompt = any(METHODS[name].prompt for name in parse_methods(method))
     assert [file.name for file in files] == (['my_kd_prompt.py'] if uses_prompt else []) + ['my_kd.py']
     cfg = Config.fromfile(files[-1])
     assert cfg.model.architecture == Config.fromfile(student).model
     if uses_prompt:
         prompt = Config.fromfile(files[0])
         assert prompt.load_from == cfg.model.teacher.checkpoint
+        kinds = {'freekd': 'paper', 'freekd-code': 'code', 'freekd-plus': 'selective', 'wavelet-prompt': 'selective'}
+        assert prompt.custom_hooks[-1].mode == kinds[method]
         assert cfg.frequency_prompt.cfg_path == str(files[0])
         entry = next(cfg.model.distill[name] for name in PROMPTED if name in cfg.model.distill)
         entry.loss.prompt = None  # stage 1 has its own tests
@@ -159,6 +161,12 @@ def test_an_unknown_method_names_the_nearest(det_pair: tuple[Path, Path, Path], 
     student, teacher, checkpoint = det_pair
     with pytest.raises(ValueError, match=r"should be one of best, .* but got 'frekd'.*Did you mean 'freekd'"):
         make_config(str(student), str(teacher), str(checkpoint), 'frekd', tmp_path / 'kd.py')
+
+
+def test_methods_that_need_different_prompts_are_not_joined(det_pair, tmp_path):
+    student, teacher, checkpoint = det_pair
+    with pytest.raises(ValueError, match=r"freekd needs mode='paper' and wavelet-prompt needs mode='selective'"):
+        make_config(str(student), str(teacher), str(checkpoint), 'freekd+wavelet-prompt', tmp_path / 'kd.py')
 
 
 @pytest.mark.parametrize(('old', 'new'), [('freekd-prompt', 'wavelet-prompt'), ('freekd-paper', 'freekd')])
