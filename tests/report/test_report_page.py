@@ -72,9 +72,11 @@ def test_the_tool_says_what_it_left_out_and_fails_without_any_run(
 ) -> None:
     def tool(*folders: Path) -> int | str | None:
         monkeypatch.setattr(sys, 'argv', ['report.py', *map(str, folders), '--out', str(tmp_path / 'r.html')])
-        with pytest.raises(SystemExit) as ended:
+        try:
             runpy.run_path(str(REPO / 'tools/report.py'), run_name='__main__')
-        return ended.value.code
+        except SystemExit as ended:
+            return ended.code
+        return 0
 
     (tmp_path / 'nothing').mkdir()
     assert tool(runs[0], tmp_path / 'nothing') == 0
