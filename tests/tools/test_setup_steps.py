@@ -77,7 +77,7 @@ def test_cause_of_a_failed_file_operation(code, cause):
             (3, 9),
             'onedl',
             r'the pins onedl are for Python 3\.10 to 3\.13, but got 3\.9 \(python3\.9\)',
-            'py38-torch113',
+            'py38-torch21',
         ),
         ((3, 13), 'openmmlab', r'the pins openmmlab are for Python 3\.10 to 3\.12, but got 3\.13', 'onedl'),
     ],
