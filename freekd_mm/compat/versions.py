@@ -5,6 +5,7 @@ Standard library at import: this module stands before every other room.
 
 from __future__ import annotations
 
+import _compat_pickle
 import functools
 import importlib.metadata
 import itertools
@@ -140,6 +141,9 @@ def _data_pickle(allowed: Mapping[str, Any]) -> Any:
         dispatch: ClassVar[dict[int, Any]] = dict(base.dispatch)
 
         def find_class(self, module: str, name: str) -> Any:
+            # PyTorch saves with protocol 2, in which getattr is of the module __builtin__.
+            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
             if f'{module}.{name}' not in allowed:
                 raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
             return allowed[f'{module}.{name}']
