@@ -9,6 +9,8 @@ TORCH_INDEX ?=
 TASK ?= det
 METHOD ?= wavelet-prompt
 TESTS ?=
+# Nothing newer than Python 3.8. str.decode: vermin takes that of NumPy, pycocotools and the like for Python 2's.
+VERMIN = --target=3.8- --no-tips --violations --exclude str.decode freekd_mm tools speed tests docs setup.py
 # The environments that the whole test suite is run in; results in docs/install.md.
 MATRIX ?= py311-torch213 py38-torch21 py38-torch113 py313-onedl
 
@@ -24,7 +26,7 @@ help:
 	@echo 'make demo    [TASK=det|seg] [METHOD=wavelet-prompt]'
 	@echo 'make test    [TESTS=tests/frequency] [ENV=py38-torch113]'
 	@echo 'make matrix  the tests in each of $(MATRIX)'
-	@echo 'make lint    formatting, lint and types'
+	@echo 'make lint    formatting, lint, types, and nothing newer than Python 3.8'
 	@echo 'make docs    the site: pages and API reference, in site/'
 	@echo 'make doctor  which versions are here, and what is wrong with them'
 	@echo 'Every target sets up first; that takes no time once it is done. See docs/install.md.'
@@ -50,6 +52,7 @@ lint: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/vermin $(VERMIN)
 
 docs: setup
 	$(VENV)/bin/python -m pip install -q --no-deps -r requirements/docs.txt

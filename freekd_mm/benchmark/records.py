@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,7 @@ def machine() -> dict[str, Any]:
     return {
         'cpu': names[0] if names else platform.processor() or platform.machine(),
         # With other instructions sums round in another way, and the same seed gives another result.
-        'instructions': torch.backends.cpu.get_cpu_capability(),
+        'instructions': re.findall('CPU capability usage: (.+)', torch.__config__.show())[0],
         'cores': os.cpu_count(),
         'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         'python': platform.python_version(),
