@@ -1,12 +1,19 @@
-"""Writes files so that a reader never sees half of one."""
+"""Writes files so that a reader never sees half of one, and locks them."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 MARK = '# The lines above are as the tool wrote them: '
 
@@ -21,7 +28,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> 
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         write(part)
-        with open(part, 'rb') as file:
+        with open(part, 'rb+') as file:  # Windows flushes no file that is open for reading alone
             os.fsync(file.fileno())
         os.replace(part, path)
         _flush_folder(path.parent)
@@ -42,6 +49,24 @@ def _flush_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def lock(file: IO) -> None:
+    """Locks an open file for this process, until the file is closed or the process ends; never waits.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+        OSError: It cannot be locked: on some file systems, and on Windows.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    try:
+        # lockf, not flock: forked data loading processes would keep the latter.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BlockingIOError(error.errno, 'another process holds the lock') from error
+        raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
@@ -14,10 +13,7 @@ from typing import TextIO
 
 from mmengine.logging import print_log
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from freekd_mm.files import lock
 
 LOCK = '.lock'
 #: Left by a writer that was killed; see :func:`freekd_mm.files.write_atomically`.
@@ -76,18 +72,15 @@ def own_work_dir(path: str | os.PathLike, launcher: str = 'none') -> Iterator[Pa
 
 
 def _lock(file: TextIO, path: Path) -> None:
-    if fcntl is None:
-        return
     try:
-        # lockf, not flock: forked data loading processes would go on holding the latter.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file)
+    except BlockingIOError:
+        file.seek(0)
+        raise WorkDirInUseError(
+            f'work_dir {str(path)!r} should belong to one run, but is in use by {file.read() or "another"}. Wait '
+            'for it, stop it, or choose another with --work-dir.'
+        ) from None
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            file.seek(0)
-            raise WorkDirInUseError(
-                f'work_dir {str(path)!r} should belong to one run, but is in use by {file.read() or "another"}. Wait '
-                'for it, stop it, or choose another with --work-dir.'
-            ) from None
         print_log(
             f'{path} cannot be locked ({error.strerror}): take care that no other run writes there',
             'current',

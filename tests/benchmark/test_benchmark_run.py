@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -183,5 +185,12 @@ def test_options_that_lead_nowhere_are_named(plan_file):
 
 
 def test_two_benchmarks_do_not_share_a_folder(tmp_path):
-    with only_one(tmp_path), pytest.raises(RuntimeError, match='another one is running'), only_one(tmp_path):
+    code = 'import fcntl, sys; f = open(sys.argv[1], "w"); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()'
+    command = [sys.executable, '-c', code, str(tmp_path / 'lock')]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(RuntimeError, match='another one is running'), only_one(tmp_path):
+            pass
+        other.communicate(b'\n')
+    with only_one(tmp_path):
         pass

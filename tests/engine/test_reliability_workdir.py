@@ -80,15 +80,13 @@ def test_only_the_first_process_of_a_run_holds_it(holder, tmp_path, monkeypatch)
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    import fcntl
-
     said = []
     monkeypatch.setattr('freekd_mm.engine.workdir.print_log', lambda text, *_: said.append(text))
 
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, 'lockf', refuse)
+    monkeypatch.setattr('fcntl.lockf', refuse)
     with own_work_dir(tmp_path / 'work'):
         pass
     assert said == [f'{tmp_path}/work cannot be locked (No locks available): take care that no other run writes there']
