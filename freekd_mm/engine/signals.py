@@ -38,7 +38,8 @@ def _release_in_child() -> None:
         hook.release()
 
 
-os.register_at_fork(after_in_child=_release_in_child)
+if hasattr(os, 'register_at_fork'):  # Windows forks no processes
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 @HOOKS.register_module()
@@ -132,8 +133,9 @@ def init_worker(init: Callable[[int], None] | None, worker: int) -> None:
         init: The initialisation of the config.
         worker: Number of the process.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if hasattr(signal, 'sigtimedwait'):  # macOS and Windows: a signal to the whole group ends the workers
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if init is not None:
         init(worker)
 
