@@ -180,3 +180,19 @@ import mmrazor
 """
     answer = run_python(code, tmp_path)
     assert "ModuleNotFoundError: No module named 'mmrazor'" in answer.stderr
+
+
+def test_one_line_in_a_config_of_mmrazor_alone(det_config, tmp_path):
+    """Nothing else of ours is named, and nothing else imports mmrazor before."""
+    student = Config.fromfile(det_config('student'))
+    student.model = single_teacher_distill(student.model, student.model, 'neck', 'neck', 0, LOSSES['pkd'])
+    student.custom_imports = {'imports': ['freekd_mm.compat.installed']}
+    student.dump(tmp_path / 'razor.py')
+    code = """
+from mmengine.config import Config
+from mmengine.runner import Runner
+Runner.from_cfg(Config.fromfile('razor.py')).train()
+"""
+    answer = run_python(code, tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert 'distill.loss_kd' in answer.stdout

@@ -1,0 +1,7 @@
+"""Importing this module makes the changes of ``patches.py``: one line for a config or script of mmrazor alone."""
+
+from __future__ import annotations
+
+from freekd_mm.compat import install
+
+install()
