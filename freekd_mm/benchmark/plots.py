@@ -19,10 +19,9 @@ def write_plots(records: Sequence[Record], plan: Plan, folder: Path) -> list[Pat
     They show the kind of machine that has the most lines: means over several would compare other seeds.
     """
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install matplotlib, or leave them out with --no-plots') from error
-    matplotlib.use('Agg')
     folder.mkdir(parents=True, exist_ok=True)
     records = max(by_kind(records).values(), key=len)
     files = [_bars(records, plan, split, folder / f'{plan.name}_{split}.png') for split in ('val', 'test')]
@@ -40,14 +39,15 @@ def _rows(plan: Plan, found: Any) -> list[str]:
 
 def _bars(records: Sequence[Record], plan: Plan, split: str, file: Path) -> Path | None:
     """Mean and spread of every method, each seed as a dot, student alone and teacher as lines."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     summaries = summarize(records, plan, split)
     names = _rows(plan, summaries)
     if not names:
         return None
     names.sort(key=lambda name: summaries[name].mean)
-    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.32 * len(names)), layout='constrained')
+    figure = Figure((7, 0.8 + 0.32 * len(names)), layout='constrained')
+    axes = figure.add_subplot()
     for row, name in enumerate(names):
         summary = summaries[name]
         spread = 0 if math.isnan(summary.spread) else summary.spread
@@ -65,7 +65,8 @@ def _bars(records: Sequence[Record], plan: Plan, split: str, file: Path) -> Path
 
 def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
     """The metric on the val data during the training, mean over the seeds."""
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
     histories: dict[str, list[list[list[float]]]] = {}
     for record in records:
@@ -74,17 +75,15 @@ def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
     names = [name for name in (TEACHER, *_rows(plan, histories)) if name in histories]
     if not names:
         return None
-    figure, axes = plt.subplots(figsize=(7, 4 + 0.1 * len(names)), layout='constrained')
+    figure = Figure((7, 4 + 0.1 * len(names)), layout='constrained')
+    axes = figure.add_subplot()
     for number, name in enumerate(names):
         points: dict[float, list[float]] = {}
         for history in histories[name]:
             for share, value in history:
                 points.setdefault(round(100 * share, 1), []).append(value * plan.factor)
-        style = (
-            {'color': '#222222', 'linestyle': '--'}
-            if name == TEACHER
-            else {'color': plt.get_cmap('tab20')(number % 20)}
-        )
+        color = colormaps['tab20'](number % 20)
+        style = {'color': '#222222', 'linestyle': '--'} if name == TEACHER else {'color': color}
         axes.plot(
             sorted(points),
             [mean(points[share]) for share in sorted(points)],
@@ -100,10 +99,7 @@ def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
 
 
 def _save(figure: Any, axes: Any, plan: Plan, file: Path) -> Path:
-    import matplotlib.pyplot as plt
-
     axes.set_title(plan.title or plan.name)
     # Long names of rows leave less room than a title needs.
     figure.savefig(file, dpi=110, bbox_inches='tight')
-    plt.close(figure)
     return file
