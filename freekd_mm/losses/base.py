@@ -14,7 +14,7 @@ class DistillLoss(nn.Module):
 
     ``forward(preds_S, preds_T)`` takes a tensor or a tuple of all levels from the student and from the
     teacher and returns one scalar; mmrazor's distillers call it in the same way. Subclasses implement
-    :meth:`compute`. The runtime reads two class attributes and one attribute:
+    :meth:`compute`. The runtime reads three class attributes and ``terms``:
 
     Attributes:
         multi_level: The loss takes all levels in one call (mmrazor's losses take one tensor).
