@@ -34,6 +34,13 @@ def test_table_names_what_is_registered(name):
     assert REGISTRIES[name].modules == decorated(name)
 
 
+def test_no_program_registers_a_name():
+    """It would run as ``__main__``, and be imported again under its own name."""
+    for ours in REGISTRIES.values():
+        for module in set(ours.modules.values()):
+            assert '__main__' not in modules()[module.partition('.')[2]].read_text(encoding='utf-8'), module
+
+
 @pytest.mark.parametrize('name', REGISTRIES)
 def test_every_name_is_found(name):
     ours = REGISTRIES[name]
