@@ -33,7 +33,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='FILE',
-        help='load these files by plain unpickling, which runs whatever they say: only files that you made yourself',
+        help='load these files by plain unpickling, which runs any code in them: only for files that you made yourself',
     )
     # torch.distributed.launch passes it, torchrun sets the variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)

@@ -92,8 +92,8 @@ def check_output(path: Path, inputs: Iterable[Path], force: bool = False) -> Non
         raise FileExistsError(f'the output should not be one of the inputs, but got {str(path)!r} for both')
     if path.exists() and not force and not is_unedited(path):
         raise FileExistsError(
-            f'the output should be a new file, but {str(path)!r} exists and was made or edited by somebody: choose '
-            f'another name, or say --force, which keeps it as {_backup(path).name}'
+            f'the output should be a new file, but {str(path)!r} exists and was made or edited by a person: choose '
+            f'another name, or use --force, which keeps the old file as {_backup(path).name}'
         )
 
 

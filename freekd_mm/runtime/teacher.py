@@ -104,7 +104,10 @@ class FrozenTeacher:
         # Not while probing, which happens on the CPU before a training on a GPU.
         if dtype is None and self._runs is not None and not self._said_slow:
             self._said_slow = True
-            print_log(f'the teacher runs in float32: this CPU would only imitate {wanted}, slowly', 'current')
+            print_log(
+                f'the teacher runs in float32: this CPU has no instructions for {wanted}, which would be slow',
+                'current',
+            )
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -199,7 +202,7 @@ def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
     if not checkpoint and not teacher.get('allow_random', False):
         raise ValueError(
             "teacher should have a 'checkpoint' (a file or a URL), but got none. "
-            'To distil from an untrained teacher on purpose, say allow_random=True.'
+            'To distil from an untrained teacher on purpose, set allow_random=True.'
         )
     model = build_model(without_pretrained(cfg), scope)
     if checkpoint:
@@ -243,7 +246,7 @@ def load_weights(model: nn.Module, checkpoint: str, allow_mismatch: bool = False
         )
         if not allow_mismatch:
             raise WeightsMismatchError(
-                f'{report}. Check that config and checkpoint belong together; to go on, say allow_mismatch=True.'
+                f'{report}. Check that config and checkpoint belong together; to continue, set allow_mismatch=True.'
             )
         if fitting < MOST:
             raise WeightsMismatchError(f'{report}. allow_mismatch accepts no less than {MOST:.0%}.')

@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_random_teacher_has_to_be_asked_for():
-    with pytest.raises(ValueError, match=r"teacher should have a 'checkpoint'.*on purpose, say allow_random=True"):
+    with pytest.raises(ValueError, match=r"teacher should have a 'checkpoint'.*on purpose, set allow_random=True"):
         build_teacher({'model': TEACHER})
     assert build_teacher(RANDOM)[1] == 'RANDOM weights (allow_random=True)'
 
