@@ -6,19 +6,74 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Callable
 
 from freekd_mm.doctor.checkup import obstacle
 
+#: Places whose errors tell what is wrong with a config or a command.
+SPEAKING = (Path(__file__).parent, *(Path('mmengine') / part for part in ('registry', 'config')))
+LONGEST = 2000
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a tool: its page of help is shown as it is written, and every tool has ``--traceback``."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.add_argument('--traceback', action='store_true', help='show where in the code an error was raised')
+
+    def add_force(self) -> None:
+        """Adds the option of tools that write a file."""
+        self.add_argument(
+            '--force', action='store_true', help='replace a file that exists; it is kept with .bak behind its name'
+        )
+
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs a tool and ends the program with its status; one line and 1 where the packages here cannot work."""
-    status = obstacle() or main()
+    """Runs a tool and ends the program with its status.
+
+    One line and 1 where the packages here cannot work; one block and 2 for an error of the user's making.
+    """
+    try:
+        status = obstacle() or main()
+    except Exception as error:
+        files = _log(error)
+        if '--traceback' in sys.argv or not _is_users(error):
+            raise
+        print(_block(error, files), file=sys.stderr)
+        status = 2
     if status:
         sys.exit(status)
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
+def _is_users(error: BaseException) -> bool:
+    """Whether an error was raised to tell somebody what is wrong, rather than by a fault of the code."""
+    if isinstance(error, (OSError, ImportError, SyntaxError, UnpicklingError)):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = trace.tb_frame.f_code.co_filename if trace is not None else ''
+    return not isinstance(error, (AssertionError, AttributeError)) and any(str(place) in file for place in SPEAKING)
+
+
+def _log(error: Exception) -> list[str]:
+    """Returns the log files that have the error now."""
+    if 'mmengine' not in sys.modules:
+        return []
+    from freekd_mm.engine.terminal import log_error
+
+    return log_error(error)
+
+
+def _block(error: Exception, files: list[str]) -> str:
+    said = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip() or type(error).__name__
+    said = said if len(said) <= LONGEST else f'{said[:LONGEST]} ...'
+    return f'error: {said}\n({"the log has the traceback: " + files[0] if files else "--traceback shows where"})'
+
+
+def add_common_options(parser: Parser) -> None:
     """Adds the options that MMDetection's tools share."""
     from mmengine.config import DictAction
 
@@ -33,7 +88,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='FILE',
-        help='load these files by plain unpickling, which runs any code in them: only for files that you made yourself',
+        help='load these files by plain unpickling, which runs whatever they say: only files that you made yourself',
     )
     # torch.distributed.launch passes it, torchrun sets the variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -47,7 +102,7 @@ def prepare_config(args: argparse.Namespace) -> Any:
 
     install()
     if not Path(args.config).is_file():
-        raise SystemExit(f'config should be an existing file, but got {args.config!r}')
+        raise FileNotFoundError(f'config should be an existing file, but got {args.config!r}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if args.trust_checkpoint:
         from freekd_mm.checkpoints.sources import trust

@@ -15,7 +15,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-MARK = '# The lines above are as the tool wrote them: '
+#: Stands behind what a tool wrote, as a comment of its format, before a digest of all that is above.
+MARK = b'all above is as the tool wrote it: '
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> Path:
@@ -76,32 +77,44 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 
 def is_unedited(path: Path) -> bool:
     """Whether a file is as :func:`write_kept` left it: nobody's work is lost when it is made again."""
-    text, _, mark = path.read_text(encoding='utf-8', errors='replace').rpartition(MARK)
-    return bool(text) and mark.strip() == _digest(text)
+    body, found, rest = path.read_bytes().rpartition(MARK) if path.is_file() else (b'', b'', b'')
+    return bool(found) and rest.startswith(_digest(body))
 
 
-def check_output(path: Path, inputs: Iterable[Path], force: bool = False) -> None:
+def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike], force: bool = False) -> None:
     """Raises before a file is lost.
 
     Args:
-        path: The file that will be written.
+        path: The file or folder that will be written.
         inputs: Files that it is made from.
-        force: Replace a file that somebody made or edited; :func:`write_kept` keeps it.
+        force: Replace what somebody made or edited; :func:`make_room` keeps it.
     """
-    if path.resolve() in {file.resolve() for file in inputs}:
+    path = Path(path)
+    if path.resolve() in {Path(file).resolve() for file in inputs}:
         raise FileExistsError(f'the output should not be one of the inputs, but got {str(path)!r} for both')
-    if path.exists() and not force and not is_unedited(path):
+    if _is_somebodys(path) and not force:
         raise FileExistsError(
-            f'the output should be a new file, but {str(path)!r} exists and was made or edited by a person: choose '
-            f'another name, or use --force, which keeps the old file as {_backup(path).name}'
+            f'the output should be new, but {str(path)!r} exists and was made or edited by somebody: choose another '
+            f'name, or say --force, which keeps it as {_backup(path).name}'
         )
 
 
-def write_kept(path: Path, text: str) -> Path:
-    """Writes a Python file with a mark, so that it may be made again while nobody edits it; keeps what it replaces."""
-    if path.exists() and not is_unedited(path):
+def make_room(path: Path) -> None:
+    """Renames a file or folder that somebody made or edited, before another takes its place."""
+    if _is_somebodys(path):
         os.replace(path, _backup(path))
-    return write_text(path, f'{text}{MARK}{_digest(text)}\n')
+
+
+def write_kept(path: Path, content: str | bytes) -> Path:
+    """Writes a file with a mark, so that it may be made again while nobody edits it; keeps what it replaces."""
+    make_room(path)
+    return write_bytes(path, _marked(path.suffix, content.encode('utf-8') if isinstance(content, str) else content))
+
+
+def _is_somebodys(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.exists() and not is_unedited(path)
 
 
 def _backup(path: Path) -> Path:
@@ -110,8 +123,21 @@ def _backup(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode('utf-8')).hexdigest()[:12]
+def _marked(suffix: str, content: bytes) -> bytes:
+    """Puts the mark behind a file, where readers of its format take it for a comment or ignore it."""
+    start, end = (b'<!-- ', b' -->\n') if suffix in ('.html', '.htm') else (b'# ', b'\n')
+    if suffix == '.json':
+        content, start, end = content.rstrip()[:-1].rstrip(), b',\n  "written_by": "freekd_mm, ', b'"\n}\n'
+    elif content[:2] == b'PK':
+        # A checkpoint is a zip archive, which ends with the length of its comment and the comment.
+        length = len(start + MARK + _digest(b'') + end)
+        content = content[:-2] + length.to_bytes(2, 'little')
+    body = content + start
+    return body + MARK + _digest(body) + end
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest()[:12].encode('ascii')
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:

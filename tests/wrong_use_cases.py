@@ -163,8 +163,8 @@ CASES = {
     'entry option': (
         lambda p: entry(p, conector={}),
         ValueError,
-        "distill 'test' has no option 'conector'; available: student, teacher, loss, connector, weight. Did you mean "
-        "'connector'?",
+        "distill 'test' has no option 'conector'; available: student, teacher, loss, connector, weight, through. Did "
+        "you mean 'connector'?",
     ),
     'teacher option': (
         lambda p: teacher(p, checkpont='x'),
@@ -344,7 +344,7 @@ CASES = {
     'number of connectors': (
         lambda p: entry(p, connector=[{'type': 'freekd_mm.FAMConnector', 'in_channels': 4, 'out_channels': 8}] * 2),
         ValueError,
-        "connector of distill 'test' should be a list of 1, one per level, but got 2",
+        "connector of distill 'test' should be a list of 1, one a level, but got 2",
     ),
     'number of levels': (
         lambda p: entry(p, student=['backbone', 'backbone.0'], teacher='backbone'),
@@ -438,7 +438,7 @@ CASES = {
     'prompt that is not there': (
         lambda p: loss(p, prompt='/nowhere/prompt.pth'),
         FileNotFoundError,
-        "checkpoint should be an existing file, but got '/nowhere/prompt.pth'",
+        "prompt should be an existing file, but got '/nowhere/prompt.pth'",
     ),
     'prompt that is none': (
         lambda p: load_prompt(p.teacher),
@@ -471,7 +471,11 @@ CASES = {
         FileNotFoundError,
         "ann_file of train_dataloader should be there, but got '/data/coco/annotations/",
     ),
-    'config of the command': (lambda p: tools(p), SystemExit, "config should be an existing file, but got '|confg.py'"),
+    'config of the command': (
+        lambda p: tools(p),
+        FileNotFoundError,
+        "config should be an existing file, but got '|confg.py'",
+    ),
     'checkpoint to resume': (
         lambda p: toy_run(toy_config(p.folder), resume=str(p.folder / 'teachr.pth')),
         FileNotFoundError,

@@ -9,19 +9,17 @@ import signal
 import sys
 from pathlib import Path
 
-from freekd_mm.cli import run
+from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument('plan', help='YAML plan, see configs/benchmark')
-    parser.add_argument('--data-root', help="replaces the configs' data_root")
+    parser.add_argument('--data-root', help="takes the place of the configs' data_root")
     parser.add_argument('--work-dir', default='work_dirs/benchmark', help='results, runs, cache (default: %(default)s)')
-    parser.add_argument(
-        '--lines', type=Path, help='file of the results; table and plots beside it (default: in the work directory)'
-    )
+    parser.add_argument('--lines', type=Path, help='results, table and plots beside (default: in the work directory)')
     parser.add_argument('--methods', nargs='+', help='only these methods of the plan; * and ? match')
     parser.add_argument('--seeds', nargs='+', type=int, help="instead of the plan's")
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes (default: the cores, %(default)s)')
@@ -55,9 +53,6 @@ def main() -> int:
             plots=not args.no_plots,
             lines=args.lines,
         )
-    except (FileNotFoundError, ValueError, KeyError, RuntimeError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print('stopped; the same command continues from here', file=sys.stderr)
         return 130

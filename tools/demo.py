@@ -1,18 +1,18 @@
 """The demo: a teacher, a student alone and a distilled student on generated scenes, then the exported file.
 
-It runs the ordinary tools. After a stop it continues where it was.
+It runs the ordinary tools, and goes on where it was stopped.
 """
 
 import argparse
 from pathlib import Path
 
-from freekd_mm.cli import run
+from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument('--task', choices=['det', 'seg'], default='det', help='detection or segmentation')
     parser.add_argument('--method', default='wavelet-prompt', help='a method of tools/make_config.py')
     parser.add_argument('--seed', type=int, default=0, help='seed of both students')

@@ -1,18 +1,19 @@
-"""Writes the plain student of a distillation checkpoint, and checks that it predicts the same."""
+"""Writes the plain student of a distillation checkpoint, and proves that it predicts the same."""
 
 import argparse
 
-from freekd_mm.cli import run
+from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument('config', help='the distillation config')
     parser.add_argument('checkpoint', help='a checkpoint written in training')
     parser.add_argument('-o', '--out', required=True, help='file to write')
     parser.add_argument('--half', action='store_true', help='store the weights in half precision')
+    parser.add_force()
     parser.add_argument('--images', type=int, default=2, help='how many test images to compare predictions on')
     return parser.parse_args()
 
@@ -23,8 +24,10 @@ def main() -> None:
     install()
     from mmengine.config import Config
 
+    from freekd_mm.files import check_output
     from freekd_mm.runtime.export import export_student
 
+    check_output(args.out, [args.config, args.checkpoint], args.force)
     print(export_student(Config.fromfile(args.config), args.checkpoint, args.out, half=args.half, images=args.images))
 
 

@@ -7,15 +7,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from freekd_mm.cli import run
+from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='work directory of a training run')
     parser.add_argument('--out', type=Path, default=Path('report.html'), help='file to write (default: %(default)s)')
+    parser.add_force()
     parser.add_argument('--names', nargs='+', help='what to call the runs, one per work directory')
     parser.add_argument('--title', help='title of the page')
     parser.add_argument(
@@ -23,27 +24,24 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=0,
         metavar='N',
-        help='show what the models predict on N pictures of the test data, and what was distilled; this builds the '
-        'models of the configs in these folders, so use it only for your own folders',
+        help='show what the models predict on N pictures of the test data, and what was distilled: builds the models '
+        'of the configs in these folders, so these should be your own',
     )
     return parser.parse_args()
 
 
-def main() -> int:
-    """Writes the report; returns the exit status."""
+def main() -> None:
+    """Writes the report."""
     args = parse_args()
     install()
+    from freekd_mm.files import check_output
     from freekd_mm.report.build import write_report
 
-    try:
-        path, left_out = write_report(args.work_dirs, args.out, args.names, args.title, args.pictures)
-    except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    check_output(args.out, args.work_dirs, args.force)
+    path, left_out = write_report(args.work_dirs, args.out, args.names, args.title, args.pictures)
     for line in left_out:
         print(f'left out: {line}', file=sys.stderr)
     print(f'the report is in {path}')
-    return 0
 
 
 if __name__ == '__main__':

@@ -1,33 +1,30 @@
-"""Evaluates models under the 15 common corruptions in 5 severities: mPC and rPC, as in COCO-C.
+"""Evaluates models under the 15 common corruptions in 5 severities: mPC and rPC, as COCO-C has them.
 
 python tools/robustness.py student.py alone.pth distilled.pth --metric coco/bbox_mAP --out-dir work_dirs/robustness
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from freekd_mm.cli import run
+from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument('config', help='config of a detector or segmenter, plain or distilled')
     parser.add_argument('checkpoints', nargs='+', help='checkpoints to compare, all of this config')
     parser.add_argument('--metric', required=True, help='coco/bbox_mAP, mIoU, ...')
-    parser.add_argument(
-        '--out-dir', required=True, help='gets a JSON file for each checkpoint; a second call continues'
-    )
-    parser.add_argument('--data-root', help="replaces the config's data_root")
+    parser.add_argument('--out-dir', required=True, help='gets a JSON file for each checkpoint; a second call goes on')
+    parser.add_argument('--data-root', help="takes the place of the config's data_root")
     parser.add_argument('--corruptions', nargs='+', help='only these')
     parser.add_argument('--severities', nargs='+', type=int, default=[1, 2, 3, 4, 5])
     return parser.parse_args()
 
 
-def main() -> int:
-    """Evaluates and prints the table; returns the exit status."""
+def main() -> None:
+    """Evaluates and prints the table."""
     args = parse_args()
     install()
     from freekd_mm.benchmark.configs import load_task_config
@@ -35,26 +32,21 @@ def main() -> int:
     from freekd_mm.robustness import CORRUPTIONS
     from freekd_mm.robustness.protocol import compare, measure
 
-    try:
-        cfg = load_task_config(args.config, args.data_root, {})
-        results = {}
-        for checkpoint in args.checkpoints:
-            name = '_'.join(Path(checkpoint).with_suffix('').parts[-2:])
-            results[name] = measure(
-                cfg,
-                checkpoint,
-                args.metric,
-                args.corruptions or tuple(CORRUPTIONS),
-                args.severities,
-                Path(args.out_dir) / f'{name}.json',
-                ProgressBar(name),
-            )
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    cfg = load_task_config(args.config, args.data_root, {})
+    results = {}
+    for checkpoint in args.checkpoints:
+        name = '_'.join(Path(checkpoint).with_suffix('').parts[-2:])
+        results[name] = measure(
+            cfg,
+            checkpoint,
+            args.metric,
+            args.corruptions or tuple(CORRUPTIONS),
+            args.severities,
+            Path(args.out_dir) / f'{name}.json',
+            ProgressBar(name),
+        )
     # AP is logged as a share, mIoU in percent.
     print(compare(results, 100 if all(result['clean'] <= 1 for result in results.values()) else 1))
-    return 0
 
 
 if __name__ == '__main__':

@@ -2,13 +2,14 @@
 
 import argparse
 
-from freekd_mm.cli import add_common_options, prepare_config, run
+from freekd_mm.cli import Parser, add_common_options, prepare_config, run
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line; the options are those of MMDetection's and MMSegmentation's test.py, and ``--result``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_common_options(parser)
+    parser.add_force()
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--result', help='write the metrics to this JSON file')
     parser.add_argument(
@@ -27,9 +28,13 @@ def main() -> None:
     args = parse_args()
     from freekd_mm.engine.distributed import leave_process_group
     from freekd_mm.engine.evaluation import evaluate
+    from freekd_mm.files import check_output
 
+    cfg = prepare_config(args)
+    for path in filter(None, (args.result, args.out, args.show_dir)):
+        check_output(path, [args.config, args.checkpoint], args.force)
     evaluate(
-        prepare_config(args),
+        cfg,
         args.checkpoint,
         result=args.result,
         out=args.out,

@@ -2,12 +2,12 @@
 
 import argparse
 
-from freekd_mm.cli import add_common_options, prepare_config, run
+from freekd_mm.cli import Parser, add_common_options, prepare_config, run
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line; the options are those of MMDetection's train.py."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_common_options(parser)
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument(

@@ -4,19 +4,19 @@ python tools/visualize.py my_kd.py work_dirs/my_kd/epoch_12.pth street.jpg --bef
 """
 
 import argparse
-import sys
 
-from freekd_mm.cli import run
+from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument('config', help='the distillation config')
     parser.add_argument('checkpoint', help='a checkpoint that the distillation wrote')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
     parser.add_argument('--out', required=True, help='a page (name.html) or a folder for PNG files')
+    parser.add_force()
     parser.add_argument(
         '--before',
         metavar='init|CHECKPOINT',
@@ -26,22 +26,17 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    """Writes the pictures; returns the exit status."""
+def main() -> None:
+    """Writes the pictures."""
     args = parse_args()
     install()
     from mmengine.config import Config
 
     from freekd_mm.visualize.write import visualize
 
-    try:
-        cfg = Config.fromfile(args.config)
-        written = visualize(cfg, args.checkpoint, args.images, args.out, args.before, args.entries)
-    except (OSError, ValueError, KeyError) as error:
-        print(f'error: {error.args[0] if isinstance(error, KeyError) else error}', file=sys.stderr)
-        return 2
+    cfg = Config.fromfile(args.config)
+    written = visualize(cfg, args.checkpoint, args.images, args.out, args.before, args.entries, args.force)
     print('\n'.join(f'written: {path}' for path in written))
-    return 0
 
 
 if __name__ == '__main__':

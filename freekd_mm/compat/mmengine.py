@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
+import re
 from typing import Any
 
+from mmengine.logging import print_log
+
+from freekd_mm.checkpoints.fitting import UNCOUNTED, some
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.saving import save_atomically
 from freekd_mm.checkpoints.sources import fetch
@@ -61,6 +66,37 @@ def save_whole() -> None:
 
     for module in (mmengine.runner.checkpoint, mmengine.runner, mmengine.runner.runner):
         vars(module)['save_checkpoint'] = save_checkpoint
+
+
+def say_what_fits() -> None:
+    """Makes ``load_state_dict``, which ``load_from`` and ``init_cfg`` use, say in one line what did not fit."""
+    import mmengine.runner.checkpoint
+
+    original = mmengine.runner.checkpoint.load_state_dict
+
+    def load_state_dict(module: Any, state_dict: Any, strict: bool = False, logger: Any = None) -> None:
+        try:
+            # It loads what fits before it raises.
+            original(module, state_dict, strict=True, logger=logger)
+        except RuntimeError as error:
+            if strict:
+                raise
+            print_log(_one_line(module, str(error)), logger or 'current', logging.WARNING)
+
+    for place in (mmengine.runner.checkpoint, mmengine.runner):
+        vars(place)['load_state_dict'] = load_state_dict
+
+
+def _one_line(module: Any, said: str) -> str:
+    reshaped, missing, unused = (
+        [name for line in re.findall(rf'^{start}([^:\n]*)', said, re.MULTILINE) for name in line.split(', ')]
+        for start in ('size mismatch for ', 'missing keys in source state_dict: ', 'unexpected .* state_dict: ')
+    )
+    count = sum(not key.endswith(UNCOUNTED) for key in module.state_dict())
+    return (
+        f'{count - len(missing) - len(reshaped)} of {count} weights of {type(module).__name__} were loaded; not in the '
+        f'file: {some(missing)}; of another shape there: {some(reshaped)}; in the file alone: {some(unused)}'
+    )
 
 
 def find_configs_of_forks() -> None:

@@ -73,10 +73,17 @@ PATCHES = (
     ),
     Patch(
         'mmengine.runner.save_checkpoint',
-        'mmengine writes into the old file: a crash or a full disk destroys both',
+        'mmengine writes into the old file: a crash or a full disk costs both',
         'a checkpoint can be damaged by a crash or a full disk while it is written',
         'tests/compat/test_patches.py::test_saver_is_still_needed',
         mmengine.save_whole,
+    ),
+    Patch(
+        'mmengine.runner.load_state_dict',
+        'mmengine prints a line for each weight that does not fit, which hides what happened',
+        'load_from and init_cfg print a line for each weight that does not fit',
+        'tests/compat/test_patches.py::test_what_does_not_fit_still_takes_many_lines',
+        mmengine.say_what_fits,
     ),
     Patch(
         'sys.meta_path: mmrazor.structures.quantization and the version of mmcv that mmrazor/__init__.py sees',
@@ -131,6 +138,12 @@ CHANGES = (
         'tests/engine/test_reliability_signals.py',
     ),
     Change(
+        'engine.terminal',
+        'Runner._log_env while a runner is built: the config goes to the log file alone',
+        'an error would stand below hundreds of lines of config',
+        'tests/test_wrong_use.py',
+    ),
+    Change(
         'engine.cleanup',
         "mmengine's table of visualizers, and the workers of the data loaders, at the end of a run",
         'the next run in this process would log into the folder of the last one, and wait 5 s for each worker',
@@ -151,7 +164,7 @@ CHANGES = (
     Change(
         'stage1.teacher',
         'init_weights of the teacher does nothing any more',
-        "its weights are loaded by then, and the runner's initialisation would fill some of them again",
+        "its weights are loaded by then, and the runner's initialisation would fill some of them anew",
         'tests/stage1/test_prompt_hook.py',
     ),
 )

@@ -14,6 +14,7 @@ import numpy as np
 from freekd_mm.checks import check_positive
 from freekd_mm.datasets.classes import THINGS
 from freekd_mm.datasets.scenes import MIN_SIZE, Scene, render_scene
+from freekd_mm.files import check_output, make_room
 
 CITY = 'sceneville'
 MANIFEST = 'scenes.json'
@@ -29,6 +30,7 @@ def write_scenes(
     size: int = 160,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    force: bool = False,
 ) -> Path:
     """Writes the data set to ``root`` unless it is there; one call serves detection and segmentation.
 
@@ -45,6 +47,7 @@ def write_scenes(
         size: Width and height in pixels.
         seed: Seed. A picture depends on the seed, its split, its number and the size alone.
         progress: Called with (done, total) after every picture.
+        force: Keep what ``root`` holds with ``.bak`` behind its name, and write the data set in its place.
 
     Returns:
         ``root`` as a path.
@@ -61,8 +64,10 @@ def write_scenes(
     if size < MIN_SIZE:
         raise ValueError(f'size should be at least {MIN_SIZE}, but got {size}')
     settings = {'version': _VERSION, 'num_train': num_train, 'num_val': num_val, 'size': size, 'seed': seed}
-    if _is_there(root, settings):
+    manifest = root / MANIFEST
+    if manifest.is_file() and json.loads(manifest.read_text()).get('settings') == settings:
         return root
+    check_output(root, [], force)
 
     part = root.resolve().with_name(f'.{root.name}.part')
     shutil.rmtree(part, ignore_errors=True)
@@ -83,23 +88,11 @@ def write_scenes(
         coco = {'images': images, 'annotations': annotations, 'categories': categories}
         _write(part / f'annotations/instances_{split}2017.json', json.dumps(coco, separators=(',', ':')).encode())
     _write(part / MANIFEST, json.dumps({'settings': settings}).encode())
+    make_room(root)
     if root.is_dir():
         root.rmdir()
     part.rename(root)
     return root
-
-
-def _is_there(root: Path, settings: dict[str, int]) -> bool:
-    """Whether the folder holds the data set of these settings; it may also be absent or empty."""
-    manifest = root / MANIFEST
-    if manifest.is_file() and json.loads(manifest.read_text()).get('settings') == settings:
-        return True
-    if root.is_file() or (root.is_dir() and any(root.iterdir())):
-        raise FileExistsError(
-            'root should be an absent or empty folder, or hold scenes of the same settings, but got '
-            f'{str(root)!r} which holds something else. Name another folder, or remove this one yourself.'
-        )
-    return False
 
 
 def _write(path: Path, data: bytes) -> None:

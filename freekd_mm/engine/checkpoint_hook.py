@@ -221,12 +221,12 @@ def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | Non
             print_log(f'{path} cannot be resumed from, looking for an older one: {error}', 'current', logging.WARNING)
             continue
         if broken:
-            print_log(f'continuing from {path} instead of {", ".join(broken)}', 'current', logging.WARNING)
+            print_log(f'going on from {path} instead of {", ".join(broken)}', 'current', logging.WARNING)
         return point
     if broken:
         raise RuntimeError(
             f'--resume should find a whole checkpoint in {work_dir}, but none of {", ".join(broken)} is. Remove them '
-            'to start from scratch, or name another: --resume FILE'
+            'to start anew, or name another: --resume FILE'
         )
     return None
 
@@ -241,8 +241,14 @@ def _existing(path: str, work_dir: Path) -> str:
     return path
 
 
-def _candidates(work_dir: Path, hook: dict) -> list[Path]:
-    """Returns the checkpoints of a run: the one that is pointed to, then the others from the last written on.
+def hook_of(cfg: Any) -> dict:
+    """Returns the config of the checkpoint hook."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
+    return hook if isinstance(hook, dict) else {}
+
+
+def checkpoints_in(work_dir: Path, hook: dict) -> list[Path]:
+    """Returns the checkpoints in the folders of a run, from the last written on.
 
     Numbers say less than times: the folder may hold files of an earlier run that got further.
     """
@@ -258,7 +264,12 @@ def _candidates(work_dir: Path, hook: dict) -> list[Path]:
         for file in folder.iterdir()
         if file.is_file() and any(re.fullmatch(pattern, file.name) for pattern in patterns)
     }
-    ordered = sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    return sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+
+
+def _candidates(work_dir: Path, hook: dict) -> list[Path]:
+    """Returns the checkpoints of a run: the one that is pointed to, then the others."""
+    ordered = checkpoints_in(work_dir, hook)
     pointer = work_dir / POINTER
     if pointer.is_file():
         named = Path(pointer.read_text(encoding='utf-8').strip())

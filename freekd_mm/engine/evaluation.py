@@ -9,12 +9,16 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 
+from freekd_mm.checkpoints.fitting import load_whole, weights_of
+from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.compat import install
 from freekd_mm.engine.cleanup import clean_up
-from freekd_mm.engine.distributed import prepare_cpu_processes
-from freekd_mm.files import write_text
+from freekd_mm.engine.distributed import prepare_cpu_processes, unwrapped_model
+from freekd_mm.files import make_room, write_kept
 
+#: Below the work directory: an evaluation writes nothing beside what the training wrote.
+FOLDER = 'test'
 #: Written beside the log of every evaluation.
 RESULT = 'result.json'
 PICKLES = ('.pkl', '.pickle')
@@ -52,7 +56,7 @@ def evaluate(
         cfg: The training config; of a distilled student or plain.
         checkpoint: Checkpoint written in training, or an exported student.
         result: JSON file for the metrics, with the checkpoint and the first digits of its SHA-256; the same is written
-            to ``<work_dir>/<timestamp>/result.json``.
+            to ``<work_dir>/test/<timestamp>/result.json``.
         out: Keeps the predictions: a ``.pkl`` file for all of them, or for a segmenter a folder for its label maps.
         show: Show the predictions in a window.
         show_dir: Folder for pictures of the predictions.
@@ -62,9 +66,15 @@ def evaluate(
     from mmengine.runner import Runner
 
     install()
+    weights = weights_of(load_checkpoint_file(fetch(checkpoint)), checkpoint)
     cfg = plain_config(cfg)
     prepare_cpu_processes(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
+    # A run writes its config into its folder, where that of the training is.
+    cfg.work_dir = str(Path(cfg.work_dir) / FOLDER)
+    if is_main_process():
+        for path in filter(None, (out, show_dir)):
+            make_room(Path(path))
     if show or show_dir:
         _draw(cfg, show, show_dir, wait_time)
     if tta:
@@ -73,6 +83,9 @@ def evaluate(
         _keep_predictions(cfg, out)
     runner = Runner.from_cfg(cfg)
     try:
+        model = unwrapped_model(runner)
+        load_whole(model.module if tta else model, weights, checkpoint)
+        del weights
         metrics = runner.test()
     finally:
         clean_up(runner)
@@ -81,7 +94,7 @@ def evaluate(
         content = {**metrics, 'checkpoint': str(checkpoint), 'sha256': short_hash(fetch(checkpoint))}
         for file in [Path(runner.log_dir) / RESULT, *([Path(result)] if result else [])]:
             # Evaluators return NumPy numbers, too.
-            write_text(file, json.dumps(content, indent=2, default=float) + '\n')
+            write_kept(file, json.dumps(content, indent=2, default=float))
     return metrics
 
 

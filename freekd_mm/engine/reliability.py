@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from torch.nn.parallel import DistributedDataParallel
 
+from freekd_mm.checkpoints.fitting import load_whole, weights_of
+from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checks import check_choice, check_options, check_positive
-from freekd_mm.engine.checkpoint_hook import ResumePoint, find_resume_point, make_safe
+from freekd_mm.engine.checkpoint_hook import ResumePoint, find_resume_point, hook_of, make_safe
+from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.engine.exact import ExactResumeHook
 from freekd_mm.engine.failures import check_equal_steps
 from freekd_mm.engine.nonfinite import POLICIES, NonFiniteHook
 from freekd_mm.engine.preflight import compare_classes
 from freekd_mm.engine.signals import GracefulStopHook
+from freekd_mm.prompts.prompt_file import NAME
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,14 @@ class Reliability:
                 stop.release()
 
 
+def check_resumed(runner: Any, path: str) -> None:
+    """Raises where the checkpoint to resume is one of another model; the runner loads it later."""
+    file = load_checkpoint_file(path)
+    # A checkpoint of stage 1 holds the prompt, which is not plugged in yet.
+    if NAME not in file and isinstance(runner.model, (BaseModel, DistributedDataParallel)):
+        load_whole(unwrapped_model(runner), weights_of(file, path), path)
+
+
 def _own(runner: Any, hook: Any) -> Any:
     """Registers a hook, or returns the one of its kind that the config has already."""
     for present in runner.hooks:
@@ -87,8 +103,10 @@ def resume_from(cfg: Config, resume: str) -> ResumePoint | None:
         cfg: The config.
         resume: A checkpoint, or ``'auto'`` for the newest whole one of the work directory.
     """
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
-    point = find_resume_point(resume, cfg.work_dir, hook if isinstance(hook, dict) else None)
+    point = find_resume_point(resume, cfg.work_dir, hook_of(cfg))
+    if point is None:
+        text = f'--resume: there is no checkpoint in {cfg.work_dir}, so the training STARTS FROM SCRATCH'
+        print_log(text, 'current', logging.WARNING)
     # Without a checkpoint this is a first run, which starts where 'load_from' says.
     cfg.resume = point is not None
     if point is not None:

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from freekd_mm.compat import install
+from freekd_mm.engine.checkpoint_hook import checkpoints_in, hook_of
 from freekd_mm.engine.distributed import prepare_cpu_processes
 from freekd_mm.prompts.prompt_file import NAME, use_prompt
 
@@ -46,14 +47,14 @@ def ensure_prompt(stage1: dict, cfg: Config) -> None:
         return
     file = Path(stage1['file']).absolute()
     print_log(
-        f'stage 1 of 2: {file} does not exist yet; training it with {stage1["cfg_path"]}', 'current', logging.WARNING
+        f'stage 1 of 2: {file} is not there yet; training it with {stage1["cfg_path"]}', 'current', logging.WARNING
     )
     prompt_cfg = Config.fromfile(stage1['cfg_path'])
     prompt_cfg.launcher = cfg.get('launcher', 'none')
     prompt_cfg.work_dir = str(file.parent)
     # The hook takes its own length from that of the training which the prompt is for.
     prompt_cfg.train_cfg = cfg.get('train_cfg') or prompt_cfg.get('train_cfg')
-    run(prompt_cfg, resume='auto')
+    run(prompt_cfg, resume='auto' if checkpoints_in(file.parent, hook_of(prompt_cfg)) else None)
     if use_prompt(cfg) is None:
         raise RuntimeError(
             f'{stage1["cfg_path"]} should have written {file}, but did not: the file of its FrequencyPromptHook and '
@@ -68,10 +69,12 @@ def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str
     from mmengine.runner import Runner
 
     from freekd_mm.engine.cleanup import clean_up
+    from freekd_mm.engine.earlier import keep_own_config, set_aside
     from freekd_mm.engine.failures import failing_together
     from freekd_mm.engine.preflight import check_config
-    from freekd_mm.engine.reliability import Reliability, resume_from
-    from freekd_mm.engine.workdir import own_work_dir
+    from freekd_mm.engine.reliability import Reliability, check_resumed, resume_from
+    from freekd_mm.engine.terminal import short_terminal
+    from freekd_mm.engine.workdir import is_first_process, own_work_dir
 
     install()
     reliability = Reliability.from_config(cfg)
@@ -87,11 +90,17 @@ def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str
         cfg.auto_scale_lr.enable = True
     if resume is None and cfg.get('resume') and not cfg.get('load_from'):
         resume = 'auto'
-    with failing_together(), own_work_dir(cfg.work_dir, cfg.get('launcher', 'none')):
-        if resume:
-            resume_from(cfg, resume)
-        runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    launcher = cfg.get('launcher', 'none')
+    with failing_together(), own_work_dir(cfg.work_dir, launcher):
+        point = resume_from(cfg, resume) if resume else None
+        keep_own_config(cfg)
+        if point is None and is_first_process(launcher):
+            set_aside(cfg)
+        with short_terminal():
+            runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
         try:
+            if point is not None:
+                check_resumed(runner, point.path)
             with reliability.attached(runner):
                 return runner.train()
         finally:

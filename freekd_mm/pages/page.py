@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from freekd_mm.files import write_text
+from freekd_mm.files import write_kept
 from freekd_mm.pictures import jpeg, png
 from freekd_mm.version import __version__
 
@@ -46,4 +46,4 @@ def picture(image: np.ndarray, caption: str, photo: bool = False) -> Markup:
 def write_page(out: str | Path, title: str, subtitle: str, found: Sequence[Markup]) -> Path:
     """Writes the page and returns its path."""
     now = time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())
-    return write_text(out, parts.page(title, f'{subtitle}, written {now}', found).lstrip())
+    return write_kept(Path(out), parts.page(title, f'{subtitle}, written {now}', found).lstrip())

@@ -11,6 +11,7 @@ from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from freekd_mm.checkpoints.fitting import WeightsMismatchError
 from freekd_mm.checks import did_you_mean
 from freekd_mm.runtime.compatibility import check_boxes, check_prompts, swap_hint, warn_if_swapped
 from freekd_mm.runtime.entry import Entry
@@ -20,7 +21,7 @@ from freekd_mm.runtime.probe import Size, first_accepted, probe_model
 from freekd_mm.runtime.pull import is_due, task_loss
 from freekd_mm.runtime.rng import isolated_rng, step_seed
 from freekd_mm.runtime.taps import Tap, TapRecorder
-from freekd_mm.runtime.teacher import FrozenTeacher, WeightsMismatchError, build_teacher
+from freekd_mm.runtime.teacher import FrozenTeacher, build_teacher
 from freekd_mm.text import table
 
 HEADER = ('distill', 'teacher', 'shape', 'student', 'shape', 'the student is')
@@ -158,7 +159,7 @@ class Distillation(nn.Module):
             taps = ', '.join(map(str, entry.student_taps))
             raise RuntimeError(
                 f"distill '{entry.name}': the student's features at {taps} should carry a gradient, but do not; "
-                'they are in a frozen stage or inside an activation checkpoint: tap a module after it.'
+                'they lie in a frozen stage or inside of an activation checkpoint: tap a module behind it.'
             )
 
     def get_extra_state(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import os
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
+from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_what_fits, load_whole, some, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.files import write_atomically
+from freekd_mm.files import write_kept
 from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
 from freekd_mm.runtime.model import student_state_dict
 from freekd_mm.runtime.probe import LARGE, dummy_samples, probe_sizes
@@ -76,7 +78,9 @@ def export_student(
         'exported_by': f'freekd_mm {__version__}',
         'dtype': 'float16' if half else 'float32',
     }
-    path = write_atomically(out, lambda part: torch.save({'meta': meta, 'state_dict': weights}, part))
+    content = io.BytesIO()
+    torch.save({'meta': meta, 'state_dict': weights}, content)
+    path = write_kept(Path(out), content.getvalue())
 
     after = _build(model_cfg, scope, load_checkpoint_file(path)['state_dict'], str(path))
     batches = _images(cfg, scope, images, before)
@@ -98,15 +102,15 @@ def _contiguous(value: Tensor, half: bool) -> Tensor:
 def _build(cfg: dict, scope: str | None, state: dict, source: str) -> nn.Module:
     """Builds the plain student and loads the weights, all of them and no others."""
     model = build_model(without_pretrained(cfg), scope)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    if unexpected:  # some models make modules when their weights are initialised (DDQ)
+    weights = weights_of(state, source)
+    if load_what_fits(model, weights).unused:  # some models make modules when their weights are initialised (DDQ)
         with isolated_rng():
             model.init_weights()  # type: ignore[operator]
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise RuntimeError(
-            f'{source} should hold exactly the weights of {type(model).__name__}, but misses '
-            f'{list(missing)[:5]} and has {list(unexpected)[:5]} besides. Is it the checkpoint of this config?'
+    fit = load_whole(model, weights, source)
+    if fit.unused:
+        raise WeightsMismatchError(
+            f'{source} should hold the weights of {fit.model} and no others, but has {some(fit.unused)}. Check that '
+            'config and checkpoint belong together.'
         )
     return model.eval()
 

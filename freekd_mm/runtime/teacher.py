@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +10,11 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from freekd_mm.checkpoints.fitting import load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_options
-from freekd_mm.compat.versions import is_autocast_enabled, remove_prefix
+from freekd_mm.compat.versions import is_autocast_enabled
 from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
 from freekd_mm.runtime.outputs import Outputs, SharedOutputs
 from freekd_mm.runtime.preprocess import PreprocessBridge
@@ -23,12 +22,6 @@ from freekd_mm.runtime.taps import Tap, TapRecorder
 
 OPTIONS = ('cfg_path', 'model', 'checkpoint', 'allow_random', 'allow_mismatch', 'dtype', 'outputs')
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-# With ``allow_mismatch`` at least this share of the teacher's weights must come from the checkpoint.
-MOST = 0.9
-
-
-class WeightsMismatchError(RuntimeError):
-    """A checkpoint does not fit the model."""
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: it ends the forward pass behind the last tap
@@ -104,10 +97,7 @@ class FrozenTeacher:
         # Not while probing, which happens on the CPU before a training on a GPU.
         if dtype is None and self._runs is not None and not self._said_slow:
             self._said_slow = True
-            print_log(
-                f'the teacher runs in float32: this CPU has no instructions for {wanted}, which would be slow',
-                'current',
-            )
+            print_log(f'the teacher runs in float32: this CPU would only imitate {wanted}, slowly', 'current')
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -202,7 +192,7 @@ def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
     if not checkpoint and not teacher.get('allow_random', False):
         raise ValueError(
             "teacher should have a 'checkpoint' (a file or a URL), but got none. "
-            'To distil from an untrained teacher on purpose, set allow_random=True.'
+            'To distil from an untrained teacher on purpose, say allow_random=True.'
         )
     model = build_model(without_pretrained(cfg), scope)
     if checkpoint:
@@ -222,38 +212,10 @@ def load_weights(model: nn.Module, checkpoint: str, allow_mismatch: bool = False
         A line that says what was loaded.
     """
     file = load_checkpoint_file(fetch(checkpoint))
-    state = file.get('state_dict', file.get('model', file)) if isinstance(file, dict) else file
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f'{checkpoint} should hold a state_dict, but holds {", ".join(map(str, list(file)[:8]))}')
-    weights = OrderedDict((remove_prefix(key, 'module.'), value) for key, value in state.items())
-    # Old files say their version here; the models rename their keys by it while they load.
-    weights._metadata = getattr(state, '_metadata', {})  # type: ignore[attr-defined]
-    own = {
-        key: tuple(value.shape) for key, value in model.state_dict().items() if not key.endswith('num_batches_tracked')
-    }
-    reshaped = [
-        f'{key} {own[key]} but {tuple(weights.pop(key).shape)} in the file'
-        for key in own
-        if key in weights and tuple(weights[key].shape) != own[key]
-    ]
-    absent = {key for key in model.load_state_dict(weights, strict=False).missing_keys if key in own}
-    missing = sorted(absent - {line.split(' ', 1)[0] for line in reshaped})
-    fitting = 1 - (len(missing) + len(reshaped)) / max(len(own), 1)
-    if missing or reshaped:
-        report = (
-            f'{checkpoint} should fit {type(model).__name__}, but only {fitting:.0%} of its {len(own)} weights do; '
-            f'missing: {_some(missing)}; other shape: {_some(reshaped)}'
-        )
-        if not allow_mismatch:
-            raise WeightsMismatchError(
-                f'{report}. Check that config and checkpoint belong together; to continue, set allow_mismatch=True.'
-            )
-        if fitting < MOST:
-            raise WeightsMismatchError(f'{report}. allow_mismatch accepts no less than {MOST:.0%}.')
-        print_log(report, 'current', logging.WARNING)
+    fit = load_whole(model, weights_of(file, checkpoint), checkpoint, allow_mismatch)
     # As mmdet's and mmseg's init functions leave it.
     model.dataset_meta = _dataset_meta(file)  # type: ignore[assignment]
-    return f'{checkpoint} ({fitting:.0%} of {len(own)} weights)'
+    return f'{checkpoint} ({fit.share:.0%} of {fit.count} weights)'
 
 
 def _dataset_meta(file: Any) -> dict[str, Any]:
@@ -262,9 +224,3 @@ def _dataset_meta(file: Any) -> dict[str, Any]:
     meta = meta if isinstance(meta, dict) else {}
     found = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
     return {str(key).lower(): value for key, value in found.items()} if isinstance(found, dict) else {}
-
-
-def _some(names: list[str], most: int = 6) -> str:
-    """Returns the first names and how many there are more."""
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return (', '.join(names[:most]) or 'none') + more

@@ -14,8 +14,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
-from torch import Tensor, nn
+from torch import nn
 
+from freekd_mm.checkpoints.fitting import load_what_fits, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.runtime.config import build_model, default_scope, is_distilled
 from freekd_mm.runtime.model import PREFIX
@@ -64,26 +65,10 @@ def load_student(model: nn.Module, checkpoint: str | Path, needs_all: bool = Tru
         checkpoint: The file.
         needs_all: Raise where the weights of the distillation are missing, as in a plain or exported student.
     """
-    file = load_checkpoint_file(checkpoint)
-    if not isinstance(file, dict) or 'state_dict' not in file:
-        raise ValueError(f"{checkpoint} should be a checkpoint with a 'state_dict', but is not")
-    state = file['state_dict']
-    own = {key: value.shape for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    absent = [key for key in own if key not in state]
-    reshaped = [key for key, shape in own.items() if key in state and state[key].shape != shape]
-    unknown = [key for key in state if key not in own]
-    of_student = [key for key in (*absent, *reshaped, *unknown) if not key.startswith(PREFIX)]
-    if of_student or reshaped:
-        raise ValueError(
-            f'{checkpoint} should hold the weights of the student of this config, but these are missing, of another '
-            f'shape or unknown: {", ".join((of_student or reshaped)[:4])}'
-        )
-    if absent and needs_all:
-        raise ValueError(
-            f'{checkpoint} should be a checkpoint of the distillation, with its projections, but lacks {absent[:4]}: '
-            'it is a plain or an exported student. Give the file that the training wrote.'
-        )
-    model.load_state_dict(state, strict=False)
+    weights = weights_of(load_checkpoint_file(checkpoint), checkpoint)
+    fit = load_what_fits(model, weights)
+    if needs_all or fit.reshaped or not all(name.startswith(PREFIX) for name in fit.missing):
+        load_whole(model, weights, checkpoint)
 
 
 def compare(

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.files import write_bytes
+from freekd_mm.files import check_output, write_kept
 from freekd_mm.pages.page import parts, picture, write_page
 from freekd_mm.pictures import png
 from freekd_mm.prompts.prompt_file import use_prompt
@@ -29,6 +29,7 @@ def visualize(
     out: str | Path,
     before: str | Path | None = None,
     entries: Sequence[str] | None = None,
+    force: bool = False,
 ) -> list[Path]:
     """Writes a page (``out`` ends in ``.html``) or a folder of PNG files; returns what was written.
 
@@ -39,25 +40,32 @@ def visualize(
         out: The page or the folder.
         before: ``'init'`` or a checkpoint of the student before the distillation.
         entries: Names of the entries of ``distill`` to show; all by default.
+        force: Replace files that somebody made or edited, and keep them as ``.bak``.
     """
     for file in (checkpoint, *([before] if before and before != INIT else [])):
         if not Path(file).is_file():
             raise FileNotFoundError(f'a checkpoint should be an existing file, but got {str(file)!r}.{_near(file)}')
+    is_page = Path(out).suffix.lower() in ('.html', '.htm')
+    if is_page:
+        check_output(out, [checkpoint, *images], force)
     use_prompt(cfg)
     with quiet():
         views = compare(cfg, checkpoint, read_images(cfg, images), before, entries)
     for seen in views[0][0].entries:
         if seen.masks:
             print_log(f"the weight of the prompt of '{seen.entry}':\n{describe(seen.prompt)}")
-    if Path(out).suffix.lower() in ('.html', '.htm'):
+    if is_page:
         return [_write_page(Path(out), cfg, Path(checkpoint), images, views, before)]
-    written = []
-    for file, (view, first) in zip_equal(images, views):
-        for name, drawn in overviews(view, first):
-            written.append(write_bytes(Path(out) / f'{Path(file).stem}_{name}.png', png(drawn)))
-    if not written:
+    drawn = {
+        Path(out) / f'{Path(file).stem}_{name}.png': overview
+        for file, (view, first) in zip_equal(images, views)
+        for name, overview in overviews(view, first)
+    }
+    if not drawn:
         raise ValueError('there is nothing to show: ' + '; '.join(f'{s.entry}: {s.note}' for s in views[0][0].entries))
-    return written
+    for path in drawn:
+        check_output(path, images, force)
+    return [write_kept(path, png(overview)) for path, overview in drawn.items()]
 
 
 def _near(file: str | Path) -> str:

@@ -10,11 +10,12 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import nn
 
+from freekd_mm.checkpoints.fitting import WeightsMismatchError
 from freekd_mm.checkpoints.sources import fetch, is_here, sha256
 from freekd_mm.engine.data_checks import check_data
 from freekd_mm.prompts.prompt_file import load_prompt
 from freekd_mm.runtime.compatibility import swap_hint, warn_if_swapped
-from freekd_mm.runtime.teacher import WeightsMismatchError, load_weights
+from freekd_mm.runtime.teacher import load_weights
 
 
 def check_inputs(

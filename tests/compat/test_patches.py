@@ -196,6 +196,33 @@ for file in ('a.pth', 'b.pth'):
     assert not reads_its_own or (tmp_path / 'trace').exists(), 'mmengine loads as data: remove load_as_data'
 
 
+def test_what_does_not_fit_still_takes_many_lines(tmp_path):
+    """mmengine's own has a line for each weight; ours loads the same, and has one."""
+    code = """
+import torch
+from mmengine.runner import checkpoint
+state = torch.nn.Sequential(*(torch.nn.Linear(2, size) for size in (3, 4, 5, 2)), torch.nn.Linear(2, 2)).state_dict()
+def fit():
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(4)), torch.nn.Identity(), torch.nn.Linear(1, 1))
+    checkpoint.load_state_dict(model, state)
+    assert torch.equal(model[3].weight, state['3.weight'])
+fit()
+print('-' * 9)
+from freekd_mm.compat import install
+install()
+fit()
+"""
+    answer = run_python(code, tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    theirs, ours = answer.stdout.split('-' * 9)
+    assert theirs.count('size mismatch') == 6
+    assert (
+        '2 of 10 weights of Sequential were loaded; not in the file: 5.weight, 5.bias; of another shape there: '
+        '0.weight, 0.bias, 1.weight, 1.bias, 2.weight, 2.bias; in the file alone: 4.weight, 4.bias' in ours
+    )
+    assert 'size mismatch' not in ours
+
+
 @pytest.mark.skipif(sys.platform == 'win32', reason='needs a limit on the size of files')
 def test_saver_is_still_needed(tmp_path):
     """mmengine alone damages the file that it cannot replace: else the saver should go."""

@@ -88,8 +88,8 @@ def test_wrong_input_is_named(
     torch.save({'state_dict': student_state_dict(load_checkpoint_file(kd.checkpoint)['state_dict'])}, exported)
     cases = {
         (alone.config, alone.checkpoint, image): 'should be a distillation config',
-        (kd.config, exported, image): 'should be a checkpoint of the distillation, with its projections',
-        (kd.config, teacher.checkpoint, image): 'of another shape or unknown: backbone.conv1.weight',
+        (kd.config, exported, image): 'should fit DistilledRetinaNet, but only ',
+        (kd.config, teacher.checkpoint, image): 'other shape: backbone.conv1.weight',
         (kd.config, kd.checkpoint, tmp_path / 'none.png'): 'an image should be an existing file',
         (kd.config, str(kd.checkpoint)[:-1], image): "Did you mean 'epoch_1.pth'?",
         (kd.config, kd.checkpoint, image, '--entries', 'frekd'): "no distill entry 'frekd'; available: freekd",

@@ -1,0 +1,124 @@
+"""Whether the weights in a file are those of a model: one answer for teachers, tests, exports, pictures and resumes."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from freekd_mm.compat.versions import remove_prefix
+
+# With ``allow_mismatch`` at least this share of the weights must come from the file.
+MOST = 0.9
+# Counters, and states that are no weights.
+UNCOUNTED = ('num_batches_tracked', '_extra_state')
+
+
+class WeightsMismatchError(RuntimeError):
+    """A checkpoint does not fit the model."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What of a model's weights a file holds.
+
+    Attributes:
+        model: The class of the model.
+        count: How many weights the model has.
+        missing: Those that the file has not.
+        reshaped: Those of another shape there, both shapes told.
+        unused: Names in the file that the model has not.
+    """
+
+    model: str
+    count: int
+    missing: list[str]
+    reshaped: list[str]
+    unused: list[str]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file has all weights of the model."""
+        return not self.missing and not self.reshaped
+
+    @property
+    def share(self) -> float:
+        """The part of the weights that fits."""
+        return 1 - (len(self.missing) + len(self.reshaped)) / max(self.count, 1)
+
+    def __str__(self) -> str:
+        return f'missing: {some(self.missing)}; other shape: {some(self.reshaped)}'
+
+
+def weights_of(file: Any, source: Any) -> OrderedDict[str, Any]:
+    """Returns the weights in what a checkpoint file held, by the names that the bare model has for them."""
+    state = file.get('state_dict', file.get('model', file)) if isinstance(file, dict) else file
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f'{source} should hold a state_dict, but holds {", ".join(map(str, list(file)[:8]))}')
+    weights = OrderedDict((remove_prefix(key, 'module.'), value) for key, value in state.items())
+    # Old files say their version here; the models rename their keys by it while they load.
+    weights._metadata = getattr(state, '_metadata', {})  # type: ignore[attr-defined]
+    return weights
+
+
+def load_what_fits(model: nn.Module, weights: OrderedDict[str, Any]) -> Fit:
+    """Loads what has the names and shapes of the model's weights.
+
+    Args:
+        model: The built model.
+        weights: See :func:`weights_of`.
+    """
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items() if not key.endswith(UNCOUNTED)}
+    fitting = weights.copy()
+    fitting._metadata = getattr(weights, '_metadata', {})  # type: ignore[attr-defined]
+    reshaped = [
+        f'{key} {own[key]} but {tuple(fitting.pop(key).shape)} in the file'
+        for key in own
+        if key in weights and tuple(weights[key].shape) != own[key]
+    ]
+    keys = model.load_state_dict(fitting, strict=False)
+    absent = {key for key in keys.missing_keys if key in own}
+    missing = sorted(absent - {line.split(' ', 1)[0] for line in reshaped})
+    return Fit(type(model).__name__, len(own), missing, reshaped, list(keys.unexpected_keys))
+
+
+def load_whole(
+    model: nn.Module, weights: OrderedDict[str, Any], source: Any, allow_mismatch: bool | None = None
+) -> Fit:
+    """Loads weights and insists that the file has all of the model's, and no NaN or infinity among them.
+
+    Args:
+        model: The built model.
+        weights: See :func:`weights_of`.
+        source: The file, for the error.
+        allow_mismatch: Accept missing and other shapes while most is covered; None where that is no choice.
+    """
+    fit = load_what_fits(model, weights)
+    if not fit.is_whole:
+        report = f'{source} should fit {fit.model}, but only {fit.share:.0%} of its {fit.count} weights do; {fit}'
+        if not allow_mismatch:
+            offer = allow_mismatch is not None and fit.share >= MOST
+            hint = '; to go on, say allow_mismatch=True' if offer else ''
+            raise WeightsMismatchError(f'{report}. Check that config and checkpoint belong together{hint}.')
+        if fit.share < MOST:
+            raise WeightsMismatchError(f'{report}. allow_mismatch accepts no less than {MOST:.0%}.')
+        print_log(report, 'current', logging.WARNING)
+    broken = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
+    broken += [name for name, value in model.named_buffers() if bool(torch.isnan(value).any())]
+    if broken:
+        raise ValueError(
+            f'{source} should hold finite weights, but NaN or infinity is in {some(broken)}: the training that wrote '
+            'it diverged; take an earlier checkpoint'
+        )
+    return fit
+
+
+def some(names: list[str], most: int = 6) -> str:
+    """Returns the first names and how many there are more."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return (', '.join(names[:most]) or 'none') + more
