@@ -1,6 +1,6 @@
 """Frequency-domain knowledge distillation for MMDetection and MMSegmentation.
 
-This file is read by every Python 3: an environment that is too old gets one line.
+Every Python 3 can read this file: an environment that is too old gets one line.
 """
 
 import sys
@@ -25,7 +25,7 @@ def _too_old() -> 'str | None':
 
 
 def _refuse(line: str) -> None:
-    """Raises ImportError with a line, which is all that is printed where nobody catches it."""
+    """Raises ImportError with one line; only that is printed if nobody catches it."""
     refusal, show = ImportError(line), sys.excepthook
 
     def show_line(kind: type, error: BaseException, trace: 'typing.Any') -> None:

@@ -62,7 +62,7 @@ def lock(file: IO) -> None:
     if fcntl is None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
     try:
-        # lockf, not flock: forked data loading processes would keep the latter.
+        # lockf, not flock: forked data loading processes would keep that one.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -76,13 +76,13 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 
 
 def is_unedited(path: Path) -> bool:
-    """Whether a file is as :func:`write_kept` left it: nobody's work is lost when it is made again."""
+    """Whether a file is as :func:`write_kept` left it: then no work is lost when it is made again."""
     body, found, rest = path.read_bytes().rpartition(MARK) if path.is_file() else (b'', b'', b'')
     return bool(found) and rest.startswith(_digest(body))
 
 
 def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike], force: bool = False) -> None:
-    """Raises before a file is lost.
+    """Raises an error before a file would be lost.
 
     Args:
         path: The file or folder that will be written.
@@ -106,7 +106,7 @@ def make_room(path: Path) -> None:
 
 
 def write_kept(path: Path, content: str | bytes) -> Path:
-    """Writes a file with a mark, so that it may be made again while nobody edits it; keeps what it replaces."""
+    """Writes a file with a mark, so that it may be made again unless a person edits it; keeps what it replaces."""
     make_room(path)
     return write_bytes(path, _marked(path.suffix, content.encode('utf-8') if isinstance(content, str) else content))
 

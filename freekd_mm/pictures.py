@@ -51,7 +51,7 @@ def mask_tiles(image: np.ndarray, groups: Sequence[Tensor], prefix: str = '') ->
     Args:
         image: (H, W, 3), RGB.
         groups: One (T, h, w) per group: the low band, then the details from the finest on.
-        prefix: What the titles begin with.
+        prefix: The beginning of the titles.
     """
     canvas = shrink(image)
     names = ['low band', *(f'details {index}' for index in range(1, len(groups)))]
@@ -103,7 +103,7 @@ def png(picture: np.ndarray) -> bytes:
 
 
 def jpeg(picture: np.ndarray) -> bytes:
-    """Returns the JPEG file of an RGB picture: a tenth of the size of a PNG where there is a photo in it."""
+    """Returns the JPEG file of an RGB picture: a tenth of the size of a PNG if it has a photo in it."""
     import cv2
 
     return cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()

@@ -1,4 +1,4 @@
-"""A progress bar with the time left: redrawn in a terminal, a line every tenth of the way in a log."""
+"""A progress bar with the time left: redrawn in a terminal, one line per tenth in a log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def format_seconds(seconds: float) -> str:
 
 
 class ProgressBar:
-    """Shows how far a loop is; call it with (done, total) after every step.
+    """Shows the progress of a loop; call it with (done, total) after every step.
 
     Args:
         label: What is being done.
@@ -55,7 +55,7 @@ class ProgressBar:
             self._drawn = now
             full = _WIDTH * done // max(total, 1)
             bar = '#' * full + '.' * (_WIDTH - full)
-            # \033[K clears what a longer line left behind.
+            # \033[K clears what is left of a longer line.
             self.stream.write(
                 f'\r{self.label} [{bar}] {done}/{total}, {timing}\033[K' + ('\n' if done >= total else '')
             )

@@ -1,6 +1,6 @@
 """The registries of freekd_mm: children of mmengine's root registries.
 
-mmengine imports ``<scope>.registry`` by itself when a config names ``type='freekd_mm.X'``. The tables below say
+mmengine imports ``<scope>.registry`` when a config names ``type='freekd_mm.X'``. The tables below say
 which module holds ``X``, so a user's config needs no ``custom_imports``, and no other module is imported.
 """
 
@@ -25,7 +25,7 @@ class TableRegistry(Registry):
 
     Args:
         name: Name of the registry, as in mmengine.
-        parent: mmengine's registry of such things.
+        parent: mmengine's registry of them.
         table: The names that each module holds; the modules are written without ``freekd_mm.``.
     """
 
@@ -40,7 +40,7 @@ class TableRegistry(Registry):
         return sorted({*self.modules, *self.module_dict})
 
     def get(self, key: str) -> Any:
-        """Returns what is registered as ``key``, None where there is no such name."""
+        """Returns what is registered as ``key``, None if there is no such name."""
         module = self.modules.get(remove_prefix(key, f'{SCOPE}.'))
         if module is not None:
             import_module(module)

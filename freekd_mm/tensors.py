@@ -33,12 +33,12 @@ def shapes(levels: Sequence[Tensor]) -> str:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Returns ``x`` in float32, or in float64 where it is that already."""
+    """Returns ``x`` in float32, or in float64 if it is that already."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def mean(x: Tensor) -> Tensor:
-    """Returns the mean of ``x``; 0 where ``x`` is empty (a batch of 0)."""
+    """Returns the mean of ``x``; 0 if ``x`` is empty (a batch of 0)."""
     return x.sum() / max(x.numel(), 1)
 
 

@@ -61,7 +61,7 @@ def weights_of(file: Any, source: Any) -> OrderedDict[str, Any]:
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f'{source} should hold a state_dict, but holds {", ".join(map(str, list(file)[:8]))}')
     weights = OrderedDict((remove_prefix(key, 'module.'), value) for key, value in state.items())
-    # Old files say their version here; the models rename their keys by it while they load.
+    # Old files have their version here; the models need it to rename their keys while they load.
     weights._metadata = getattr(state, '_metadata', {})  # type: ignore[attr-defined]
     return weights
 
@@ -119,6 +119,6 @@ def load_whole(
 
 
 def some(names: list[str], most: int = 6) -> str:
-    """Returns the first names and how many there are more."""
+    """Returns the first names and the number of the others."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return (', '.join(names[:most]) or 'none') + more

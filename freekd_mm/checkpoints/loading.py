@@ -1,8 +1,8 @@
 """Loads checkpoints as data: a file from elsewhere never runs code.
 
-PyTorch >= 2.6 refuses everything but tensors by default, also the harmless mmengine and numpy objects in
+PyTorch >= 2.6 refuses everything except tensors by default, also the harmless mmengine and numpy objects in
 the meta of OpenMMLab's files, so that mmengine 0.10.7 cannot resume its own checkpoints; the forks' loader
-answers by falling back to plain unpickling. Here exactly the classes that such files hold are allowed by
+falls back to plain unpickling. Here exactly the classes that such files hold are allowed by
 name, and nothing ever falls back to unpickling.
 """
 
@@ -67,7 +67,7 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu', tru
     Args:
         path: A local file.
         map_location: As for ``torch.load``.
-        trusted: Plain unpickling, which runs whatever the file says, as for the files named to :func:`trust`. Only
+        trusted: Plain unpickling, which runs any code in the file, as for the files named to :func:`trust`. Only
             for a file that you made yourself.
 
     Raises:

@@ -16,9 +16,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Sink:
-    """Takes what ``torch.save`` writes, keeps the first error for later, and counts on.
+    """Takes what ``torch.save`` writes, keeps the first error for later, and continues to count.
 
-    PyTorch's writer answers an error of the file with one of its own that hides the reason.
+    PyTorch's writer replaces an error of the file by its own, which hides the reason.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -41,10 +41,10 @@ class _Sink:
 
 
 def save_atomically(content: Any, path: str | os.PathLike) -> Path:
-    """``torch.save`` that leaves the old file, or the whole new one.
+    """``torch.save`` that leaves either the old file or the whole new one.
 
     Raises:
-        OSError: The disk is full, or the folder cannot be written; the file that was there is intact.
+        OSError: The disk is full, or the folder cannot be written; the old file is intact.
     """
     path = Path(path)
     size = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-# Not a date, which other people's files end with.
+# Not a date, which some file names end with.
 HASH_SUFFIX = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.(?:pth|pt)$')
 
 
@@ -17,7 +17,7 @@ _trusted: set[Path] = set()
 
 
 def trust(*sources: str | os.PathLike) -> None:
-    """Lets these files or URLs, and no others, be unpickled plainly, which runs whatever they say.
+    """Lets these files or URLs, and no others, be unpickled plainly, which runs any code in them.
 
     ``--trust-checkpoint`` of the tools. Only for files that you made yourself.
     """

@@ -11,8 +11,8 @@ __all__ = ['install']
 def install() -> None:
     """Makes the process-wide changes of :data:`freekd_mm.compat.patches.PATCHES`, once.
 
-    The tools, the Python calls, our models and our hooks do it by themselves. ``FREEKD_MM_NO_PATCHES=1`` leaves the
-    changes out, and a line of the log says what then does not hold.
+    The tools, the Python calls, our models and our hooks do it automatically. ``FREEKD_MM_NO_PATCHES=1`` leaves the
+    changes out, and the log says what does not hold then.
     """
     from freekd_mm.compat.patches import install_patches
 

@@ -1,4 +1,4 @@
-"""Importing this module makes the changes of ``patches.py``: one line for a config or script of mmrazor alone."""
+"""Importing this module makes the changes of ``patches.py``: one line for a config or script that uses only mmrazor."""
 
 from __future__ import annotations
 

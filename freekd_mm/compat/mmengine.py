@@ -28,7 +28,7 @@ def load_as_data() -> None:
 
 
 def load_local(filename: str, map_location: Any = None) -> Any:
-    """Loads a file of this machine."""
+    """Loads a local file."""
     return _without_config(load_checkpoint_file(filename, map_location=map_location))
 
 

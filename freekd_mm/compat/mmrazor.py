@@ -3,7 +3,7 @@
 Two things stop it, both at import: ``mmrazor.structures.quantization`` uses quantization internals that
 PyTorch 2.0 removed, and ``mmrazor/__init__.py`` asserts an upper bound on mmcv. A finder on
 ``sys.meta_path`` puts a stand-in in place of the first and satisfies the second. It acts only when
-somebody imports mmrazor, and imports nothing itself.
+mmrazor is imported, and imports nothing itself.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class MMRazorFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Returns the spec of the two modules that need help, None for all others."""
+        """Returns the spec of the two modules that need a change, None for all others."""
         if fullname == QUANTIZATION and (installed_torch() or (0, 0)) >= (2, 0):
             return ModuleSpec(fullname, _QuantizationLoader(), is_package=True)
         if fullname == 'mmrazor':

@@ -27,7 +27,7 @@ class Patch:
         changes: What is changed.
         reason: Why.
         lost: What does not hold without it.
-        until: The test that fails when it is not needed any more.
+        until: The test that fails when the change is no longer needed.
         make: Makes the change.
     """
 
@@ -171,7 +171,7 @@ CHANGES = (
 
 
 def install_patches() -> None:
-    """Makes all :data:`PATCHES`, or says what does not hold without them where :data:`SWITCH` is 1."""
+    """Makes all :data:`PATCHES`, or says what does not hold without them if :data:`SWITCH` is 1."""
     if os.environ.get(SWITCH) == '1':
         lost = '; '.join(patch.lost for patch in PATCHES)
         print_log(f'{SWITCH}=1 leaves out what freekd_mm changes, so: {lost}', 'current', logging.WARNING)

@@ -1,4 +1,4 @@
-"""Adapters between the student's features and the losses; they belong to the distiller, never to the student."""
+"""Adapters between the student's features and the losses; they belong to the distillation, never to the student."""
 
 from __future__ import annotations
 

@@ -81,21 +81,21 @@ class LocalCrossAttention(nn.Module):
     r"""Every pixel of ``guide`` attends to the 3x3 neighbourhood of the same pixel in ``x``.
 
     With the queries q of ``guide``, the keys k and values v of ``x`` (1x1 convolutions without bias), the
-    learnable relative position r and d channels a head:
+    learnable relative position r and d channels per head:
 
     .. math:: y_i = \sum_{j \in 3 \times 3} \mathrm{softmax}_j\big(q_i \cdot (k_{i+j} + r_j) / \sqrt{d}\big)\, v_{i+j}
 
     As in the released code, half of the channels of r depend on the row of j and the other half on
-    its column, and the neighbours beyond the border are zeros that take part in the softmax.
+    its column, and the neighbours beyond the border are zeros that count in the softmax.
 
-    The keys and values are padded once and read through nine shifted views; per head nine scores a pixel
+    The keys and values are padded once and read through nine shifted views. Per head and pixel, nine scores
     are kept, not nine copies of the features.
 
     Args:
         channels: Channels of ``guide``, ``x`` and the output.
-        num_heads: Number of heads; it must divide the channels. With one head a channel the attention is
-            the released code's, which never sums over channels and keeps nine scores a channel.
-        position_std: Deviation of the relative positions to begin with; the released code has 1.
+        num_heads: Number of heads; it must divide the channels. With one head per channel the attention is
+            the released code's, which never sums over channels and stores nine scores per channel.
+        position_std: Initial deviation of the relative positions; the released code has 1.
     """
 
     def __init__(self, channels: int, num_heads: int = 4, position_std: float = 0.02) -> None:
@@ -122,7 +122,7 @@ class LocalCrossAttention(nn.Module):
 
         Args:
             x: Features that are attended to, (N, C, H, W).
-            guide: Features that ask, (N, C, H, W).
+            guide: Features that make the queries, (N, C, H, W).
         """
         query, key, value = self.query(guide), self.key(x), self.value(x)
         with torch.autocast(x.device.type, enabled=False):

@@ -35,8 +35,8 @@ class FAM(nn.Module):
         size: (H, W) of the input, for ``'dense'`` alone.
         high_pass: Cut of the high-pass as a part of the half-width; None switches it off.
         region: Shape of the cut, ``'symmetric'`` or ``'code'`` (the released code's).
-        post: ``'none'``, or ``'bn_relu'`` for the batch norm and ReLU that the released code puts behind FAM.
-            The levels of an FPN are signed; a ReLU there cannot reach the teacher's negative values.
+        post: ``'none'``, or ``'bn_relu'`` for the batch norm and ReLU that the released code puts after FAM.
+            The levels of an FPN are signed; a ReLU there cannot give the teacher's negative values.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FAM(nn.Module):
             region=region,
         )
         self.local = nn.Conv2d(in_channels, out_channels, 1)
-        # Of one element rather than none: FSDP cannot shard scalars.
+        # Of one element, because FSDP cannot shard scalars.
         self.gamma_1 = nn.Parameter(torch.tensor([0.5]))
         self.gamma_2 = nn.Parameter(torch.tensor([0.5]))
         self.post = nn.Sequential(nn.BatchNorm2d(out_channels), nn.ReLU()) if post == 'bn_relu' else nn.Identity()
@@ -80,7 +80,7 @@ class FAM(nn.Module):
 class FAMConnector(nn.Module):
     """Adapts the student's levels by one :class:`FAM` each, to be compared with the teacher's.
 
-    It belongs to the distiller, not to the student: the trained student has no trace of it. The paper
+    It belongs to the distillation, not to the student: the exported student does not contain it. The paper
     compares its output with the teacher's features by the mean squared difference
     (:class:`freekd_mm.losses.FeatureMSELoss`) and warms the weight of that loss up.
 
@@ -89,7 +89,7 @@ class FAMConnector(nn.Module):
 
     Args:
         in_channels: Channels of the student's levels, one integer for all or one per level.
-        out_channels: Channels of the teacher's levels, likewise.
+        out_channels: Channels of the teacher's levels, in the same form.
         num_levels: Number of levels; None takes the length of the channels, or 1.
         mode: ``'lowrank'``, ``'depthwise'`` or ``'dense'``, see :class:`freekd_mm.frequency.SpectralFilter2d`.
         rank: See :class:`FAM`.

@@ -26,7 +26,7 @@ def per_level(what: str, value: int | Sequence[int], num_levels: int) -> tuple[i
 
 
 def count_levels(num_levels: int | None, *channels: int | Sequence[int]) -> int:
-    """Returns ``num_levels``, or where it is None the length of the first sequence of channels, else 1."""
+    """Returns ``num_levels``, or if it is None the length of the first sequence of channels, else 1."""
     if num_levels is not None:
         check_positive('num_levels', num_levels, integer=True)
         return num_levels

@@ -27,7 +27,7 @@ class ReviewFusion(nn.Module):
         channels: Channels of this level.
         deeper_channels: Channels of the deeper level's result.
         num_heads: Heads of the attention, see :class:`FAMReviewConnector`.
-        variant: ``'ours'`` or ``'code'``, likewise.
+        variant: ``'ours'`` or ``'code'``, see there.
     """
 
     def __init__(self, channels: int, deeper_channels: int, num_heads: Heads, variant: Variant) -> None:
@@ -58,26 +58,26 @@ class ReviewFusion(nn.Module):
 class FAMReviewConnector(FAMConnector):
     """Adapts the student's levels by knowledge review with :class:`freekd_mm.connectors.FAM`.
 
-    From the deepest level up: the deeper result, upsampled to this level's size, asks this level's 3x3
+    From the deepest level up: the deeper result, upsampled to this level's size, attends to this level's 3x3
     neighbourhoods (local cross attention with relative positions); the fused features go up to the next
     level, and through this level's FAM to the loss. The deepest level has nothing to fuse.
 
-    FAM-KD's, as its released code has it: the top-down order, queries from the deeper result, keys and
-    values from this level, nearest-neighbour upsampling, fused features (before FAM) going up, one FAM a
-    level. ``variant='code'`` is the released code in all else as well: a softmax for each channel, relative
-    positions of deviation 1, batch norm and ReLU where the channels of two levels differ and behind FAM, its
-    high-pass and its initial values. With ``mode='dense'`` it is that code to the letter, for one input size.
+    From FAM-KD's released code: the top-down order, queries from the deeper result, keys and
+    values from this level, nearest-neighbour upsampling, fused features (before FAM) going up, one FAM per
+    level. ``variant='code'`` follows the released code in everything else too: a softmax per channel, relative
+    positions of deviation 1, batch norm and ReLU where the channels of two levels differ and after FAM, its
+    high-pass and its initial values. With ``mode='dense'`` it computes exactly what that code does, for one input size.
 
     Args:
         in_channels: Channels of the student's levels, finest first; one integer for all or one per level.
-        out_channels: Channels of the teacher's levels, likewise.
+        out_channels: Channels of the teacher's levels, in the same form.
         num_levels: Number of levels; None takes the length of the channels, or 1.
         mode: ``'lowrank'``, ``'depthwise'`` or ``'dense'``, see :class:`freekd_mm.frequency.SpectralFilter2d`.
         num_heads: Heads of the attention; they must divide the channels of every level but the deepest.
-            ``'channels'``: one a channel. None: four, or two or one where four do not divide; with
-            ``variant='code'`` one a channel.
+            ``'channels'``: one per channel. None: four, or two or one if four do not divide; with
+            ``variant='code'`` one per channel.
         variant: ``'ours'``: heads with a scaled dot product, a plain 1x1 convolution between levels. ``'code'``:
-            see above; sets ``post`` and ``region`` where they are not given.
+            see above; sets ``post`` and ``region`` unless they are given.
         fam: Every other option of :class:`freekd_mm.connectors.FAMConnector`.
     """
 

@@ -16,20 +16,20 @@ from freekd_mm.datasets.textures import Field, Rng, ground_pattern, light, rando
 SPLITS: tuple[str, ...] = ('train', 'val')
 MIN_SIZE = 48
 
-# Share of an object that later ones must leave in sight.
+# Share of an object that later ones must leave visible.
 _MIN_VISIBLE = 0.55
 _TRIES = 8
 _NO_INSTANCE = -1
 
 
 class Scene(NamedTuple):
-    """One picture and what is to be seen in it.
+    """One picture and what is visible in it.
 
     Attributes:
         image: (size, size, 3), uint8, in OpenCV's order blue, green, red.
         labels: (size, size), uint8, places in :data:`CLASSES`, or 255 for objects of no class.
         instances: (size, size), int16, places in ``classes``, or -1.
-        classes: For each instance its place in :data:`THINGS`. Every instance has pixels in sight.
+        classes: For each instance its place in :data:`THINGS`. Every instance has visible pixels.
     """
 
     image: NDArray[np.uint8]
@@ -101,7 +101,7 @@ class _Canvas:
 
 
 def render_scene(seed: int, index: int, split: str = 'train', size: int = 160) -> Scene:
-    """Draws one scene; the same arguments give the same scene, whatever was drawn before.
+    """Draws one scene; the same arguments give the same scene, no matter what was drawn before.
 
     Args:
         seed: Seed of the data set.

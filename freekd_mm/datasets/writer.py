@@ -35,13 +35,13 @@ def write_scenes(
     """Writes the data set to ``root`` unless it is there; one call serves detection and segmentation.
 
     COCO: ``annotations/instances_{train,val}2017.json``, ``{train,val}2017/*.png``; boxes around, and RLE masks
-    of, what is in sight. Cityscapes: ``leftImg8bit/{train,val}/<city>/*_leftImg8bit.png`` and
+    of, what is visible. Cityscapes: ``leftImg8bit/{train,val}/<city>/*_leftImg8bit.png`` and
     ``gtFine/{train,val}/<city>/*_gtFine_labelTrainIds.png`` (255 is ignored).
 
     The folder appears when it is complete; ``scenes.json`` in it says what was asked for.
 
     Args:
-        root: Folder to write to. It must be absent, empty, or made by the same call before.
+        root: Folder to write to. It must be new, empty, or made by the same call before.
         num_train: Number of training pictures.
         num_val: Number of validation pictures.
         size: Width and height in pixels.

@@ -1,1 +1,1 @@
-"""The demo: the whole way from a teacher to an exported student, through the ordinary tools."""
+"""The demo: all steps from a teacher to an exported student, with the ordinary tools."""

@@ -18,7 +18,7 @@ from freekd_mm.report.metrics import main_metrics
 from freekd_mm.text import table
 from freekd_mm.wizard.methods import METHODS, parse_methods
 
-# Stage 1 on the toy data: short, and its share of the demo's minutes is small.
+# Stage 1 on the toy data: short, so that it takes little of the demo's time.
 PROMPT_ITERATIONS = 100
 #: Pictures with the predictions of all models.
 PICTURES = 4

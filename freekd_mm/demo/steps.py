@@ -1,4 +1,4 @@
-"""One step of the demo: an ordinary tool in a process of its own, with a progress bar, run once."""
+"""One step of the demo: an ordinary tool in its own process, with a progress bar, run once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Step:
         name: Name of the step and of its log.
         label: What is printed about it.
         command: The command line, which anyone can run by hand.
-        work_dir: Of a training: its log tells how far it is.
-        iterations: Of a training: iterations until it is done.
+        work_dir: For a training: its log shows the progress.
+        iterations: For a training: its iterations.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Step:
 
 
 class Steps:
-    """Runs the steps of a demo; what is done stays done.
+    """Runs the steps of a demo; finished steps are not repeated.
 
     Args:
         root: The repository: the tools run there.
@@ -48,7 +48,7 @@ class Steps:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, *steps: Step) -> None:
-        """Runs steps side by side, the cores shared among them, but for those that are done."""
+        """Runs the steps that are not done yet side by side, and shares the cores among them."""
         waiting = [step for step in steps if not self._marker(step).is_file()]
         if not waiting:
             return

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: nothing old goes before the new is safe, and a resume takes the newest that is whole."""
+"""Safe checkpoints: old ones go only after the new one is safe, and a resume takes the newest whole one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REQUIRED = ('meta', 'state_dict', 'message_hub')
 
 
 class SafeCheckpointMixin:
-    """Order of things for a hook like mmengine's: write, point to it, and only then remove what is outdated."""
+    """The order for a hook like mmengine's: write, point to the new file, and only then remove old ones."""
 
     def before_run(self: Any, runner: Runner) -> None:
         """Checkpoints are written whole from here on."""
@@ -72,7 +72,7 @@ class SafeCheckpointMixin:
             (Path(runner.work_dir) / INTERRUPTED).unlink(missing_ok=True)
 
     def _outdated(self: Any, step: int) -> list[str]:
-        """Returns the checkpoints that ``max_keep_ckpts`` has no place for, and remembers the new one."""
+        """Returns the checkpoints that are more than ``max_keep_ckpts``, and remembers the new one."""
         if self.max_keep_ckpts <= 0 or (self.keep_ckpt_ids and self.keep_ckpt_ids[-1] == step):
             return []
         kept = [number for number in self.keep_ckpt_ids if number != step]
@@ -124,7 +124,7 @@ def _remove(backend: Any, paths: Sequence[str]) -> None:
 
 @HOOKS.register_module()
 class SafeCheckpointHook(SafeCheckpointMixin, CheckpointHook):
-    """mmengine's ``CheckpointHook``, safe at every moment; ``tools/train.py`` puts it in its place by itself."""
+    """mmengine's ``CheckpointHook``, safe at every moment; ``tools/train.py`` uses it in every training."""
 
 
 @cache
@@ -176,11 +176,11 @@ class ResumePoint:
 
 
 def read_resume_point(path: str | os.PathLike) -> ResumePoint:
-    """Reads a checkpoint whole and returns what a resume has to know.
+    """Reads a whole checkpoint and returns what a resume needs.
 
     Raises:
         RuntimeError: It is damaged.
-        ValueError: It is no training checkpoint.
+        ValueError: It is not a training checkpoint.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -195,7 +195,7 @@ def read_resume_point(path: str | os.PathLike) -> ResumePoint:
 
 
 def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | None = None) -> ResumePoint | None:
-    """Returns where to go on.
+    """Returns the checkpoint to continue from.
 
     Args:
         resume: A checkpoint, or ``'auto'`` for the newest in the work directory that is whole.
@@ -203,10 +203,10 @@ def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | Non
         hook: Config of the checkpoint hook, for its ``filename_tmpl`` and ``out_dir``.
 
     Returns:
-        None where ``'auto'`` finds no checkpoint at all.
+        None if ``'auto'`` finds no checkpoint at all.
 
     Raises:
-        RuntimeError: There are checkpoints, but none is whole.
+        RuntimeError: There are checkpoints, but all are damaged.
     """
     if resume != 'auto':
         return read_resume_point(_existing(resume, Path(work_dir)))
@@ -250,7 +250,7 @@ def hook_of(cfg: Any) -> dict:
 def checkpoints_in(work_dir: Path, hook: dict) -> list[Path]:
     """Returns the checkpoints in the folders of a run, from the last written on.
 
-    Numbers say less than times: the folder may hold files of an earlier run that got further.
+    Times count, not numbers: the folder may hold files of an earlier run that got further.
     """
     names = {*NAMES, INTERRUPTED, hook.get('filename_tmpl') or NAMES[0]}
     patterns = [re.escape(name).replace(re.escape('{}'), r'\d+') for name in names]

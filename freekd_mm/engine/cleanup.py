@@ -1,4 +1,4 @@
-"""What a run leaves in its process, and the next run must not find."""
+"""Cleans up what a run leaves in its process, so that the next run does not find it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def clean_up(runner: Any) -> None:
 
 
 def _forget(visualizer: Any) -> None:
-    """Lets the next run of this process have a visualizer of its own.
+    """Lets the next run of this process have its own visualizer.
 
     mmengine finds visualizers by name, and nearly all configs call theirs the same: stage 2 would log into the
     folder of stage 1, and a second evaluation into that of the first, which may be gone.
@@ -26,7 +26,7 @@ def _forget(visualizer: Any) -> None:
 
 
 def _end_workers(loop: Any) -> None:
-    """Ends the workers of a loop that was built; left to the garbage collector, each would take 5 s to end."""
+    """Ends the workers of a loop that was built; the garbage collector would take 5 s for each."""
     # An iterator of a loop by iterations ends its workers when nothing refers to it.
     getattr(loop, '__dict__', {}).pop('dataloader_iterator', None)
     iterator = getattr(getattr(loop, 'dataloader', None), '_iterator', None)

@@ -1,4 +1,4 @@
-"""What a config says about data files, held against the files: before anything is built, trained or written."""
+"""Compares what a config says about data files with the files, before anything is built, trained or written."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ SAMPLE = 50
 
 
 def check_files(cfg: Config) -> None:
-    """Raises for data files and folders that are not there."""
+    """Raises an error for data files and folders that do not exist."""
     for name, dataset in _local_datasets(cfg):
         places = _places(dataset)
         for key, path in ((key, Path(place)) for key, place in places.items()):
-            # A prefix may be the beginning of file names: then its folder has to be there.
+            # A prefix may be the beginning of file names: then its folder must exist.
             if path.exists() or (key != 'ann_file' and not places[key].endswith('/') and path.parent.is_dir()):
                 continue
             raise FileNotFoundError(f'{key} of {name} should be there, but got {str(path)!r}; {_nearest(path)}')
 
 
 def check_data(cfg: Config) -> None:
-    """Raises for data that cannot be trained on: files missing, broken or empty, classes that match nothing."""
+    """Raises an error for data that cannot train: missing, broken or empty files, classes that match nothing."""
     check_files(cfg)
     for name, dataset in _local_datasets(cfg):
         kind = _kind(dataset, cfg.get('default_scope'))
@@ -83,7 +83,7 @@ def _places(dataset: dict) -> dict[str, str]:
 
 
 def _nearest(path: Path) -> str:
-    """Says how much of a path exists, and what is there instead."""
+    """Says which part of a path exists, and what is there."""
     parent = path
     while not parent.exists():
         missing, parent = parent.name, parent.parent
@@ -95,7 +95,7 @@ def _nearest(path: Path) -> str:
 
 
 def _kind(dataset: dict, scope: str | None) -> Any:
-    """Returns the class of a data set, None where it is of a package or module that is not here."""
+    """Returns the class of a data set, None if its package or module is not installed."""
     kind = dataset.get('type')
     if not isinstance(kind, str):
         return kind
@@ -140,7 +140,7 @@ def _check_coco(name: str, path: Path, classes: Sequence[str], folder: Path | No
 
 
 def _check_label_maps(name: str, dataset: dict, kind: Any, places: dict[str, Path]) -> None:
-    """Looks for the label maps of a segmentation data set, which are named as its images but for the suffix."""
+    """Looks for the label maps of a segmentation data set, which have the names of its images with another suffix."""
     options = inspect.signature(kind).parameters if kind is not None else {}
 
     def suffix(key: str, default: str) -> str:
@@ -159,7 +159,7 @@ def _check_label_maps(name: str, dataset: dict, kind: Any, places: dict[str, Pat
 
 
 def _check_sample(name: str, files: Sequence[Path], what: str) -> None:
-    """Raises where some of a sample of files are missing."""
+    """Raises an error if some of a sample of files are missing."""
     sample = files[:: max(1, len(files) // SAMPLE)][:SAMPLE]
     missing = [path for path in sample if not path.is_file()]
     if missing:

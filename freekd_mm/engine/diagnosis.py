@@ -19,7 +19,7 @@ ENTRY_TERM = re.compile(r'^distill\.(?P<entry>\w+)\.(?P<term>.+)$')
 
 
 def diagnose(model: nn.Module, losses: dict[str, Any], batch: Any) -> str:
-    """Returns sentences that name what is not finite: losses, features, images, or gradients; '' for nothing.
+    """Returns sentences that name what is not finite: losses, features, images, or gradients; '' if all is finite.
 
     Args:
         model: The student, its gradients computed.

@@ -14,7 +14,7 @@ from mmengine.model import is_model_wrapper
 
 
 def unwrapped_model(runner: Any) -> Any:
-    """Returns the model of a runner without what wraps it for several processes."""
+    """Returns the model of a runner without its wrapper for several processes."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
@@ -24,7 +24,7 @@ def prepare_cpu_processes(cfg: Config) -> None:
     mmengine 0.10.7 sets a CUDA device for each process, and gives DDP and FSDP its number.
 
     Args:
-        cfg: The config to run; what wraps its model is completed in place.
+        cfg: The config to run; the wrapper of its model is completed in place.
     """
     if cfg.get('launcher') != 'pytorch' or get_device() != 'cpu':
         return
@@ -39,7 +39,7 @@ def prepare_cpu_processes(cfg: Config) -> None:
 
 
 def _without_devices(wrapper: dict | None, kind: str, defaults: dict | None = None) -> dict[str, Any]:
-    """Returns the wrapper's config with the device of each process left open, where it is the usual wrapper."""
+    """Returns the wrapper's config without the device of each process, if it is the usual wrapper."""
     wrapper = {'type': kind, **(wrapper or {})}
     if wrapper['type'] == 'MMDistributedDataParallel':
         return {**(defaults or {}), **wrapper, 'device_ids': None}

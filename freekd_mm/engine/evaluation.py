@@ -53,7 +53,7 @@ def evaluate(
     """Evaluates a checkpoint and returns the metrics.
 
     Args:
-        cfg: The training config; of a distilled student or plain.
+        cfg: The training config; of a distilled or a plain student.
         checkpoint: Checkpoint written in training, or an exported student.
         result: JSON file for the metrics, with the checkpoint and the first digits of its SHA-256; the same is written
             to ``<work_dir>/test/<timestamp>/result.json``.
@@ -90,7 +90,7 @@ def evaluate(
     finally:
         clean_up(runner)
     if is_main_process():
-        # A number without the file that it is of would be credited to another one.
+        # A number without its file would be credited to another one.
         content = {**metrics, 'checkpoint': str(checkpoint), 'sha256': short_hash(fetch(checkpoint))}
         for file in [Path(runner.log_dir) / RESULT, *([Path(result)] if result else [])]:
             # Evaluators return NumPy numbers, too.

@@ -1,10 +1,10 @@
-"""Resumes that end where an uninterrupted run ends.
+"""Resumes with the same end as a run without a stop.
 
-mmengine saves neither the random states nor the place in an epoch, and workers that live on from epoch to epoch
-keep states that nobody can read. So instead of saving states, every source of random numbers gets a seed that
+mmengine saves neither the random states nor the place in an epoch, and workers that stay alive from epoch to epoch
+have states that nobody can read. So no states are saved. Every source of random numbers gets a seed that
 follows from the run's seed and the place in the run: the training step from its iteration, and each sample that is
 loaded from the number of its batch. A resume then has the right numbers wherever it starts, with any number of
-workers, and skips the batches behind it without loading them.
+workers, and skips the batches before it without loading them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ GRADIENTS = 'accumulated_gradients'
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Seeds every step by its place, notes the place in checkpoints, and goes on there.
+    """Seeds every step by its place, stores the place in checkpoints, and continues there.
 
-    :meth:`prepare` has to be called before the runner trains; ``tools/train.py`` does it for every config.
+    Call :meth:`prepare` before the runner trains; ``tools/train.py`` does it for every config.
     """
 
     # First, so that what other hooks draw follows from the seed.
@@ -97,7 +97,7 @@ class ExactResumeHook(Hook):
             loop.run_iter = lambda idx, data_batch: run_iter(idx + self._offset, data_batch)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Gives the pass through the data the number of the epoch."""
+        """Gives the number of the epoch to the pass through the data."""
         seeded = self._seeded(runner)
         if seeded is not None and isinstance(runner.train_loop, EpochBasedTrainLoop):
             seeded.number = runner.epoch
@@ -123,14 +123,14 @@ class ExactResumeHook(Hook):
         seed_all(place_seed(self._seed(runner), EVALUATION, runner.iter))
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """A checkpoint from here on knows of the evaluation."""
+        """Checkpoints from here on know of the evaluation."""
         self.evaluated = True
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Notes the place."""
         checkpoint['meta']['freekd_mm'] = {'batches': self.batches, 'evaluated': self.evaluated}
         if 'optimizer' in checkpoint and not gradients_are_used(runner):
-            # Of several processes each has its own, until they add them up in the step.
+            # Several processes have one each, until they add them up in the step.
             checkpoint[GRADIENTS] = {
                 name: parameter.grad.cpu()
                 for name, parameter in unwrapped_model(runner).named_parameters()
@@ -139,16 +139,16 @@ class ExactResumeHook(Hook):
 
 
 def gradients_are_used(runner: Runner) -> bool:
-    """Whether no gradients wait to be added to, as they do within ``accumulative_counts`` steps."""
+    """Whether no gradients are waiting for more, as they do within ``accumulative_counts`` steps."""
     wrapper: Any = runner.optim_wrapper
     parts = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
     return all(part.should_update() for part in parts)
 
 
 class PendingEvaluationHook(Hook):
-    """Makes up for an evaluation that should have followed the checkpoint, when everything else is ready to train.
+    """Runs the evaluation that should have followed the checkpoint, when everything else is ready to train.
 
-    Best checkpoints, schedules that look at a metric, and the last result of a run depend on it.
+    Best checkpoints, schedules that follow a metric, and the last result of a run depend on it.
 
     Args:
         place: Knows where the run resumes.
@@ -158,7 +158,7 @@ class PendingEvaluationHook(Hook):
         self.place = place
 
     def before_train(self, runner: Runner) -> None:
-        """Evaluates, where it is due and was not done."""
+        """Evaluates, if it is due and was not done."""
         point = self.place.point
         if point is not None and not point.evaluated and _evaluation_is_due(runner, point):
             print_log('the evaluation behind the checkpoint was not finished, and comes first', 'current')

@@ -1,4 +1,4 @@
-"""Processes of one run that fail together: each ends with the error of the one that failed first."""
+"""Processes of one run fail together: each ends with the error of the process that failed first."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class OtherProcessError(RuntimeError):
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Tells the other processes about an error, or says which of them had one first.
+    """Tells the other processes about an error, or says which of them had an error first.
 
-    A process that fails leaves the others with a closed connection, and their messages with nothing to go by.
+    When a process fails, the others only see a closed connection, and their messages cannot name the cause.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def failing_together() -> Iterator[None]:
 
 
 def _first_failure(error: Exception) -> str | None:
-    """Returns what another process said before, else leaves this error for the others."""
+    """Returns what another process said before, or stores this error for the others."""
     if get_world_size() == 1:
         return None
     own = f'process {dist.get_rank()} on {socket.gethostname()} failed: {type(error).__name__}: {error}'[:LENGTH]
@@ -49,7 +49,7 @@ def _first_failure(error: Exception) -> str | None:
 
 
 def check_equal_steps(steps: int) -> None:
-    """Raises on every process unless all have the same number of steps in an epoch: else the last ones wait forever."""
+    """Raises an error on every process unless all have as many steps in an epoch: some would wait forever."""
     if get_world_size() == 1:
         return
     counts: list[Any] = [None] * dist.get_world_size()

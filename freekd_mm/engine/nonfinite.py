@@ -33,19 +33,19 @@ class NonFiniteError(RuntimeError):
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Looks at the loss and the gradients before each step of the optimizer, so that no weight is ever damaged.
+    """Looks at the loss and the gradients before each step of the optimizer, so that no weight is damaged.
 
     The error or warning names what is not finite: the entries of the distillation with level and band, the
     student's own losses, the features of student and teacher, the iteration, and the images.
 
-    Under mixed precision a gradient that overflows is no matter: the loss scale is lowered and the step repeated
-    with the next batch. A loss that is not finite counts as an overflow as well, until it happens ``patience``
-    times in a row. Every process of a run sees the same gradients and decides in the same way.
+    In mixed precision a gradient may overflow: the loss scale is lowered and the step repeated
+    with the next batch. A loss that is not finite counts as an overflow too, until it happens ``patience``
+    times in a row. Every process of a run sees the same gradients and decides the same.
 
     Args:
-        policy: ``'error'`` ends the run; ``'skip'`` leaves out the step, and the statistics that the batch left in
+        policy: ``'error'`` ends the run; ``'skip'`` leaves out the step, and its effect on the statistics of
             batch norms.
-        patience: How many steps in a row may be skipped, or overflow under mixed precision.
+        patience: How many steps in a row may be skipped, or overflow in mixed precision.
     """
 
     priority = 'VERY_HIGH'
@@ -99,7 +99,7 @@ class NonFiniteHook(Hook):
         wrapper.backward, wrapper.step = guarded_backward, guarded_step
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Keeps what a damaged step would spoil."""
+        """Stores what a damaged step would change."""
         self._batch = data_batch
         if self._statistics:
             with torch.no_grad():
@@ -108,7 +108,7 @@ class NonFiniteHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Lets go of the batch."""
+        """Releases the batch."""
         self._losses, self._batch = {}, None
 
     def _may_step(self, runner: Runner, wrapper: Any) -> bool:
@@ -139,7 +139,7 @@ class NonFiniteHook(Hook):
                 now.copy_(kept)
 
     def _find(self, runner: Runner) -> str:
-        """Returns what is not finite, on whichever process."""
+        """Returns what is not finite, on any process."""
         found = diagnose(unwrapped_model(runner), self._losses, self._batch)
         everywhere: list[Any] = [found]
         if get_world_size() > 1:
@@ -156,7 +156,7 @@ def _detached(value: Any) -> Any:
 
 
 def _is_scaled(wrapper: Any) -> bool:
-    """Whether a loss scaler looks at the gradients by itself, as in mixed precision."""
+    """Whether a loss scaler checks the gradients itself, as in mixed precision."""
     scaler = getattr(wrapper, 'loss_scaler', None)
     return scaler is not None and scaler.is_enabled()
 
@@ -172,7 +172,7 @@ def _gradients_are_finite(optimizer: torch.optim.Optimizer) -> Tensor:
 
 
 def _all_processes(finite: Tensor) -> bool:
-    """Returns whether all is finite on every process: they have to decide alike."""
+    """Returns whether all is finite on every process: they must decide the same."""
     if get_world_size() > 1:
         number = finite.int()
         dist.all_reduce(number, op=dist.ReduceOp.MIN)

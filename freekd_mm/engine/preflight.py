@@ -1,4 +1,4 @@
-"""What can be known to be wrong before anything is built or trained."""
+"""Finds errors that are visible before anything is built or trained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from freekd_mm.runtime.config import is_distilled
 
 
 def check_config(cfg: Config) -> None:
-    """Raises for misspelt options of our parts, and for data files that are not there."""
+    """Raises an error for misspelt options of our parts, and for data files that do not exist."""
     if is_distilled(cfg.model):
         check_component(cfg.model, 'model', MODELS, OUR_MODELS)
     for hook in cfg.get('custom_hooks') or []:
@@ -29,7 +29,7 @@ def check_config(cfg: Config) -> None:
 
 
 def compare_classes(runner: Any) -> None:
-    """Compares the classes of the training data with the teacher's, where there is a teacher.
+    """Compares the classes of the training data with the teacher's, if there is a teacher.
 
     Args:
         runner: A runner that has not trained yet, its training data loader built.

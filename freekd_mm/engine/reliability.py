@@ -1,4 +1,4 @@
-"""Makes any config train reliably: what ``tools/train.py`` adds to the runner by itself."""
+"""Makes any config train reliably: what ``tools/train.py`` adds to the runner."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from freekd_mm.prompts.prompt_file import NAME
 
 @dataclass(frozen=True)
 class Reliability:
-    """``reliability = dict(...)`` of a config; nothing has to be set.
+    """``reliability = dict(...)`` of a config; all options have defaults.
 
     Attributes:
-        nonfinite: What a loss or gradient that is not finite does: ``'error'``, ``'skip'`` or ``'ignore'``.
-        patience: How many steps in a row may be skipped, or overflow under mixed precision.
+        nonfinite: What happens if a loss or gradient is not finite: ``'error'``, ``'skip'`` or ``'ignore'``.
+        patience: How many steps in a row may be skipped, or overflow in mixed precision.
         exact_resume: Seed each step and sample by its place in the run, so that resumes are exact.
         graceful_stop: Save and exit on SIGTERM.
     """
@@ -97,7 +97,7 @@ def _own(runner: Any, hook: Any) -> Any:
 
 
 def resume_from(cfg: Config, resume: str) -> ResumePoint | None:
-    """Finds where to go on, and sets the config so that mmengine goes on there.
+    """Finds the checkpoint to continue from, and sets the config so that mmengine continues there.
 
     Args:
         cfg: The config.
@@ -112,6 +112,6 @@ def resume_from(cfg: Config, resume: str) -> ResumePoint | None:
     if point is not None:
         cfg.load_from = point.path
         if point.seed is not None:
-            # Also where the config leaves it to chance: samplers are built before the checkpoint is loaded.
+            # Also if the config does not fix it: samplers are built before the checkpoint is loaded.
             cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': point.seed}
     return point

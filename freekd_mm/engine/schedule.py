@@ -20,7 +20,7 @@ DECAYS = ('constant', 'linear', 'cosine')
 class DistillScheduleHook(Hook):
     """Scales the distillation losses: linear warm-up, then constant or decaying, then off.
 
-    The factor depends on the iteration alone, so that a resumed run goes on with the right one. While it is
+    The factor depends on the iteration alone, so that a resumed run continues with the right one. While it is
     zero, the teacher does not run.
 
     Args:

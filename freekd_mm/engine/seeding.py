@@ -1,4 +1,4 @@
-"""Random numbers that follow from the place in a run, and from nothing that happened before."""
+"""Random numbers that depend only on the place in a run, not on what happened before."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SeededBatch(list):
 
 
 class SeededBatches:
-    """Gives each batch of a batch sampler its seed, and starts in the middle where a resume does.
+    """Gives each batch of a batch sampler its seed, and starts in the middle for a resume.
 
     Args:
         batches: The batch sampler.
@@ -55,7 +55,7 @@ class SeededBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[SeededBatch]:
-        # Nothing counts before a batch is taken: PyTorch makes an iterator more than it uses.
+        # Count only when a batch is taken: PyTorch makes one iterator more than it uses.
         batches, done = iter(self.batches), 0
         while self.skip:
             if next(batches, None) is not None:
@@ -80,7 +80,7 @@ class SeededBatches:
 
 
 class ExactLoader(DataLoader):
-    """A data loader whose samples depend on their place in the run alone.
+    """A data loader whose samples depend only on their place in the run.
 
     Made from a built one by :func:`make_exact`, so that sampler, workers and collation are the config's.
     """
@@ -97,7 +97,7 @@ class ExactLoader(DataLoader):
 
 
 def make_exact(loader: DataLoader, seed: int) -> bool:
-    """Turns a data loader into an :class:`ExactLoader`, in place; returns whether it could be."""
+    """Turns a data loader into an :class:`ExactLoader`, in place; returns whether that was possible."""
     if type(loader) is not DataLoader or loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
         return False
     dataset: Any = loader.dataset
@@ -107,7 +107,7 @@ def make_exact(loader: DataLoader, seed: int) -> bool:
         return False
     loader.__class__ = ExactLoader
     loader.seeded = SeededBatches(loader.batch_sampler, seed)
-    # Else each pass takes a number from the stream of the training.
+    # Otherwise each pass takes a number from the stream of the training.
     loader.generator = torch.Generator()
     return True
 

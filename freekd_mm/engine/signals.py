@@ -1,4 +1,4 @@
-"""A run that is asked to stop: it finishes its step, saves, and says so with its exit status."""
+"""A run that is asked to stop finishes its step, saves, and reports it with its exit status."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ if hasattr(os, 'register_at_fork'):  # Windows forks no processes
 
 @HOOKS.register_module()
 class GracefulStopHook(Hook):
-    """Answers SIGTERM: finishes the iteration, writes a checkpoint, and exits with status 143.
+    """Handles SIGTERM: finishes the iteration, writes a checkpoint, and exits with status 143.
 
     Schedulers send SIGTERM before they end a job. The checkpoint, ``interrupted.pth``, is one to resume from
     exactly; the next regular one replaces it. A second SIGTERM ends the process at once.
 
-    All processes of a run stop behind the same iteration, whenever each of them got the signal.
+    All processes of a run stop after the same iteration, no matter when each of them got the signal.
     """
 
-    # Behind the schedulers, the moving average and the regular checkpoint of the same iteration.
+    # After the schedulers, the moving average and the regular checkpoint of the same iteration.
     priority = 'LOWEST'
 
     def __init__(self) -> None:
@@ -88,12 +88,12 @@ class GracefulStopHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Stops behind the iteration, once accumulated gradients have been used."""
+        """Stops after the iteration, when accumulated gradients have been used."""
         if self._all_asked() and gradients_are_used(runner):
             self._stop(runner, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Stops within an evaluation, which a resume begins anew. Several processes finish it first."""
+        """Stops within an evaluation, which a resume starts again. Several processes finish it first."""
         if self.asked and self._group is None and gradients_are_used(runner):
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):  # the evaluation had exchanged the weights
@@ -127,7 +127,7 @@ class GracefulStopHook(Hook):
 
 
 def init_worker(init: Callable[[int], None] | None, worker: int) -> None:
-    """Lets a data loading process live on when the whole process group is told to stop: the last steps need it.
+    """Keeps a data loading process alive when the whole process group is told to stop: the last steps need it.
 
     Args:
         init: The initialisation of the config.
@@ -141,7 +141,7 @@ def init_worker(init: Callable[[int], None] | None, worker: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent terminates it, and for nobody else."""
+    """Ends this process only when its parent terminates it."""
     while True:
         # A timeout, since a parent that was killed terminates nobody.
         sent = signal.sigtimedwait([signal.SIGTERM], 1.0)

@@ -1,4 +1,4 @@
-"""Runs a training config, with the prompt stage before it where a config asks for one."""
+"""Runs a training config, with the prompt stage before it if a config asks for one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPTIONS = ('cfg_path', 'file')
 
 
 def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None) -> Any:
-    """Trains by a config; stage 1 runs first where its prompt file is not there yet.
+    """Trains a config; stage 1 runs first if its prompt file does not exist yet.
 
     Args:
         cfg: A config of mmdet, mmseg or freekd_mm. ``frequency_prompt = dict(cfg_path=..., file=...)`` names the
@@ -38,7 +38,7 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: s
 
 
 def ensure_prompt(stage1: dict, cfg: Config) -> None:
-    """Trains the frequency prompt of the teacher unless there is one; the config then names it by its whole path."""
+    """Trains the frequency prompt of the teacher unless there is one; then sets its full path in the config."""
     if sorted(stage1) != sorted(OPTIONS):
         raise ValueError(f'{NAME} should be a dict of {" and ".join(OPTIONS)}, but got {stage1!r}')
     found = use_prompt(cfg)
@@ -64,7 +64,7 @@ def ensure_prompt(stage1: dict, cfg: Config) -> None:
 
 
 def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None) -> Any:
-    """Trains by a config, without a stage before it."""
+    """Trains a config, without a stage before it."""
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 

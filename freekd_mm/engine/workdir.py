@@ -1,4 +1,4 @@
-"""One run a work directory: it can be written, and no other run writes there at the same time."""
+"""One run per work directory: it can be written, and no other run writes there at the same time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class WorkDirInUseError(RuntimeError):
 
 def is_first_process(launcher: str = 'none') -> bool:
     """Whether this is the process of a run that writes, also before the processes have found each other."""
-    # Without a launcher each process is a run of its own, whatever a scheduler has put into its environment.
+    # Without a launcher each process is its own run, whatever a scheduler has put into its environment.
     return launcher == 'none' or all(
         int(os.environ.get(name, 0)) == 0 for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
     )
@@ -34,9 +34,9 @@ def is_first_process(launcher: str = 'none') -> bool:
 
 @contextmanager
 def own_work_dir(path: str | os.PathLike, launcher: str = 'none') -> Iterator[Path]:
-    """Holds a work directory for one run; frees it at the end, however the run ends.
+    """Holds a work directory for one run; frees it when the run ends, no matter how.
 
-    The lock belongs to the process, so that nothing is left of it when the process is killed.
+    The lock belongs to the process, so it is gone when the process is killed.
 
     Args:
         path: The work directory.
@@ -89,6 +89,6 @@ def _lock(file: TextIO, path: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes halves of files that a killed run left; nobody else writes here now."""
+    """Removes incomplete files of a killed run; nobody else writes here now."""
     for part in path.glob(LEFTOVERS):
         part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Learnable global filters in the Fourier domain, with real parameters only."""
+"""Learnable global filters in the Fourier domain, with only real parameters."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class SpectralFilter2d(nn.Module):
       channels at 100 x 168 would take 2.2 G parameters: for small sizes and for parity.
     - ``'lowrank'``: :math:`K_{oi}(f) = \sum_r E_{or}\, g_r(f)\, R_{ri}`: R takes C_in channels to ``rank``, each of
       these has a filter g, E takes them to C_out.
-    - ``'depthwise'``: :math:`K_{oi}(f) = E_{oi}\, g_i(f)`: one filter an input channel, then a mix.
+    - ``'depthwise'``: :math:`K_{oi}(f) = E_{oi}\, g_i(f)`: one filter per input channel, then a mix.
 
     ``'lowrank'`` and ``'depthwise'`` keep g on a small grid of frequencies and interpolate it linearly to the
-    spectrum of whatever size arrives. The real part of the output is taken by making K hermitian, which halves the
+    spectrum of the size at hand. The real part of the output is taken by making K hermitian, which halves the
     FFT. Both start with g = 1: a 1x1 convolution followed by the high-pass.
 
     Args:
@@ -150,7 +150,7 @@ class SpectralFilter2d(nn.Module):
         if x.shape[1] != self.in_channels:
             raise ValueError(f'x should have {self.in_channels} channels, but got {x.shape[1]} in {tuple(x.shape)}')
         if x.shape[0] == 0:
-            # An FFT of nothing is an error; one zero more keeps all parameters in the graph, as DDP wants.
+            # An FFT of an empty tensor is an error; one added zero keeps all parameters in the graph, as DDP wants.
             return self.forward(F.pad(x, (0, 0, 0, 0, 0, 0, 0, 1)))[:0]
         with torch.autocast(x.device.type, enabled=False):
             y = self._dense(widen(x)) if self.mode == 'dense' else self._separable(widen(x))
@@ -185,7 +185,7 @@ class SpectralFilter2d(nn.Module):
         real, imaginary = (
             _interpolation(grid.shape[-2], vertical) @ grid @ _interpolation(grid.shape[-1], horizontal).mT
         )
-        # Column 0, and the last one of an even width, hold f and -f both; irfft2 leaves open what it makes of values
+        # Column 0, and the last one of an even width, hold f and -f both; irfft2 does not define its result for values
         # there that are not hermitian.
         column = torch.arange(columns, device=like.device)
         own = (2 * column) % width == 0

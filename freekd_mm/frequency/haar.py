@@ -1,16 +1,16 @@
 """The Haar wavelet by adds and subtracts, in 1D and 2D.
 
 The orthonormal Haar analysis is an orthogonal matrix (appending a zero to an odd size, and cropping after the
-synthesis, keep it so): its vector-Jacobian product is the synthesis, and the other way round. Each direction is an
-autograd function whose backward is the other one. Nothing is saved, autograd never walks over strided slices, and
+synthesis, keep it so): its vector-Jacobian product is the synthesis, and vice versa. Each direction is an
+autograd function whose backward is the other one. Nothing is saved, autograd never goes over strided slices, and
 derivatives of any order work.
 
-On a CPU the arithmetic is nothing and the walk over memory is all, so:
+On a CPU the arithmetic costs almost nothing, the access to memory costs nearly all. So:
 
 - a few planes go through both steps of all levels while they are in the cache;
 - rows go first, since whole rows are contiguous; then a pair of neighbours in a row, read as a complex number and
   multiplied by (1 + i)/2, becomes its difference and its sum in one contiguous pass, and only copies are strided;
-- bands are tensors of their own. One block for a level's three details would need a copy in the backward, and above
+- bands are separate tensors. One block for a level's three details would need a copy in the backward, and above
   32 MiB the allocator maps fresh pages at each step, which takes ten times as long as filling them.
 
 Strided convolutions, products with the Haar matrix, pixel_unshuffle and adds of the four strided phases are all slower
@@ -84,7 +84,7 @@ def _rows(fine: Tensor) -> tuple[Tensor, Tensor]:
     total, difference = buffers[..., :width].unbind()
     even, odd = fine[:, 0::2], fine[:, 1::2]
     if height % 2:
-        # Below the last row and right of the last column lie zeros.
+        # Below the last row and right of the last column there are zeros.
         buffers[..., pairs:, :width] = even[:, pairs:]
         total, difference, even = total[:, :pairs], difference[:, :pairs], even[:, :pairs]
     if width % 2:
@@ -167,7 +167,7 @@ def traced_synthesis2d(height: int, width: int, low: Tensor, *high: Tensor) -> T
 
 
 def _fill(grads: tuple[Tensor | None, ...], shapes: list[torch.Size]) -> list[Tensor]:
-    """Returns the gradients with zeros, which take no memory, in the place of None."""
+    """Returns the gradients with zeros, which take no memory, in place of None."""
     known = next(grad for grad in grads if grad is not None)
     return [known.new_zeros(()).expand(shape) if grad is None else grad for grad, shape in zip_equal(grads, shapes)]
 
@@ -231,7 +231,7 @@ class HaarSynthesis1d(Function):
     def forward(ctx: Any, length: int, dim: int, low: Tensor, high: Tensor) -> Tensor:  # noqa: D102
         ctx.dim = dim
         even, odd = _add_sub(low * SQRT_HALF, high * SQRT_HALF)
-        # The new axis of pairs lies right behind the transformed one, which is a negative axis.
+        # The new axis of pairs is right after the transformed one, which is a negative axis.
         return torch.stack((even, odd), dim=dim).flatten(dim - 1, dim).narrow(dim, 0, length)
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Discrete wavelet transforms in 1D and 2D with boundary 'zero', names and values as in PyWavelets.
 
-Haar takes the adds and subtracts of :mod:`freekd_mm.frequency.haar`, every other wavelet goes through ptwt, which is
-imported when it is needed: with PyWavelets and SciPy behind it, it takes a while.
+Haar uses the adds and subtracts of :mod:`freekd_mm.frequency.haar`, every other wavelet goes through ptwt, which is
+imported only when it is needed, because it is slow to import.
 Inputs in half precision are transformed in float32 and the bands returned in the input's dtype.
 """
 
@@ -25,8 +25,8 @@ class WaveletDetail(NamedTuple):
     """High bands of one level of a 2D transform, each (N, C, h, w).
 
     Attributes:
-        horizontal: Differences along the height, which answer to horizontal edges (PyWavelets' cH).
-        vertical: Differences along the width, which answer to vertical edges (cV).
+        horizontal: Differences along the height, which respond to horizontal edges (PyWavelets' cH).
+        vertical: Differences along the width, which respond to vertical edges (cV).
         diagonal: Differences along both (cD).
     """
 
@@ -40,7 +40,7 @@ class WaveletBands(NamedTuple):
 
     Attributes:
         low: Low band of the last level (N, C, h, w).
-        high: One :class:`WaveletDetail` a level, finest first.
+        high: One :class:`WaveletDetail` per level, finest first.
         shape: (H, W) of the transformed tensor.
         wavelet: Name of the wavelet.
     """
@@ -56,7 +56,7 @@ class WaveletBands1d(NamedTuple):
 
     Attributes:
         low: Low band of the last level.
-        high: One high band a level, finest first.
+        high: One high band per level, finest first.
         length: Length of the transformed axis.
         dim: The transformed axis, counted from the end.
         wavelet: Name of the wavelet.

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG; colours come from the page, so that they fit its light and its dark scheme."""
+"""Line charts as inline SVG; colours come from the page, so that they fit its light and its dark mode."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Line:
     """One curve.
 
     Attributes:
-        label: What it is called.
+        label: Its name.
         points: (x, y) in the order of x.
         style: Number of its colour and dash; the same for one run in all charts.
     """
@@ -67,7 +67,7 @@ def key(label: str, style: int) -> tuple[str, str, str]:
 
 
 def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str, dots: bool = False) -> Markup:
-    """Returns a chart with its caption; nothing where there is nothing to draw.
+    """Returns a chart with its caption; an empty text if there is nothing to draw.
 
     Args:
         title: Caption.

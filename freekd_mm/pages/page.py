@@ -1,4 +1,4 @@
-"""One HTML page with everything in it: no script, no request, readable in a light and in a dark scheme."""
+"""One HTML page with everything in it: no script, no request, readable in light and in dark mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from freekd_mm.files import write_kept
 from freekd_mm.pictures import jpeg, png
 from freekd_mm.version import __version__
 
-#: The colours of lines, ``--c0`` to ``--c7`` of the page, in its light and in its dark scheme.
+#: The colours of lines, ``--c0`` to ``--c7`` of the page, in light and in dark mode.
 LIGHT = ('#2a6fb0', '#c8611f', '#23856a', '#8453b3', '#a67c00', '#bd3f74', '#4d6478', '#7a5636')
 DARK = ('#6cabee', '#f0955c', '#5cc7a4', '#bd98ec', '#dcb84e', '#f086b2', '#a3b7ca', '#c9a079')
 
@@ -38,7 +38,7 @@ def sections(named: Iterable[tuple[str, Sequence[Markup]]]) -> list[Markup]:
 
 
 def picture(image: np.ndarray, caption: str, photo: bool = False) -> Markup:
-    """Returns an RGB picture (H, W, 3) within the page, as JPEG where it is a photo."""
+    """Returns an RGB picture (H, W, 3) within the page, as JPEG if it is a photo."""
     kind, file = ('jpeg', jpeg(image)) if photo else ('png', png(image))
     return parts.picture(caption, f'data:image/{kind};base64,{base64.b64encode(file).decode("ascii")}')
 

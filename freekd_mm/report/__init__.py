@@ -1,1 +1,1 @@
-"""Reports: one HTML file that shows what runs did, from their work directories."""
+"""Reports: one HTML file that shows what runs did, made from their work directories."""

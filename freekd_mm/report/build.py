@@ -32,12 +32,12 @@ def write_report(
     pictures: int = 0,
     first: Sequence[Markup] = (),
 ) -> tuple[Path, list[str]]:
-    """Writes the report of some work directories; returns its path and a line on each folder that is left out.
+    """Writes the report of some work directories; returns its path and one line per folder that is left out.
 
     Args:
         folders: Work directories of mmengine.
         out: The HTML file.
-        names: What to call the runs; what tells their paths apart by default.
+        names: Names of the runs; by default the parts in which their paths differ.
         title: Title of the page.
         pictures: Show what the models predict on so many pictures of the test data, and what was distilled.
         first: Sections before all others.
@@ -97,7 +97,7 @@ def _cost(run: Run) -> list[str]:
 
 
 def sources(runs: Sequence[Run]) -> list[Markup]:
-    """Returns the files that the numbers are from, and the evaluations of files that are no run's."""
+    """Returns the files that the numbers are from, and the evaluations of files that belong to no run."""
     rows, others = [], []
     for run in runs:
         files = [*(('training', log) for log in run.logs), *([('weights', run.checkpoint)] if run.checkpoint else [])]
@@ -142,7 +142,7 @@ def environment(runs: Sequence[Run]) -> list[Markup]:
 
 
 def _columns(runs: Sequence[Run], found: Sequence[dict[str, str]]) -> list[Markup]:
-    """Returns a table with a row per name; runs that agree in all share a column."""
+    """Returns a table with a row per name; runs with equal values share a column."""
     columns: dict[tuple, list[str]] = {}
     for run, values in zip_equal(runs, found):
         columns.setdefault(tuple(sorted(values.items())), []).append(run.name)

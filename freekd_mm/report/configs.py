@@ -12,20 +12,20 @@ from typing import Any
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.config import is_distilled
 
-#: Where a run wrote, and what mmengine notes for itself: no setting of the training.
+#: Where a run wrote, and mmengine's own notes: no settings of the training.
 IGNORED = ('work_dir', 'experiment_name', 'launcher', 'visualizer', 'vis_backends', 'filename', '_scope_')
 MISSING = object()
 MAX_TEXT = 90
 #: The type of a loss in the leaves of a distillation config.
 LOSS = re.compile(r'distillation\.distill\.(\w+)\.loss(?:\.\d+)?\.type$')
-#: What a table shows where a run has no value.
+#: What a table shows if a run has no value.
 EMPTY = '\u2013'
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Reads the assignments of a config that mmengine dumped; empty where there is none.
+    """Reads the assignments of a config that mmengine dumped; empty if there is none.
 
-    It is parsed, not run: a folder of a stranger may lie among the work directories.
+    It is parsed, not run: a work directory may come from a stranger.
     """
     if not file.is_file():
         return {}
@@ -54,7 +54,7 @@ def _value(node: ast.expr, source: str) -> Any:
         merged: dict[str, Any] = {}
         for key, item in pairs:
             value = _value(item, source)
-            # ``**`` of something that is no literal: its source.
+            # ``**`` of something that is not a literal: its source.
             merged.update({str(key): value} if key is not None else value if isinstance(value, dict) else {'**': value})
         return merged
     if isinstance(node, (ast.List, ast.Tuple)):
@@ -89,7 +89,7 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
         rest = {key: value for key, value in model.items() if key not in ('architecture', 'type')}
         config = {**config, 'model': model.get('architecture') or {}, 'distillation': rest}
     leaves = flatten(config)
-    # The pieces that a config puts together stand in it twice.
+    # The parts that a config puts together are in it twice.
     used = {name.split('.')[0] for name in leaves} & {'train_dataloader', 'val_dataloader', 'test_dataloader'}
     return {
         name: value
@@ -110,7 +110,7 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def text(value: Any) -> str:
-    """Returns a value for people: paths without where the machine keeps them, long ones cut."""
+    """Returns a value for people: absolute paths shortened, long values cut."""
     shown = shorten(value) if isinstance(value, str) else repr(_shorten_all(value))
     return shown if len(shown) <= MAX_TEXT else f'{shown[: MAX_TEXT - 1]}…'
 

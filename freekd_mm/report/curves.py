@@ -1,4 +1,4 @@
-"""The curves of runs: metrics, losses, and what distillation logs for each level and band."""
+"""The curves of runs: metrics, losses, and what distillation logs per level and band."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from freekd_mm.report.runs import Run
 
 #: ``distill.<entry>.<term>``, as the distillation logs the parts of a loss; a term may be ``level<i>/<band>``.
 TERM = re.compile(r'^distill\.(?P<entry>\w+)\.(?:level(?P<level>\d+)(?:/(?P<band>.+))?|(?P<term>.+))$')
-#: Logged with the losses, but no curve of the training.
+#: Logged with the losses, but not a curve of the training.
 OTHERS = ('base_lr', 'time', 'data_time', 'memory', 'epoch', 'iter', 'step')
 BANDS = {'low': 'low band', 'high': 'high bands', None: 'all bands'}
 TITLES = {
@@ -32,7 +32,7 @@ def count_epochs(runs: Sequence[Run]) -> bool:
 
 
 def metric_curves(runs: Sequence[Run]) -> list[Markup]:
-    """Returns the metrics, those that count first; a table where no run has more than one evaluation."""
+    """Returns the metrics, those that count first; a table if no run has more than one evaluation."""
     keys = list({key: None for run in runs for key in run.metric_keys()})
     if not keys:
         return []
@@ -61,7 +61,7 @@ def metric_curves(runs: Sequence[Run]) -> list[Markup]:
 
 
 def loss_curves(runs: Sequence[Run]) -> list[Markup]:
-    """Returns the total loss and those of the task; those of the distillation are apart from them."""
+    """Returns the total loss and those of the task; those of the distillation are separate."""
     keys = [key for key in _keys(runs) if 'loss' in key and not key.startswith('distill.')]
     return _curves(runs, sorted(keys, key=lambda key: key != 'loss'))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.engine.evaluation import RESULT
 
-#: Beside the metrics of an evaluation, but no result of it.
+#: Stored with the metrics of an evaluation, but not a result.
 TIMES = ('data_time', 'time', 'step')
 
 
@@ -49,13 +49,13 @@ def read_tests(folder: Path) -> list[Tested]:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Returns the last checkpoint of a run, wherever its folder was moved; None without one."""
+    """Returns the last checkpoint of a run, also if its folder was moved; None without one."""
     pointer = folder / 'last_checkpoint'
     file = folder / Path(pointer.read_text(encoding='utf-8').strip()).name if pointer.is_file() else None
     return file if file and file.is_file() else None
 
 
 def inside(folder: Path, file: Path) -> str:
-    """Returns a file's path from the work directory's name on, or its last two parts where it lies elsewhere."""
+    """Returns a file's path from the work directory's name on, or its last two parts if it is elsewhere."""
     folder, file = folder.resolve(), file.resolve()
     return str(file.relative_to(folder.parent)) if folder in file.parents else '/'.join(('…', *file.parts[-2:]))

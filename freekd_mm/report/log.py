@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-#: Not of the machine, but drawn by it where the config gives none.
+#: Not of the machine, but drawn by it if the config gives none.
 SEED = 'seed'
-#: Names in the log that are worth a line, by what the report calls them.
+#: The names in the log of what the report shows, by the report's names.
 WANTED = {
     'Python': 'Python',
     'PyTorch': 'PyTorch',
@@ -29,7 +29,7 @@ LINE = re.compile(r'^ {4}(?P<name>[A-Za-z][\w ,.]*?): (?P<value>.+)$')
 
 
 def read_environment(log: Path) -> dict[str, str]:
-    """Returns versions and devices from the head of a text log; empty where there is none."""
+    """Returns versions and devices from the head of a text log; empty if there is none."""
     if not log.is_file():
         return {}
     found: dict[str, str] = {}
@@ -48,7 +48,7 @@ def read_environment(log: Path) -> dict[str, str]:
 
 
 def iterations_per_epoch(log: Path) -> int:
-    """Returns the iterations of an epoch, as the first line of the training says; 0 where there is none."""
+    """Returns the iterations of an epoch, from the first line of the training; 0 if there is none."""
     if log.is_file():
         with open(log, encoding='utf-8', errors='replace') as lines:
             for line in lines:

@@ -54,7 +54,7 @@ def describe(key: str) -> Metric:
 
 
 def is_known(key: str, value: float) -> bool:
-    """Whether a logged value is one: COCO's evaluation says -1 where there is nothing of a size."""
+    """Whether a logged value is one: COCO's evaluation says -1 if there is nothing of a size."""
     return not (value == -1 and COCO.match(key))
 
 

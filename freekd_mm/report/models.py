@@ -31,7 +31,7 @@ BEFORE = (
 def shown_models(runs: Sequence[Run], count: int) -> list[tuple[str, list[Markup]]]:
     """Returns the sections with the predictions of all runs, and with what was distilled.
 
-    The models of the configs that the runs left are built, so these should be one's own.
+    This builds the models of the runs' configs, so use it only for your own runs.
 
     Args:
         runs: The runs.

@@ -32,14 +32,14 @@ class Run:
         name: What the report calls it.
         folder: Its work directory.
         by_epoch: Whether evaluations are counted in epochs.
-        epoch_length: Iterations per epoch, 0 where it is not known.
+        epoch_length: Iterations per epoch, 0 if not known.
         train: Logged training values by iteration.
         evaluations: Metrics by epoch or iteration, as they were logged.
-        config: The config as plain values; empty where there is none.
+        config: The config as plain values; empty if there is none.
         environment: What the log says about the machine.
         tests: Evaluations of checkpoints of this run.
-        foreign_tests: Evaluations that were written to the same folder, of files that are not this run's.
-        logs: The files that all this was read from.
+        foreign_tests: Evaluations in the same folder, of files that are not this run's.
+        logs: The files from which all this was read.
         notes: What a reader should know.
     """
 
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def iterations(self) -> int:
-        """The last iteration, which need not be one that was logged."""
+        """The last iteration, which may not have been logged."""
         done = self.steps * self.epoch_length if self.by_epoch else self.steps
         return max([*self.train, done])
 
@@ -84,7 +84,7 @@ class Run:
         return [(step if epochs else self.iteration_of(step), value) for step, value in found if math.isfinite(value)]
 
     def iteration_of(self, step: int) -> int:
-        """Returns the training iterations until an evaluation; as far as they were logged where no log says more."""
+        """Returns the training iterations until an evaluation; as far as they were logged if no log says more."""
         if not self.by_epoch or self.epoch_length:
             return step * (self.epoch_length or 1)
         return max([0, *(at for at, row in self.train.items() if row.get('epoch', 0) <= step)])
@@ -98,7 +98,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The file with the weights of the best evaluation, or the last one where that was not kept."""
+        """The file with the weights of the best evaluation, or the last one if that was not kept."""
         best = sorted(self.folder.glob('best_*.pth'), key=lambda file: file.stat().st_mtime)
         step = self.best[1][0] if self.best[1] else 0
         kept = self.folder / f'{"epoch" if self.by_epoch else "iter"}_{step}.pth'
@@ -114,14 +114,14 @@ class Run:
 
 
 def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None) -> tuple[list[Run], list[str]]:
-    """Reads work directories; returns the runs, and a line on each folder that is left out.
+    """Reads work directories; returns the runs, and one line per folder that is left out.
 
     Args:
         folders: Work directories of mmengine.
         names: What to call them; what tells their paths apart by default.
 
     Raises:
-        FileNotFoundError: A folder is not there.
+        FileNotFoundError: A folder does not exist.
         NoRunError: None of them holds a log.
     """
     paths = [Path(folder) for folder in folders]
@@ -139,7 +139,7 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Returns the last parts of the paths, as many as tell them apart."""
+    """Returns the last parts of the paths, as many as are needed to distinguish them."""
     parts = [path.resolve().parts for path in paths]
     for count in range(1, max(map(len, parts), default=1) + 1):
         names = ['/'.join(own[-count:]) for own in parts]
@@ -228,9 +228,9 @@ def _numbers(row: Any) -> dict[str, float]:
 
 
 def _join(run: Run, train: dict[int, dict[str, float]], evaluations: dict[int, dict[str, float]]) -> int:
-    """Adds a later session: it takes the place of all from its first step on, which did not lead to its weights.
+    """Adds a later session. It replaces all from its first step on, because that did not lead to its weights.
 
-    Returns the number of logged steps that are gone.
+    Returns the number of logged steps that were dropped.
     """
     dropped = 0
     if train:
@@ -246,14 +246,14 @@ def _join(run: Run, train: dict[int, dict[str, float]], evaluations: dict[int, d
 
 
 def _state(run: Run) -> list[str]:
-    """Says whether the run came to its end."""
+    """Says whether the run was finished."""
     if not run.train and not run.evaluations:
         return ['nothing was logged: the run ended before its first log line, or it is still starting']
     plan = run.config.get('train_cfg') or {}
     unit, planned = ('epoch', plan.get('max_epochs')) if run.by_epoch else ('iteration', plan.get('max_iters'))
     notes = []
     if isinstance(planned, int) and run.train:
-        # A run may end some iterations behind its last log line.
+        # A run may end some iterations after its last log line.
         steps = sorted(run.train)
         behind = max((b - a for a, b in pairwise(steps)), default=steps[0]) - 1
         done = max(run.steps, run.epochs) if run.by_epoch else run.iterations

@@ -1,4 +1,4 @@
-"""What a training came to, in the last lines on the terminal."""
+"""The result of a training, in the last lines on the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from freekd_mm.runtime.config import is_distilled
 
 
 def summary(work_dir: str | Path, config: str) -> str:
-    """Returns metric, gain over the student alone where there is one, checkpoint, and the next command.
+    """Returns metric, gain over the student alone if there is one, checkpoint, and the next command.
 
     Args:
         work_dir: Where the training wrote.
@@ -76,7 +76,7 @@ def _training_of(config: dict) -> dict[str, object]:
 
 
 def here(path: Path) -> str:
-    """Returns a path as it works in the current folder: relative where it lies below it."""
+    """Returns a path for the current folder: relative if it is below it."""
     # Not resolved: a virtual environment's Python is a link.
     path = Path(os.path.abspath(path))
     return str(path.relative_to(Path.cwd())) if Path.cwd() in path.parents else str(path)

@@ -14,7 +14,7 @@ def defocus_blur(x: Picture, severity: int, random: Random) -> Picture:
 
 
 def glass_blur(x: Picture, severity: int, random: Random) -> Picture:
-    """Swaps pixels with near ones, as through frosted glass, all of a picture at a time."""
+    """Swaps pixels with near ones, as through frosted glass, all of a picture at the same time."""
     sigma, reach, rounds = pick(severity, (0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))
     x = cv2.GaussianBlur(x, (0, 0), sigma)
     rows, columns = np.indices(x.shape[:2])

@@ -57,7 +57,7 @@ def corrupt(picture: NDArray[np.uint8], corruption: str, severity: int, seed: in
 
 @TRANSFORMS.register_module()
 class Corrupt:
-    """Pipeline step behind ``LoadImageFromFile``; two models see the same corrupted pictures.
+    """Pipeline step after ``LoadImageFromFile``; two models see the same corrupted pictures.
 
     Args:
         corruption: A name of ``CORRUPTIONS``.

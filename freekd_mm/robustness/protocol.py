@@ -24,7 +24,7 @@ Results = Dict[str, Any]
 
 
 def corrupted_config(cfg: Config, corruption: str, severity: int) -> Config:
-    """Returns the config with the test pictures corrupted right behind their loading."""
+    """Returns the config with the test pictures corrupted right after they are loaded."""
     cfg = copy.deepcopy(cfg)
     dataset = cfg.test_dataloader.dataset
     while 'pipeline' not in dataset and 'dataset' in dataset:
@@ -50,7 +50,7 @@ def measure(
     out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
-    """Evaluates clean and under every corruption and severity; goes on with an ``out`` file that is there already.
+    """Evaluates clean and under every corruption and severity; continues an ``out`` file that exists already.
 
     Args:
         cfg: Config of a detector or segmenter, plain or distilled.

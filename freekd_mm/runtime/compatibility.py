@@ -1,4 +1,4 @@
-"""Whether teacher, student and prompt belong together, as far as their files and sizes tell."""
+"""Checks from files and sizes whether teacher, student and prompt belong together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from freekd_mm.runtime.heads import DenseHead, find_head
 
 
 def warn_if_swapped(student: nn.Module, teacher: nn.Module) -> None:
-    """Warns where the teacher is the smaller model."""
+    """Warns if the teacher is the smaller model."""
     sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (student, teacher)]
     if sizes[1] < sizes[0]:
         print_log(
@@ -28,7 +28,7 @@ def warn_if_swapped(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def swap_hint(student: nn.Module, checkpoint: str) -> str:
-    """Returns a hint where the teacher's checkpoint is one of the student's model, else an empty string."""
+    """Returns a hint if the teacher's checkpoint is one of the student's model, else an empty string."""
     content = load_checkpoint_file(fetch(checkpoint))
     state = content.get('state_dict', content)
     own = {key: value.shape for key, value in student.state_dict().items()}
@@ -37,7 +37,7 @@ def swap_hint(student: nn.Module, checkpoint: str) -> str:
 
 
 def check_prompts(entries: Iterable[Any], checkpoint: str | None, tolerant: bool) -> None:
-    """Raises where a prompt was trained with other weights than the teacher's.
+    """Raises an error if a prompt was trained with other weights than the teacher's.
 
     Args:
         entries: The entries, wired.
@@ -64,12 +64,12 @@ def check_prompts(entries: Iterable[Any], checkpoint: str | None, tolerant: bool
 
 
 def check_boxes(entry: Any, student: nn.Module, teacher: nn.Module) -> None:
-    """Raises where a loss takes the boxes of a head for what they are not: their shapes alone need not tell.
+    """Raises an error if a loss expects another kind of boxes than the head predicts: shapes do not always show it.
 
     Args:
         entry: The entry, wired.
         student: The student.
-        teacher: The teacher, whose head gives both predictions where the entry goes through it.
+        teacher: The teacher, whose head makes both predictions if the entry goes through it.
     """
     boxes = getattr(entry.losses[0], 'boxes', None)
     for model, role in ((teacher, 'teacher'), *(((student, 'student'),) if entry.through is None else ())):
@@ -82,10 +82,10 @@ def check_boxes(entry: Any, student: nn.Module, teacher: nn.Module) -> None:
 
 
 def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, entries: Iterable[Any]) -> None:
-    """Compares the classes that teacher and student were made for.
+    """Compares the classes of teacher and student.
 
-    Losses on class scores then compare the shared classes alone, matched by name; without a shared one that is an
-    error. Features can be compared whatever the classes: a warning.
+    If they differ, losses on class scores compare only the shared classes, matched by name; no shared one is an
+    error. Features can always be compared: a warning.
 
     Args:
         student: Classes of the student's training set.

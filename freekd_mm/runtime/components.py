@@ -1,4 +1,4 @@
-"""Builds losses and connectors, and says what is near when a name or an option is not known."""
+"""Builds losses and connectors, and suggests the nearest name for an unknown name or option."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def build_component(cfg: dict, what: str) -> nn.Module:
 
 
 def check_component(cfg: Any, what: str, registry: Any, ours: Any) -> None:
-    """Raises for a type or an option that does not exist, and names the nearest.
+    """Raises an error for a type or an option that does not exist, and names the nearest.
 
     Args:
         cfg: The config.
         what: What it is, for messages.
-        registry: mmengine's registry of such things.
+        registry: mmengine's registry of them.
         ours: Our child of it.
     """
     if not isinstance(cfg, dict) or not cfg.get('type'):
@@ -55,7 +55,7 @@ def check_component(cfg: Any, what: str, registry: Any, ours: Any) -> None:
 
 
 def _find(kind: str, scope: str | None, registry: Any) -> Any:
-    """Looks a name up as building it would."""
+    """Looks a name up in the way a build does."""
     try:
         with registry.switch_scope_and_registry(scope) as searched:
             return searched.get(kind)
@@ -64,9 +64,9 @@ def _find(kind: str, scope: str | None, registry: Any) -> Any:
 
 
 def _options(found: Any) -> list[str] | None:
-    """Returns the names of what a class or function takes; None where it takes anything.
+    """Returns the names of the arguments of a class or function; None if it takes any.
 
-    Where a class hands its ``**options`` on, those of its base count as well.
+    If a class passes its ``**options`` on, those of its base count too.
     """
     names: list[str] = []
     bases = found.__mro__ if inspect.isclass(found) else ()

@@ -1,4 +1,4 @@
-"""Finds a model in whatever a user names: an inline dict, a config file, or ``package::config``."""
+"""Finds the model that a user names: an inline dict, a config file, or ``package::config``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def load_config(path: str) -> Config:
             raise FileNotFoundError(
                 f'{path!r} should name a config of {package}, but there is none: {error}'
             ) from error
-        # A config without a runtime of its own (an encoder's, say) still names its types in its package.
+        # A config without its own runtime (of an encoder, for example) still names its types in its package.
         cfg.setdefault('default_scope', package)
         return cfg
     if not Path(path).is_file():
@@ -105,7 +105,7 @@ def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
 
 
 def raise_if_missing(error: Exception, what: str) -> None:
-    """Raises one line with the command that installs a package, where an error is about a missing one."""
+    """Raises an error of one line with the command that installs a missing package."""
     found = MISSING.search(str(error))
     name = next((group for group in found.groups() if group), '') if found else ''
     if name and name not in sys.modules:

@@ -23,7 +23,7 @@ EPS = 1e-6
 
 
 def crossing_taps(cfg: dict, what: str) -> tuple[Tap, ...]:
-    """Returns the teacher's taps at the place where the student's features take over, one a tower.
+    """Returns the teacher's taps at the place where the student's features take over, one per tower.
 
     Args:
         cfg: The options of :class:`CrossHead`.
@@ -35,14 +35,14 @@ def crossing_taps(cfg: dict, what: str) -> tuple[Tap, ...]:
 
 
 class CrossHead(nn.Module):
-    """Gives what the teacher's frozen head says of the student's features.
+    """Returns the predictions of the teacher's frozen head for the student's features.
 
-    The features take the place of what layer ``start - 1`` of the head's two towers gives; all behind it is the
-    teacher's own code with its own weights. They get no gradient, the student does. Where the widths differ, a 1x1
-    convolution for each tower projects the student's features.
+    The features replace the output of layer ``start - 1`` of the head's two towers; all after it is the
+    teacher's own code with its own weights. They get no gradient, the student does. If the widths differ, a 1x1
+    convolution per tower projects the student's features.
 
     Args:
-        teacher: The teacher. It is no child: neither parameters nor checkpoints see it.
+        teacher: The teacher. It is not a child: neither parameters nor checkpoints see it.
         students: The student's features for a dummy image: of all levels in the tower of the classes, then in that
             of the boxes.
         start: The first layer of the teacher's towers that they go through, 1 or more.
@@ -78,7 +78,7 @@ class CrossHead(nn.Module):
         """Returns the scores of all levels, then the boxes of all levels, for features as in ``students``."""
         features, middle = [], len(students) // 2
         for index, (own, other) in enumerate(zip_equal(students, self.teacher.levels(self.taps))):
-            # While it is wired the models may have run where the training will, the student's features lie on the CPU.
+            # The models may have run on the training's device, and the student's features are on the CPU.
             own = self.projections[index >= middle](own).to(other.device)
             features.append(_like(own, other) if self.align else own)
         with self.teacher.autocast(features[0].device):
@@ -95,7 +95,7 @@ class CrossHead(nn.Module):
 
 
 class _Given(nn.Module):
-    """Gives one feature map a call, whatever it is asked."""
+    """Returns one feature map per call, for any input."""
 
     def __init__(self, features: Sequence[Tensor]) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _Given(nn.Module):
 
 
 def _like(own: Tensor, other: Tensor) -> Tensor:
-    """Returns (N, C, H, W) with the mean and deviation of ``other``, channel by channel, behind a ReLU."""
+    """Returns (N, C, H, W) with the mean and deviation of ``other``, channel by channel, after a ReLU."""
     with torch.autocast(own.device.type, enabled=False):
         own, other = full_precision(own), full_precision(other)
         (mean_s, var_s), (mean_t, var_t) = (

@@ -37,8 +37,8 @@ class Distillation(nn.Module):
         student: The built student.
         teacher: See :func:`freekd_mm.runtime.teacher.build_teacher`.
         distill: Entries by name, see :class:`freekd_mm.runtime.entry.Entry`.
-        probe_size: Height and width of the dummy image that finds the shapes; None for one that both models take.
-        inherit: Modules whose weights the student takes from its teacher to begin with.
+        probe_size: Height and width of the dummy image that finds the shapes; None for one that both models accept.
+        inherit: Modules in which the student starts with its teacher's weights.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Distillation(nn.Module):
         self._runs = probe_model(student, self.student_recorder, size, training=True)
         counts = probe_model(self._teacher.model, self._teacher.recorder, size, self._teacher.run)
         for entry in self._entries:
-            # The models may have run where the training will; connectors are not there yet.
+            # The models may have run on the training's device; connectors are not there yet.
             students = [level.cpu() for level in self.student_recorder.levels(entry.student_taps)]
             teachers = [level.cpu() for level in self._teacher.levels(entry.teacher_taps)]
             entry.wire(students, teachers, size, self._teacher)
@@ -120,7 +120,7 @@ class Distillation(nn.Module):
 
         Args:
             student_loss: Runs the student on the batch and returns its losses.
-            inputs: (N, 3, H, W), as the student's data preprocessor made them; of a semi-supervised detector several
+            inputs: (N, 3, H, W), as the student's data preprocessor made them; for a semi-supervised detector several
                 by name, of which the labelled one is distilled: it runs first.
             data_samples: The batch's data samples.
         """
@@ -168,7 +168,7 @@ class Distillation(nn.Module):
         return torch.tensor([self.steps, *pulls], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Continues behind the steps of a checkpoint; its pulls count where it has the same number of entries."""
+        """Continues after the steps of a checkpoint; its pulls count if it has the same number of entries."""
         steps, *pulls = state.tolist()
         self.steps = int(steps)
         if len(pulls) == 2 * len(self._entries):
@@ -185,7 +185,7 @@ class Distillation(nn.Module):
 
 
 def _preprocess_bridge(student: nn.Module, teacher: nn.Module) -> PreprocessBridge | None:
-    """Returns what turns the student's normalised images into the teacher's, None where they are the same."""
+    """Returns what turns the student's normalised images into the teacher's, None if they are the same."""
     own, other = (getattr(model, 'data_preprocessor', None) for model in (student, teacher))
     bridge = PreprocessBridge(own, other) if own is not None and other is not None else None
     if bridge is None or not bridge.needed:
@@ -201,7 +201,7 @@ def _preprocess_bridge(student: nn.Module, teacher: nn.Module) -> PreprocessBrid
 def _idle(entries: Iterable[Entry], inputs: Tensor) -> dict[str, Tensor]:
     """Returns the zeros of entries that do not take part in this step.
 
-    Under DDP every parameter has to: theirs do so times zero.
+    Under DDP every parameter must: here they do, times zero.
     """
     logs = {key: value for entry in entries for key, value in entry.idle(inputs).items()}
     if get_world_size() == 1:

@@ -13,11 +13,11 @@ from freekd_mm.registry import MODELS
 
 @MODELS.register_module()
 class FeatureEncoder(BaseModel):
-    """Makes a model of a bare backbone, for distilling an encoder from features alone.
+    """Makes a model of a bare backbone, for distilling an encoder only by its features.
 
     Args:
         backbone: Config of the backbone.
-        neck: Config of a neck behind it.
+        neck: Config of a neck after it.
         data_preprocessor: Normalisation and batching, as in any model.
         init_cfg: Initialisation.
     """

@@ -1,4 +1,4 @@
-"""One entry of a distillation config: where to look, how to compare, with which loss."""
+"""One entry of a distillation config: where to look, how to compare, which loss."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ OPTIONS = ('student', 'teacher', 'loss', 'connector', 'weight', 'through')
 
 
 class Entry(nn.Module):
-    """Compares what student and teacher give at their taps.
+    """Compares the outputs of student and teacher at their taps.
 
     Args:
         name: Name of the entry; its loss is logged as ``distill.loss_<name>``.
         student: Tap or taps of the student, e.g. ``'neck'``.
         teacher: Tap or taps of the teacher; the student's by default.
-        loss: Config of a loss; mmrazor's losses for one tensor are built once a level.
-        connector: None wires projection and resizing by itself; a config of a connector, which gets the
-            student's levels and gives features with the teacher's channels, or a list with one a level; False
-            compares as it is.
+        loss: Config of a loss; mmrazor's losses for one tensor are built once per level.
+        connector: None projects and resizes where necessary; a config of a connector, which gets the
+            student's levels and returns features with the teacher's channels, or a list with one per level; False
+            compares the features as they are.
         weight: Factor on the loss, on top of the loss' own; ``'auto'`` lets it pull as hard as the task, see
             :class:`freekd_mm.runtime.pull.Pull`.
         through: Options of :class:`freekd_mm.runtime.cross_head.CrossHead`: the student's features continue through the
-            teacher's head, and what that says is compared.
+            teacher's head, and its predictions are compared.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Entry(nn.Module):
         image: tuple[int, int],
         teacher: FrozenTeacher | None = None,
     ) -> None:
-        """Builds connector and losses for the shapes that a dummy image gave.
+        """Builds connector and losses for the shapes of a dummy image.
 
         Args:
             students: The student's levels.
@@ -125,11 +125,11 @@ class Entry(nn.Module):
         ]
 
     def _maps(self, levels: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Transformer tokens become maps, vectors beside them are left out; logits stay as their head gives them."""
+        """Transformer tokens become maps, vectors beside them are left out; logits stay as they are."""
         return tuple(levels) if self.logits else as_maps(without_vectors(levels), image)
 
     def _check_batch(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> None:
-        """Some models split a batch, or make more of it, in training alone."""
+        """Some models split a batch, or make more of it, only in training."""
         for pair in self.pairs:
             given, wanted = students[pair.student].shape[0], teachers[pair.teacher].shape[0]
             if given != wanted:
@@ -220,7 +220,7 @@ class Entry(nn.Module):
     def compared(
         self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Returns what the loss compares: the student's levels behind the connector, and the teacher's paired ones.
+        """Returns what the loss compares: the student's levels after the connector, and the teacher's paired ones.
 
         Args:
             students: The student's recorded levels.
@@ -273,7 +273,7 @@ class Entry(nn.Module):
         return logs
 
     def idle(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Returns zeros for what the log showed last: it would go on to show the values of the last active step."""
+        """Returns zeros for what the log showed last: else the log would keep the values of the last active step."""
         return {key: inputs.new_zeros(()) for key in self._logged}
 
     def _compare(self, loss: nn.Module, students: Levels, teachers: Levels) -> Tensor:
@@ -293,7 +293,7 @@ class Entry(nn.Module):
 
 
 class PerLevel(nn.Module):
-    """Runs one connector a level, for connectors that take one tensor."""
+    """Runs one connector per level, for connectors that take one tensor."""
 
     multi_level = True
 

@@ -1,4 +1,4 @@
-"""Takes the plain student out of a training checkpoint, and proves that it is the same model."""
+"""Takes the plain student out of a training checkpoint, and checks that it is the same model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from freekd_mm.version import __version__
 
 @dataclass(frozen=True)
 class Export:
-    """What an export wrote, and what its proof found."""
+    """What an export wrote, and what its check found."""
 
     path: Path
     weights: int
@@ -59,7 +59,7 @@ def export_student(
         checkpoint: A checkpoint written in training.
         out: The file to write; it holds ``state_dict`` and a short ``meta``.
         half: Store floating point weights in half precision.
-        images: How many images of the test set to compare on; noise where there is no test set.
+        images: How many images of the test set to compare on; noise if there is no test set.
 
     Raises:
         RuntimeError: The checkpoint does not hold the whole student, or the predictions differ.
@@ -134,7 +134,7 @@ def _images(cfg: Config, scope: str | None, count: int, model: nn.Module) -> lis
 
 
 def _difference(first: Any, second: Any, batch: Any) -> float:
-    """Returns the largest difference between the predictions of two models, inf when they are of other sizes."""
+    """Returns the largest difference between the predictions of two models, inf if their sizes differ."""
     results = []
     for model in (first, second):
         with torch.no_grad():
@@ -149,7 +149,7 @@ def _difference(first: Any, second: Any, batch: Any) -> float:
 
 
 def _outputs(model: Any, batch: Any) -> list[Tensor]:
-    """Returns what a model predicts, and as a half trained detector may find nothing, its raw outputs as well."""
+    """Returns what a model predicts, and its raw outputs too, because a half trained detector may find nothing."""
     data = model.data_preprocessor(copy.deepcopy(batch), False)
     runs: dict[str, Callable[[], Any]] = {
         'predictions': lambda: model.test_step(copy.deepcopy(batch)),

@@ -1,4 +1,4 @@
-"""What the dense heads of a detector say of boxes, and where in them a student's features can cross over."""
+"""How the dense heads of a detector predict boxes, and where a student's features can enter them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DenseHead:
 
 
 def find_head(model: nn.Module) -> DenseHead | str:
-    """Returns what a detector's head says, or what is in the way."""
+    """Returns a detector's head, or why it has none that fits."""
     head: Any = getattr(model, 'bbox_head', None)
     if head is None:
         return f'{type(model).__name__} has no dense head (bbox_head)'

@@ -1,4 +1,4 @@
-"""The inheriting strategy: a student that starts with its teacher's weights where both have the same module."""
+"""The inheriting strategy: a student that starts with its teacher's weights if both have the same module."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from freekd_mm.checks import did_you_mean
 
-# What no student inherits by default: a smaller one has another backbone, and mmengine's preprocessor no weights.
+# Not inherited by default: a smaller student has another backbone, and mmengine's preprocessor has no weights.
 OWN = ('backbone', 'data_preprocessor')
 CLASSIFIER = 'decode_head.conv_seg'
 
 
 def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Returns the teacher's weights inside of a module that have the student's names and shapes.
+    """Returns the teacher's weights inside a module that have the student's names and shapes.
 
     Args:
         student: The student.
@@ -33,9 +33,9 @@ def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tupl
 
 
 def inheritable_modules(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """Returns the modules, but for the backbone, of whose numbers the student can take more than half.
+    """Returns the modules, except the backbone, from which the student can take more than half of the weights.
 
-    These are children of the student, and of a segmenter whose head does not fit the classifier alone.
+    These are children of the student. For a segmenter whose head does not fit it is only the classifier.
     """
 
     def fits(module: str) -> bool:
@@ -53,7 +53,7 @@ def _numbers(weights: dict[str, Tensor]) -> int:
 
 
 def choose_modules(student: nn.Module, teacher: nn.Module, modules: Sequence[str]) -> list[str]:
-    """Checks the modules to inherit; without any names all that fit, which may be none.
+    """Checks the modules to inherit; without names all that fit, possibly none.
 
     Args:
         student: The student.
@@ -68,7 +68,7 @@ def choose_modules(student: nn.Module, teacher: nn.Module, modules: Sequence[str
 def _checked_weights(
     student: nn.Module, teacher: nn.Module, module: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Returns the weights that fit; raises where there are none."""
+    """Returns the weights that fit; raises an error if there are none."""
     weights, own = fitting_weights(student, teacher, module)
     if not own:
         names = [name for name, _ in student.named_modules() if name]
@@ -91,7 +91,7 @@ def inherited_weights(student: nn.Module, teacher: nn.Module, modules: Sequence[
     Args:
         student: The student.
         teacher: The teacher, weights loaded.
-        modules: Names of modules of both. What differs inside of them (the lateral convolutions of an FPN on a
+        modules: Names of modules of both. What differs inside them (the lateral convolutions of an FPN on a
             narrower backbone) stays the student's own.
     """
     if isinstance(modules, str):

@@ -1,9 +1,9 @@
 """``DistilledModel``: a student that learns from a teacher, and is otherwise the student.
 
 The student is not wrapped. It keeps its class (a subclass of it, to be exact), its module names and its
-methods, so everything in the user's config that speaks of the student goes on to work: parameter-wise
-learning rates, layer decay, activation checkpointing by module name, hooks that reach into the model, test
-time augmentation. Its checkpoint has the keys of the plain student; only ``distillation.*`` comes on top.
+methods, so everything in the user's config that concerns the student still works: parameter-wise
+learning rates, layer decay, activation checkpointing by module name, hooks that use the model, test
+time augmentation. Its checkpoint has the keys of the plain student; only ``distillation.*`` is added.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DistilledMixin:
         return self.distillation.run(student_loss, inputs, data_samples)
 
     def init_weights(self) -> None:
-        """Initialises the student alone, as without distillation: a rule of its ``init_cfg`` sees no connector.
+        """Initialises only the student, as without distillation: a rule of its ``init_cfg`` sees no connector.
 
         What it inherits replaces its own.
         """
@@ -58,12 +58,12 @@ class DistilledMixin:
 
     @property
     def teacher(self) -> nn.Module:
-        """The teacher's model, but for a student that has a teacher of its own, as semi-supervised detectors do."""
+        """The teacher's model, or the student's own teacher if it has one, as semi-supervised detectors do."""
         return self._modules.get('teacher') or self.distillation.teacher.model  # type: ignore[attr-defined]
 
     @property
     def student(self) -> nn.Module:
-        """The student: this model, but for one that wraps a student. The name is mmrazor's."""
+        """The student: this model, or the one that it wraps. The name is mmrazor's."""
         return self._modules.get('student') or self  # type: ignore[attr-defined,return-value]
 
     @property
@@ -102,12 +102,12 @@ def DistilledModel(  # noqa: N802 - built by config like a class
         architecture: The student's model config.
         teacher: ``cfg_path`` or ``model``, and ``checkpoint``.
         distill: Entries by name: ``dict(wavelet=dict(student='neck', teacher='neck', loss=dict(...)))``.
-        task_loss: Compute the student's own losses. False distils features alone.
-        inherit: Modules that start with the teacher's weights, where name and shape agree: ``('neck', 'bbox_head')``.
-            A checkpoint that is loaded or resumed comes after it.
+        task_loss: Compute the student's own losses. False only distils.
+        inherit: Modules that start with the teacher's weights, if name and shape agree: ``('neck', 'bbox_head')``.
+            A checkpoint that is loaded or resumed replaces them.
         probe_size: Height and width of the dummy image that finds the shapes at the taps; by default one that both
             models take.
-        data_preprocessor: The student's where its own config has none; mmengine passes it on from the top level.
+        data_preprocessor: The student's if its own config has none; mmengine passes it on from the top level.
         init_cfg: Replaces the student's.
 
     Returns:

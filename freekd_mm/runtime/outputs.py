@@ -1,4 +1,4 @@
-"""A teacher's outputs on disk: what it says of a picture is computed once, for all runs that see the picture."""
+"""A teacher's outputs on disk: for each picture they are computed once, for all runs that see the picture."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 1e-2}
 class SharedOutputs:
     """Keeps the levels of each picture in a file.
 
-    They are what the teacher gives up to rounding, as a batch of other pictures may round in another way. Another
-    teacher, precision or list of taps has files of its own.
+    They are the teacher's outputs up to rounding, because a batch of other pictures may round differently. Another
+    teacher, precision or list of taps has its own files.
 
     Args:
         folder: Where; several processes may share it.
@@ -41,7 +41,7 @@ class SharedOutputs:
         self._checked = False
 
     def __call__(self, inputs: Tensor, data_samples: Any, run: Callable[[Tensor, Any], Outputs]) -> Outputs:
-        """Returns the levels of a batch by tap, of the files where all are there.
+        """Returns the levels of a batch by tap, from the files if all exist.
 
         Args:
             inputs: (N, 3, H, W).
@@ -67,7 +67,7 @@ class SharedOutputs:
         return self.folder / name[:2] / f'{name[2:32]}.pth'
 
     def _check(self, batch: Outputs, last: Outputs, size: int) -> None:
-        """Makes sure that what is kept of a picture depends on this picture alone."""
+        """Makes sure that the stored outputs of a picture depend only on this picture."""
         self._checked = True
         for key, levels in batch.items():
             for level, own in zip(levels, last[key]):

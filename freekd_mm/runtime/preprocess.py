@@ -1,4 +1,4 @@
-"""Gives the teacher the images as it was trained on them, when its normalisation differs from the student's."""
+"""Gives the teacher images with its own normalisation, if it differs from the student's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class PreprocessBridge(nn.Module):
     """Turns the student's normalised images into the teacher's.
 
     With x_s = (image - mean_s) / std_s, the teacher's x_t = x_s * (std_s / std_t) + (mean_s - mean_t) / std_t,
-    after a swap of the colour channels where one of them reads RGB and the other BGR.
+    after a swap of the colour channels if one of them reads RGB and the other BGR.
 
     Args:
         student: The student's data preprocessor.
@@ -64,7 +64,7 @@ def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _innermost(preprocessor: nn.Module) -> nn.Module:
-    """Returns the one that normalises; that of several batches by name (semi-supervised) hands them on."""
+    """Returns the one that normalises; that of several batches by name (semi-supervised) passes them on."""
     return getattr(preprocessor, 'data_preprocessor', preprocessor)
 
 

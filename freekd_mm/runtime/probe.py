@@ -16,9 +16,9 @@ from freekd_mm.runtime.teacher import forward_features
 
 Size = Tuple[int, int]
 T = TypeVar('T')
-# Tried first, and what an image of the user's pipeline is halved to.
+# Tried first; an image of the user's pipeline is halved down to it.
 SMALL, LARGE = 128, 256
-# A model that refuses this one as well has another reason.
+# A model that refuses this one too has another reason.
 LARGEST = 1024
 
 
@@ -29,7 +29,7 @@ class ProbeError(RuntimeError):
 def config_size(cfg: Any) -> Size:
     """Returns the size of a dummy image from a config: what the training pipeline cuts or scales to, made smaller.
 
-    A whole part of it whose long side is about 256; a side of less than 128 says little about deep levels.
+    The long side is divided by an integer to about 256; a side of less than 128 says little about deep levels.
     """
     size = _pipeline_size(cfg.get('train_pipeline')) or _pipeline_size(_pipeline(cfg.get('train_dataloader')))
     if size is None:
@@ -48,7 +48,7 @@ def _pipeline(dataset: Any) -> Any:
 
 
 def _pipeline_size(pipeline: Any) -> Size | None:
-    """Returns (height, width) of the last crop of a pipeline, or of its last resize where it has none."""
+    """Returns (height, width) of the last crop of a pipeline, or of its last resize if it has none."""
     found: dict[str, Size] = {}
     for step in pipeline or []:
         for key in ('crop_size', 'scale', 'img_scale'):
@@ -63,7 +63,7 @@ def _pipeline_size(pipeline: Any) -> Size | None:
 
 
 def probe_sizes(models: Sequence[nn.Module], first: Size | None = None) -> list[Size]:
-    """Returns the sizes to try: the first, those that the models themselves name, and larger and larger ones."""
+    """Returns the sizes to try: the first, those in the models' configs, and larger and larger ones."""
     sizes: list[Any] = [first or (SMALL, SMALL)]
     for model in models:
         sizes += [getattr(getattr(model, 'data_preprocessor', None), 'size', None)]
@@ -80,7 +80,7 @@ def probe_sizes(models: Sequence[nn.Module], first: Size | None = None) -> list[
 def first_accepted(
     models: Sequence[nn.Module], size: Size | None, probe: Callable[[Size], T], first: Size | None = None
 ) -> T:
-    """Runs ``probe`` with one size after the other until no model refuses it; a size of the user's is the only one."""
+    """Runs ``probe`` with one size after the other until no model refuses it; a size of the user is the only one."""
     failure: ProbeError | None = None
     for candidate in [size] if size is not None else probe_sizes(models, first):
         try:
@@ -104,7 +104,7 @@ def dummy_samples(model: nn.Module, size: Size) -> list[Any]:
         from mmdet.structures import DetDataSample
         from mmengine.structures import InstanceData
 
-        # Heads with denoising queries make them of the boxes, in training.
+        # Heads with denoising queries make these from the boxes, in training.
         boxes = InstanceData(bboxes=torch.tensor([[0.0, 0.0, *size[::-1]]]), labels=torch.zeros(1, dtype=torch.long))
         sample = DetDataSample(metainfo=meta, gt_instances=boxes)
         if hasattr(model, 'roi_head') and not hasattr(model, 'rpn_head'):  # it takes proposals from elsewhere
@@ -123,13 +123,13 @@ def changes_in_training(module: nn.Module) -> bool:
         nn.MultiheadAttention,  # its dropout is a number, not a module
     )
     name = type(module).__name__
-    # By name what other packages bring: mmcv's SyncBatchNorm, DropPath, StochasticDepth.
+    # By name, for types of other packages: mmcv's SyncBatchNorm, DropPath, StochasticDepth.
     return isinstance(module, kinds) or any(part in name for part in ('BatchNorm', 'Drop', 'StochasticDepth'))
 
 
 @contextmanager
 def eval_mode(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Runs a model in eval mode, or as training has it but for norms and dropouts; gives each module its mode back."""
+    """Runs a model in eval mode, or in training mode except for norms and dropouts; restores all modes."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     for module, mode in modes.items():
@@ -148,16 +148,16 @@ def probe_model(
     run: Callable[[Tensor, Any], None] | None = None,
     training: bool = False,
 ) -> dict[str, int]:
-    """Runs one dummy image; the recorder then holds what the taps gave.
+    """Runs one dummy image; the recorder then holds the outputs of the taps.
 
-    Some operators have no CPU kernel: a model on the CPU that fails is tried where the training will run.
+    Some operators have no CPU kernel: a model that fails on the CPU is tried on the training's device.
 
     Args:
         model: Teacher or student; its mode is restored.
         recorder: Recorder of its taps.
         size: Height and width of the dummy image.
         run: How to run it and record; by default the forward pass without losses.
-        training: As in training, where some models return other outputs than in eval mode.
+        training: As in training: some models return other outputs there than in eval mode.
 
     Returns:
         How often each tapped module ran.
@@ -177,7 +177,7 @@ def probe_model(
                 (run or record)(inputs, dummy_samples(model, size))
             return recorder.counts()
         except Exception as error:
-            # A head may refuse a dummy image; that is no matter when the taps lie before it.
+            # A head may refuse a dummy image; that does not matter if the taps are before it.
             if all(recorder.counts().values()):
                 return recorder.counts()
             failure = error

@@ -1,4 +1,4 @@
-"""How hard a distillation loss pulls at the student, compared with the task, and the weight that keeps it there."""
+"""How hard a distillation loss pulls at the student compared with the task, and the weight that keeps this ratio."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from freekd_mm.checks import check_positive
 FIRST, EVERY = 10, 50
 #: The mean over the measurements so far, later over about the last four.
 SMOOTHING = 0.25
-#: What a warning is for: at least this often as hard as the task, or as weak.
+#: Warned of: at least this many times as hard as the task, or as weak.
 HARD, WEAK = 10.0, 0.02
 AUTO = 'auto'
 
@@ -58,7 +58,7 @@ class Pull:
 
     @property
     def ratio(self) -> float:
-        """How often as hard as the task the loss pulls by itself."""
+        """How many times as hard as the task the loss pulls without its weight."""
         return math.exp(self.log_ratio)
 
     @property
@@ -83,7 +83,7 @@ class Pull:
         except RuntimeError as error:
             if 'heckpoint' not in str(error):
                 raise
-            # Activation checkpoints of the reentrant kind can be walked back once only, and as a whole.
+            # Reentrant activation checkpoints allow only one backward pass, and only a whole one.
             self._give_up('activation checkpoints lie between the taps and the loss')
             return
         all_reduce(norms)
@@ -99,7 +99,7 @@ class Pull:
             self._say()
 
     def _give_up(self, why: str) -> None:
-        """Trains on without measurements, unless the weight depends on them."""
+        """Continues to train without measurements, unless the weight depends on them."""
         if self.target is not None:
             raise ValueError(
                 f"distill '{self.name}': weight='auto' needs the pull at the taps, but {why}; give a number"
@@ -121,7 +121,7 @@ class Pull:
 
 
 def is_due(steps: int) -> bool:
-    """Tells whether a step is measured; it costs the student a backward pass through what lies behind the taps."""
+    """Tells whether a step is measured; it costs the student a backward pass through what comes after the taps."""
     return steps < FIRST or steps % EVERY == 0
 
 

@@ -16,7 +16,7 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
     """Restores Python's, NumPy's and PyTorch's random states (CPU and current device) on exit.
 
     Args:
-        seed: Seed inside; None goes on with the present states. A student that draws no random numbers has
+        seed: Seed inside; None continues with the present states. A student that draws no random numbers has
             the same states at every step, so what is to differ from step to step needs a seed.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()

@@ -8,7 +8,7 @@ A tap is written as a module path with an optional index into what the module re
     'backbone.layer3'   one feature map
     'decode_head'       the logits of a segmentation head
 
-A module that runs several times in one forward gives one level a run.
+A module that runs several times in one forward pass gives one level per run.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def flatten(output: Any, tap: Tap) -> list[Tensor]:
 def hooks_on_forward(module: nn.Module) -> Iterator[None]:
     """While entered, a direct ``module.forward(x)`` runs the module's hooks as ``module(x)`` does.
 
-    mmdet and mmseg call their heads in this way: outside of training, and mmseg inside of it too.
+    mmdet and mmseg call their heads in this way: outside of training, and mmseg also in training.
     """
     forward, own = module.forward, module.__dict__.get('forward')
     called = False

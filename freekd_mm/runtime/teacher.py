@@ -1,4 +1,4 @@
-"""The teacher: a frozen feature extractor that lives outside of the student's parameters."""
+"""The teacher: a frozen feature extractor outside of the student's parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Reached(Exception):  # noqa: N818 - not an error: it ends the forward pas
 def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
     """Tells whether a device computes in a half precision itself.
 
-    A CPU that has no instructions for it imitates them, and takes some twenty times as long as in float32.
+    A CPU without such instructions emulates them, and takes some twenty times as long as in float32.
     """
     if device.type != 'cpu':
         return True
@@ -43,15 +43,15 @@ def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
 class FrozenTeacher:
     """Runs a teacher in eval mode, without gradient, only as far as its last tapped module.
 
-    It is not an ``nn.Module``: so it is no part of the student's parameters, of the optimizer, of DDP's
-    buckets, of the checkpoint, and ``train()`` of the student does not wake it. A deep copy of the student
+    It is not an ``nn.Module``, so it is not a part of the student's parameters, of the optimizer, of DDP's
+    buckets, of the checkpoint, and ``train()`` of the student does not change it. A deep copy of the student
     (EMA) shares it.
 
     Args:
         model: The built teacher, weights loaded.
         taps: Places to record.
-        dtype: ``'fp32'``, or ``'bf16'``/``'fp16'`` to hold and run the teacher in half precision. On a CPU that
-            would only imitate it, the rounded weights are held and run in float32.
+        dtype: ``'fp32'``, or ``'bf16'``/``'fp16'`` to store and run the teacher in half precision. On a CPU that
+            would only emulate it, the rounded weights run in float32.
         bridge: Turns the student's normalised images into the teacher's.
         outputs: Folder to share the outputs of each picture between runs, see :class:`SharedOutputs`.
     """
@@ -80,7 +80,7 @@ class FrozenTeacher:
         return self
 
     def _follow(self, device: torch.device) -> None:
-        """Moves the teacher to where the images are, whatever wrapped or moved the student."""
+        """Moves the teacher to where the images are, no matter what wrapped or moved the student."""
         parameter = next(self.model.parameters(), None)
         if parameter is not None and parameter.device != device:
             self.model.to(device)
@@ -101,7 +101,7 @@ class FrozenTeacher:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The classes that the teacher was trained for, where its checkpoint names them."""
+        """The classes that the teacher was trained for, if its checkpoint names them."""
         classes = getattr(self.model, 'dataset_meta', {}).get('classes')
         return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None
 
@@ -139,7 +139,7 @@ class FrozenTeacher:
     def autocast(self, device: torch.device) -> torch.autocast:
         """Returns the precision that the teacher's modules run in.
 
-        Autocast also for a half precision teacher: what a model makes in float32 (position encodings) still fits.
+        Autocast also for a half precision teacher: so float32 values that a model makes (position encodings) still fit.
         """
         half = self.dtype is not None or is_autocast_enabled(device.type)
         return torch.autocast(device.type, dtype=self.dtype, enabled=half)
@@ -161,7 +161,7 @@ def forward_features(model: Any, inputs: Tensor, data_samples: Any = None) -> No
     from mmengine.model import BaseModel
 
     if isinstance(getattr(model, 'semi_test_cfg', None), dict):
-        # mmdet's semi-supervised detectors run one of their two detectors outside of training, either may be tapped.
+        # mmdet's semi-supervised detectors run one of their two detectors outside of training, and both may be tapped.
         model.teacher(inputs, data_samples, mode='tensor')
         model.student(inputs, data_samples, mode='tensor')
     elif isinstance(model, BaseModel):
@@ -201,19 +201,19 @@ def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
 
 
 def load_weights(model: nn.Module, checkpoint: str, allow_mismatch: bool = False) -> str:
-    """Loads a checkpoint into a model, as data only, and insists that it fits.
+    """Loads a checkpoint into a model, as data only, and raises an error unless it fits.
 
     Args:
         model: The built model.
-        checkpoint: File or URL; official names carry their hash, which is verified after download.
-        allow_mismatch: Accept missing keys and other shapes while most of the model is covered.
+        checkpoint: File or URL; official names contain their hash, which is checked after the download.
+        allow_mismatch: Accept missing keys and other shapes if most of the model is covered.
 
     Returns:
         A line that says what was loaded.
     """
     file = load_checkpoint_file(fetch(checkpoint))
     fit = load_whole(model, weights_of(file, checkpoint), checkpoint, allow_mismatch)
-    # As mmdet's and mmseg's init functions leave it.
+    # As mmdet's and mmseg's init functions do.
     model.dataset_meta = _dataset_meta(file)  # type: ignore[assignment]
     return f'{checkpoint} ({fit.share:.0%} of {fit.count} weights)'
 

@@ -1,4 +1,4 @@
-"""Wires the student's levels to the teacher's: which belong together, and what makes them comparable."""
+"""Wires the student's levels to the teacher's: which belong together, and how they become comparable."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Pair:
 
 
 def match_levels(students: Sequence[Shape], teachers: Sequence[Shape], name: str, logits: bool) -> tuple[Pair, ...]:
-    """Pairs levels: in order when there are as many, else those of the same resolution.
+    """Pairs levels: in order if both have the same number, else those of the same resolution.
 
     Args:
         students: Shapes (C, H, W) of the student's levels for one image size.
         teachers: Shapes of the teacher's levels for the same image.
         name: Name of the distillation entry, for messages.
-        logits: Logits are never projected, so their channels have to match.
+        logits: Logits are never projected, so their channels must match.
     """
     if logits and [shape[0] for shape in students] != [shape[0] for shape in teachers]:
         raise ValueError(
@@ -83,7 +83,7 @@ def without_vectors(levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def projection(student: int, teacher: int) -> nn.Module:
-    """Returns phi, a 1x1 convolution from the student's to the teacher's channels, where they differ."""
+    """Returns phi, a 1x1 convolution from the student's to the teacher's channels, if they differ."""
     if student == teacher:
         return nn.Identity()
     phi = nn.Conv2d(student, teacher, 1)
@@ -94,8 +94,8 @@ def projection(student: int, teacher: int) -> nn.Module:
 class Align(nn.Module):
     """Projects and resizes the student's levels to the teacher's.
 
-    Per pair: phi, a 1x1 convolution where the channels differ, then a resize to the size at hand where the
-    resolutions differ: bilinear when the student's map is smaller, area averaging when it is larger.
+    Per pair: phi, a 1x1 convolution if the channels differ, then a resize to the size at hand if the
+    resolutions differ: bilinear if the student's map is smaller, area averaging if it is larger.
 
     Args:
         students: Shapes (C, H, W) of the student's paired levels.

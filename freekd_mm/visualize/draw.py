@@ -43,7 +43,7 @@ def band_tiles(seen: Seen, level: int, image: np.ndarray, before: Seen | None = 
 
 
 def pyramid(bands: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Returns all bands in one RGB picture: the low band top left, around it the details of ever finer levels.
+    """Returns all bands in one RGB picture: the low band top left, around it the details of finer and finer levels.
 
     Of each level the horizontal detail is top right, the vertical bottom left, the diagonal bottom right.
 

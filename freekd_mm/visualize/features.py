@@ -21,7 +21,7 @@ from freekd_mm.runtime.rng import isolated_rng
 from freekd_mm.runtime.teacher import forward_features
 from freekd_mm.stage1.selectivity import of_masks
 
-#: Of losses that know no wavelets: enough to show what differs.
+#: For losses without wavelets: enough to show what differs.
 LEVELS, WAVELET = 3, 'haar'
 #: Normalisations that look at other images, and in a distributed run wait for other processes.
 OVER_THE_BATCH = ('batch', 'feature')
@@ -33,7 +33,7 @@ class BandMaps:
 
     Attributes:
         teacher: Low band first, then horizontal, vertical and diagonal detail from the finest level on.
-        student: Likewise.
+        student: The same of the student.
         difference: The mean of |student - teacher|.
     """
 
@@ -43,7 +43,7 @@ class BandMaps:
 
     @property
     def names(self) -> list[str]:
-        """What the bands are called."""
+        """The names of the bands."""
         return ['low', *(f'{kind} {1 + index // 3}' for index, kind in enumerate(KINDS * (len(self.teacher) // 3)))]
 
 
@@ -57,11 +57,11 @@ class Seen:
     Attributes:
         entry: Its name.
         bands: By feature level; empty where the entry compares no maps of one shape.
-        masks: By feature level, a (T, h, w) a group of bands; empty without a prompt.
+        masks: By feature level, one (T, h, w) per group of bands; empty without a prompt.
         weights: By feature level, the weights of the channels (C,); empty without a relation.
         prompt: How selective the prompt is: as stage 1 measured it, or what these masks tell; empty without a prompt.
         note: Why there is nothing to see.
-        remarks: In what the pictures are not what the loss sees.
+        remarks: How the pictures differ from what the loss sees.
     """
 
     entry: str
@@ -88,7 +88,7 @@ class View:
 
 @torch.no_grad()
 def look(model: Any, data: Any, entries: Sequence[str] | None = None) -> View:
-    """Runs teacher and student on one sample of a data set, without any trace in the model or the random numbers.
+    """Runs teacher and student on one sample of a data set, without any change to the model or the random numbers.
 
     Args:
         model: A distilled student.
@@ -125,7 +125,7 @@ def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tenso
 
     Args:
         entry: The entry.
-        students: The student's levels behind the connector.
+        students: The student's levels after the connector.
         teachers: The teacher's levels.
     """
     seen = Seen(entry.name)
@@ -156,7 +156,7 @@ def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tenso
 
 
 def band_maps(student: Tensor, teacher: Tensor, loss: nn.Module | None = None) -> BandMaps:
-    """Returns the bands of the first image (N, C, H, W), normalised as the loss does it."""
+    """Returns the bands of the first image (N, C, H, W), normalised as in the loss."""
     levels, wavelet = getattr(loss, 'levels', LEVELS), getattr(loss, 'wavelet', WAVELET)
     normalize: Any = getattr(loss, 'normalize', 'channel')
     student, teacher = student[:1], teacher[:1]

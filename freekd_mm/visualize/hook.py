@@ -23,7 +23,7 @@ class DistillPicturesHook(Hook):
     pictures go to all backends of the config's visualizer (local files, TensorBoard, WandB) as
     ``distill_<entry>_bands_<image>``, ``..._masks_<image>`` and ``..._weights_<image>``.
 
-    The first process draws; the others do not wait for it until they need it. Losses, modes, gradients and random
+    Only the first process draws; the others do not wait for it until they need it. Losses, modes, gradients and random
     numbers are those of a training without the hook.
 
     Args:

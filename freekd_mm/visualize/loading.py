@@ -30,7 +30,7 @@ ANNOTATIONS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadProposals', 'F
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what building models and reading annotations says out of the way; logged warnings stay."""
+    """Hides what building models and reading annotations prints; logged warnings stay."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -63,7 +63,7 @@ def load_student(model: nn.Module, checkpoint: str | Path, needs_all: bool = Tru
     Args:
         model: A distilled student.
         checkpoint: The file.
-        needs_all: Raise where the weights of the distillation are missing, as in a plain or exported student.
+        needs_all: Raise if the weights of the distillation are missing, as in a plain or exported student.
     """
     weights = weights_of(load_checkpoint_file(checkpoint), checkpoint)
     fit = load_what_fits(model, weights)
@@ -85,7 +85,7 @@ def compare(
         checkpoint: The student after the distillation.
         data: Items of a data set.
         before: ``'init'`` for the student as the training starts, or a checkpoint; one without projections, such as
-            that of the student alone, is seen through those of the distillation. None leaves it out.
+            that of the student alone, is shown through those of the distillation. None leaves it out.
         entries: Names of the entries to look at; all by default.
     """
     with default_scope(cfg.get('default_scope')), isolated_rng(cfg.get('randomness', {}).get('seed') or 0):
@@ -106,8 +106,8 @@ def read_images(cfg: Config, files: Sequence[str | Path]) -> list[Any]:
     """Reads image files through the config's test pipeline, without annotations.
 
     Raises:
-        FileNotFoundError: A file is not there.
-        ValueError: The config says nowhere how images are read.
+        FileNotFoundError: A file does not exist.
+        ValueError: The config does not say how images are read.
     """
     for file in files:
         if not Path(file).is_file():

@@ -26,7 +26,7 @@ from freekd_mm.runtime.model import student_state_dict
 SCORE = 0.3
 #: Small pictures are enlarged to this, so that lines are thin.
 SIDE = 400
-#: Colours of classes where a data set has none of its own.
+#: Colours of classes for data sets that define none.
 COLORS = ((220, 60, 60), (60, 120, 220), (60, 170, 90), (230, 160, 40), (150, 90, 200), (40, 180, 190), (200, 90, 150))
 
 
@@ -125,18 +125,18 @@ def palette(meta: dict[str, Any]) -> list[tuple[int, ...]]:
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, colors: Sequence[tuple[int, ...]]
 ) -> np.ndarray:
-    """Returns the picture, enlarged where it is small, with boxes (N, 4) in the colours of their classes."""
+    """Returns the picture, enlarged if it is small, with boxes (N, 4) in the colours of their classes."""
     scale = max(1.0, SIDE / max(image.shape[:2]))
     canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     for box, label in zip_equal((boxes * scale).round().astype(int).tolist(), labels):
-        # A dark rim, so that every colour is seen on every ground.
+        # A dark border, so that every colour is visible on every background.
         for color, width in (((15, 15, 15), 5), (colors[label % len(colors)], 3)):
             cv2.rectangle(canvas, box[:2], box[2:], color, width)
     return canvas
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, colors: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Returns the picture with the classes (H, W) of its pixels over it; what has none stays as it is."""
+    """Returns the picture with the classes (H, W) of its pixels over it; pixels without a class stay as they are."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(colors)] = colors
     known = (labels < len(colors))[..., None]
