@@ -26,7 +26,9 @@ class Parser(argparse.ArgumentParser):
     def add_force(self) -> None:
         """Adds the option of tools that write a file."""
         self.add_argument(
-            '--force', action='store_true', help='replace a file that exists; it is kept with .bak behind its name'
+            '--force',
+            action='store_true',
+            help='replace an existing file; the old one is kept with .bak after its name',
         )
 
 
@@ -88,7 +90,7 @@ def add_common_options(parser: Parser) -> None:
         nargs='+',
         default=[],
         metavar='FILE',
-        help='load these files by plain unpickling, which runs whatever they say: only files that you made yourself',
+        help='load these files by plain unpickling, which runs any code in them: only for files that you made yourself',
     )
     # torch.distributed.launch passes it, torchrun sets the variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)

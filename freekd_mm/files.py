@@ -94,8 +94,8 @@ def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike], f
         raise FileExistsError(f'the output should not be one of the inputs, but got {str(path)!r} for both')
     if _is_somebodys(path) and not force:
         raise FileExistsError(
-            f'the output should be new, but {str(path)!r} exists and was made or edited by somebody: choose another '
-            f'name, or say --force, which keeps it as {_backup(path).name}'
+            f'the output should be new, but {str(path)!r} exists and was made or edited by a person: choose another '
+            f'name, or use --force, which keeps the old one as {_backup(path).name}'
         )
 
 

@@ -53,7 +53,7 @@ def test_features_of_a_teacher_with_other_classes(tmp_path, monkeypatch):
     classes(Place(tmp_path), 'backbone')
     assert lines == [
         "the student has 1 classes and the teacher 2; class 0 is 'toy' for the student and 'cat' for the teacher; only "
-        'features are compared, so that may be meant'
+        'features are compared, so this may be intended'
     ]
 
 

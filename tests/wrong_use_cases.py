@@ -344,7 +344,7 @@ CASES = {
     'number of connectors': (
         lambda p: entry(p, connector=[{'type': 'freekd_mm.FAMConnector', 'in_channels': 4, 'out_channels': 8}] * 2),
         ValueError,
-        "connector of distill 'test' should be a list of 1, one a level, but got 2",
+        "connector of distill 'test' should be a list of 1, one per level, but got 2",
     ),
     'number of levels': (
         lambda p: entry(p, student=['backbone', 'backbone.0'], teacher='backbone'),

@@ -1,6 +1,6 @@
 """The demo: a teacher, a student alone and a distilled student on generated scenes, then the exported file.
 
-It runs the ordinary tools, and goes on where it was stopped.
+It runs the ordinary tools. After a stop it continues where it was.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Writes the plain student of a distillation checkpoint, and proves that it predicts the same."""
+"""Writes the plain student of a distillation checkpoint, and checks that it predicts the same."""
 
 import argparse
 

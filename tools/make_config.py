@@ -17,12 +17,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'student', help="the student's config: a file, or like mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
     )
-    parser.add_argument('teacher', help="the teacher's config, likewise")
+    parser.add_argument('teacher', help='the same for the teacher')
     parser.add_argument('--teacher-checkpoint', required=True, help="the teacher's checkpoint: a file or a URL")
     parser.add_argument('--method', default='best', help='what to distil with; see below')
     parser.add_argument('-o', '--out', required=True, help='the config to write')
     parser.add_argument(
-        '--stage', choices=['prompt', 'distill'], default='distill', help='prompt: write stage 1 of FreeKD alone'
+        '--stage', choices=['prompt', 'distill'], default='distill', help='prompt: write only stage 1 of FreeKD'
     )
     parser.add_argument('--prompt', help='a prompt file made before, instead of stage 1')
     parser.add_argument('--prompt-iters', type=int, help='iterations of stage 1; a fifth of the training by default')
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
         default=[],
         metavar='MODULE',
         help="modules of the student that start with the teacher's weights, for example neck bbox_head; "
-        'default: all that fit but the backbone',
+        'default: all that fit, except the backbone',
     )
     parser.add_argument(
         '--no-inherit', dest='inherit', action='store_const', const=None, help='the student starts as its config says'
@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
         '--no-head',
         dest='head',
         action='store_false',
-        help='do not compare what the decode heads of segmenters classify; by default they are',
+        help='do not compare what the decode heads of segmenters classify (compared by default)',
     )
     parser.add_argument('--prompt-dir', help='work directory of stage 1; work_dirs/<its config> by default')
     parser.add_argument(

@@ -11,7 +11,7 @@ from freekd_mm.cli import Parser, run
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = Parser(description=__doc__)
-    parser.add_argument('out', help='folder to write to: absent, empty, or made by the same call before')
+    parser.add_argument('out', help='folder to write to: new, empty, or made by the same call before')
     parser.add_argument('--train', type=int, default=560, help='number of training pictures (default: %(default)s)')
     parser.add_argument('--val', type=int, default=150, help='number of validation pictures (default: %(default)s)')
     parser.add_argument('--size', type=int, default=160, help='width and height in pixels (default: %(default)s)')

@@ -24,8 +24,8 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=0,
         metavar='N',
-        help='show what the models predict on N pictures of the test data, and what was distilled: builds the models '
-        'of the configs in these folders, so these should be your own',
+        help='show what the models predict on N pictures of the test data, and what was distilled; this builds the '
+        'models of the configs in these folders, so use it only for your own folders',
     )
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Evaluates models under the 15 common corruptions in 5 severities: mPC and rPC, as COCO-C has them.
+"""Evaluates models under the 15 common corruptions in 5 severities: mPC and rPC, as in COCO-C.
 
 python tools/robustness.py student.py alone.pth distilled.pth --metric coco/bbox_mAP --out-dir work_dirs/robustness
 """
@@ -16,8 +16,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config of a detector or segmenter, plain or distilled')
     parser.add_argument('checkpoints', nargs='+', help='checkpoints to compare, all of this config')
     parser.add_argument('--metric', required=True, help='coco/bbox_mAP, mIoU, ...')
-    parser.add_argument('--out-dir', required=True, help='gets a JSON file for each checkpoint; a second call goes on')
-    parser.add_argument('--data-root', help="takes the place of the config's data_root")
+    parser.add_argument(
+        '--out-dir', required=True, help='gets a JSON file for each checkpoint; a second call continues'
+    )
+    parser.add_argument('--data-root', help="replaces the config's data_root")
     parser.add_argument('--corruptions', nargs='+', help='only these')
     parser.add_argument('--severities', nargs='+', type=int, default=[1, 2, 3, 4, 5])
     return parser.parse_args()

@@ -1,7 +1,7 @@
 """Tries one config of each model family of mmdet and mmseg, or any list of configs: does it take a distilled step?
 
 Student and teacher are built from the same config with random weights; the step is on two generated pictures. Each
-config runs in a process of its own. Results are kept in the work directory: a second run goes on with what is missing.
+config runs in its own process. Results are kept in the work directory: a second run continues with what is missing.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/zoo'), help='where the results are kept')
     parser.add_argument('--method', default='mse', help='a method of tools/make_config.py')
     parser.add_argument('--time-limit', type=float, default=90, help='seconds for one config')
-    parser.add_argument('--again', action='store_true', help='try those once more that were not distilled')
+    parser.add_argument('--again', action='store_true', help='try again those that were not distilled')
     parser.add_argument('-o', '--out', type=Path, help='the page to write, docs/zoo.md for example')
     return parser.parse_args()
 

@@ -103,7 +103,7 @@ def load_whole(
         report = f'{source} should fit {fit.model}, but only {fit.share:.0%} of its {fit.count} weights do; {fit}'
         if not allow_mismatch:
             offer = allow_mismatch is not None and fit.share >= MOST
-            hint = '; to go on, say allow_mismatch=True' if offer else ''
+            hint = '; to continue, set allow_mismatch=True' if offer else ''
             raise WeightsMismatchError(f'{report}. Check that config and checkpoint belong together{hint}.')
         if fit.share < MOST:
             raise WeightsMismatchError(f'{report}. allow_mismatch accepts no less than {MOST:.0%}.')

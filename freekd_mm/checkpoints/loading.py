@@ -91,5 +91,5 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu', tru
         ) from error
     except (RuntimeError, EOFError) as error:
         raise RuntimeError(
-            f'{path} should be a PyTorch checkpoint, but cannot be read (cut short?): {error}'
+            f'{path} should be a PyTorch checkpoint, but cannot be read (incomplete?): {error}'
         ) from error

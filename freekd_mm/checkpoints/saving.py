@@ -62,14 +62,12 @@ def save_atomically(content: Any, path: str | os.PathLike) -> Path:
         return write_atomically(path, write)
     except OSError as error:
         if error.errno not in NO_ROOM:
-            raise OSError(
-                error.errno, f'{path} cannot be written: {error.strerror}; what was there is intact'
-            ) from error
+            raise OSError(error.errno, f'{path} cannot be written: {error.strerror}; the old file is intact') from error
         free = shutil.disk_usage(path.parent).free
         raise OSError(
             error.errno,
-            f'{path} cannot be written: {error.strerror}. It takes {_megabytes(size)}, and {_megabytes(free)} are free '
-            f'in {path.parent}. What was there is intact: make room, and continue with --resume',
+            f'{path} cannot be written: {error.strerror}. It needs {_megabytes(size)}, and {_megabytes(free)} are free '
+            f'in {path.parent}. The old file is intact: free some space, and continue with --resume',
         ) from error
 
 

@@ -73,7 +73,7 @@ PATCHES = (
     ),
     Patch(
         'mmengine.runner.save_checkpoint',
-        'mmengine writes into the old file: a crash or a full disk costs both',
+        'mmengine writes into the old file: a crash or a full disk destroys both',
         'a checkpoint can be damaged by a crash or a full disk while it is written',
         'tests/compat/test_patches.py::test_saver_is_still_needed',
         mmengine.save_whole,
@@ -164,7 +164,7 @@ CHANGES = (
     Change(
         'stage1.teacher',
         'init_weights of the teacher does nothing any more',
-        "its weights are loaded by then, and the runner's initialisation would fill some of them anew",
+        "its weights are loaded by then, and the runner's initialisation would fill some of them again",
         'tests/stage1/test_prompt_hook.py',
     ),
 )

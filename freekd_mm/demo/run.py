@@ -28,7 +28,7 @@ ON_REAL_DATA = {
     'seg': 'python tools/train.py configs/wavelet/pspnet_r18_r101.py',
 }
 HONEST = (
-    'A generated toy data set, one seed, minutes of training: it shows the way and that everything works. It is no '
+    'A generated toy data set, one seed, minutes of training: it shows the steps and that everything works. It is no '
     'benchmark, and a difference of a few points between two of its models may be chance.'
 )
 
@@ -83,7 +83,7 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
     header = ['model', metric.label, 'parameters', 'ms per image', 'file (SHA-256)']
     print('\n' + table(rows, header))
     print(
-        '\nOne seed on generated pictures: a toy that shows the way, not a benchmark.\n'
+        '\nOne seed on generated pictures: a toy that shows the steps, not a benchmark.\n'
         f'On real data: {ON_REAL_DATA[task]}\n'
         f'Everything is in {base}; {time.monotonic() - start:.0f} s in this run.'
     )

@@ -7,6 +7,7 @@ only, so that one that raises, prints or crashes cannot take the doctor with it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import subprocess
@@ -215,6 +216,10 @@ def examine(
     others = find_other_versions(installed, pins, fatal=stack is not None)
     report.problems += [problem for problem in others if problem.subject not in named]
     known = {problem.subject for problem in report.problems if problem.fatal}
+    # What is imported after a package that is wrong itself fails because of that one.
+    names = mm_names(pins)
+    sound = itertools.takewhile(lambda module: names.get(module.split('.')[0], module) not in known, PROBES)
+    imports = {module: imports.get(module, '') for module in (*sound, 'gpu', 'mmcv_cuda')}
     report.problems += [problem for problem in find_broken(installed, imports, pins) if problem.subject not in known]
     return report
 

@@ -133,12 +133,14 @@ def find_limits(installed: Versions, pins: Versions, mmcv_below: Versions) -> li
             text = f'{installed[name]} is here, but freekd_mm needs {".".join(map(str, oldest))} or newer'
             problems.append(Problem(name, text, install(name, pins)))
     mmcv = installed.get('mmcv', '')
-    for module, bound in mmcv_below.items():
+    for module, bound in sorted(mmcv_below.items(), key=lambda item: numbers(item[1])):
         name = {'mmseg': 'mmsegmentation'}.get(module, module)
-        if mmcv and name in installed and numbers(mmcv) >= numbers(bound):
+        too_old = numbers(installed.get(name, '')) < OLDEST[name]
+        if mmcv and not too_old and numbers(mmcv) >= numbers(bound):
             text = f'{mmcv} is here, but {name} {installed[name]} accepts versions below {bound} only'
             fitting = {**pins, 'mmcv': MMCV_BELOW.get(bound, pins.get('mmcv', bound))}
             problems.append(Problem('mmcv', text, install('mmcv', fitting)))
+            break
     torch, numpy = installed.get('torch', ''), installed.get('numpy', '')
     if torch and numbers(torch) < (2, 3) and numpy and numbers(numpy) >= (2, 0):
         text = f'{numpy} is here, but PyTorch {torch} is compiled for NumPy 1 (2.3 is the first that works with 2)'

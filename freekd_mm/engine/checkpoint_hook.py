@@ -221,12 +221,12 @@ def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | Non
             print_log(f'{path} cannot be resumed from, looking for an older one: {error}', 'current', logging.WARNING)
             continue
         if broken:
-            print_log(f'going on from {path} instead of {", ".join(broken)}', 'current', logging.WARNING)
+            print_log(f'continuing from {path} instead of {", ".join(broken)}', 'current', logging.WARNING)
         return point
     if broken:
         raise RuntimeError(
             f'--resume should find a whole checkpoint in {work_dir}, but none of {", ".join(broken)} is. Remove them '
-            'to start anew, or name another: --resume FILE'
+            'to start from scratch, or name another: --resume FILE'
         )
     return None
 

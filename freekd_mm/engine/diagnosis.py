@@ -69,7 +69,7 @@ def _losses(model: nn.Module, losses: dict[str, Any]) -> list[str]:
             own.append(key)
     parts = [
         f"the loss of distill '{name}'{_kind(model, name)} is not finite"
-        + (f' at {listed(terms)}' if terms else ' at no level in particular')
+        + (f' at {listed(terms)}' if terms else ' at no single level')
         for name, terms in places.items()
     ]
     if own:
@@ -114,7 +114,7 @@ def _features(model: nn.Module, batch: Any, images: Sequence[str]) -> list[str]:
                 for tap in taps:
                     parts += _tensors(f"the {role}'s '{tap}'", recorder.levels([tap]), images)
     except Exception as error:  # a second look must not hide what was seen first
-        parts.append(f'the features could not be looked at again ({type(error).__name__}: {error})')
+        parts.append(f'the features could not be checked again ({type(error).__name__}: {error})')
     finally:
         if distillation is not None:
             distillation.clear()

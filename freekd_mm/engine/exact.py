@@ -161,7 +161,7 @@ class PendingEvaluationHook(Hook):
         """Evaluates, if it is due and was not done."""
         point = self.place.point
         if point is not None and not point.evaluated and _evaluation_is_due(runner, point):
-            print_log('the evaluation behind the checkpoint was not finished, and comes first', 'current')
+            print_log('the evaluation after the checkpoint was not finished, so it runs first', 'current')
             runner.val_loop.run()
 
 

@@ -119,7 +119,7 @@ class GracefulStopHook(Hook):
         if get_rank() == 0:
             point_to(runner.work_dir, str(path))
         print_log(
-            f'SIGTERM: stopped behind iteration {iteration}; saved {path}; go on with --resume',
+            f'SIGTERM: stopped after iteration {iteration}; saved {path}; continue with --resume',
             'current',
             logging.WARNING,
         )

@@ -47,7 +47,7 @@ def ensure_prompt(stage1: dict, cfg: Config) -> None:
         return
     file = Path(stage1['file']).absolute()
     print_log(
-        f'stage 1 of 2: {file} is not there yet; training it with {stage1["cfg_path"]}', 'current', logging.WARNING
+        f'stage 1 of 2: {file} does not exist yet; training it with {stage1["cfg_path"]}', 'current', logging.WARNING
     )
     prompt_cfg = Config.fromfile(stage1['cfg_path'])
     prompt_cfg.launcher = cfg.get('launcher', 'none')

@@ -82,7 +82,7 @@ def _lock(file: TextIO, path: Path) -> None:
         ) from None
     except OSError as error:
         print_log(
-            f'{path} cannot be locked ({error.strerror}): take care that no other run writes there',
+            f'{path} cannot be locked ({error.strerror}): make sure that no other run writes there',
             'current',
             logging.WARNING,
         )

@@ -110,10 +110,10 @@ def sources(runs: Sequence[Run]) -> list[Markup]:
             others.append([f'{inside(run.folder, test.checkpoint)} ({test.sha256})', ', '.join(shown), source])
     found = []
     if rows:
-        found.append(parts.remark('The files that these numbers are from, with the first digits of their SHA-256:'))
+        found.append(parts.remark('The numbers come from these files, with the first digits of their SHA-256:'))
         found.append(parts.table(['run', 'numbers', 'file', 'SHA-256'], rows, 'ttcc'))
     if others:
-        found.append(parts.remark('Tested in these folders, but files of none of their runs as they are now:'))
+        found.append(parts.remark('Tested in these folders, but not the present files of these runs:'))
         found.append(parts.table(['file', 'result', 'from'], others, 'ttc'))
     return found
 

@@ -259,7 +259,7 @@ def _state(run: Run) -> list[str]:
         done = max(run.steps, run.epochs) if run.by_epoch else run.iterations
         length = run.epoch_length if run.by_epoch else 1
         if done < planned if run.by_epoch and not length else planned * length - run.iterations > behind:
-            notes.append(f'it is not at its end: logged until {unit} {done} of {planned}')
+            notes.append(f'it is not finished: logged until {unit} {done} of {planned}')
     if not run.evaluations and 'loss_prompt_dissimilarity' not in run.train_keys():
         notes.append('there is no evaluation in its logs')
     return notes

@@ -33,7 +33,7 @@ def corrupted_config(cfg: Config, corruption: str, severity: int) -> Config:
     places = [index for index, step in enumerate(pipeline) if step['type'] in LOADERS]
     if not places:
         raise ValueError(
-            f"the test pipeline should have a 'LoadImageFromFile' to corrupt behind, but has "
+            f"the test pipeline should have a 'LoadImageFromFile' to corrupt after, but has "
             f'{", ".join(str(step["type"]) for step in pipeline)}'
         )
     step = dict(type='freekd_mm.Corrupt', corruption=corruption, severity=severity)

@@ -59,7 +59,7 @@ def check_prompts(entries: Iterable[Any], checkpoint: str | None, tolerant: bool
                 'teacher, or distil from the one that it was made for'
             )
             if not tolerant:
-                raise ValueError(f'{text}. If they hold the same weights, say allow_mismatch=True in teacher.')
+                raise ValueError(f'{text}. If they hold the same weights, set allow_mismatch=True in teacher.')
             print_log(text, 'current', logging.WARNING)
 
 
@@ -102,7 +102,7 @@ def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, 
     )
     logits = [entry for entry in entries if entry.logits]
     if not logits:
-        print_log(f'{text}; only features are compared, so that may be meant', 'current', logging.WARNING)
+        print_log(f'{text}; only features are compared, so this may be intended', 'current', logging.WARNING)
         return
     names = ', '.join(repr(entry.name) for entry in logits)
     shared = [name for name in student if name in teacher]

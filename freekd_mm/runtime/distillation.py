@@ -159,7 +159,7 @@ class Distillation(nn.Module):
             taps = ', '.join(map(str, entry.student_taps))
             raise RuntimeError(
                 f"distill '{entry.name}': the student's features at {taps} should carry a gradient, but do not; "
-                'they lie in a frozen stage or inside of an activation checkpoint: tap a module behind it.'
+                'they are in a frozen stage or inside an activation checkpoint: tap a module after it.'
             )
 
     def get_extra_state(self) -> Tensor:

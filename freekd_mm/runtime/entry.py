@@ -148,7 +148,7 @@ class Entry(nn.Module):
         if isinstance(self.connector_cfg, (list, tuple)):
             if len(self.connector_cfg) != len(students):
                 raise ValueError(
-                    f"connector of distill '{self.name}' should be a list of {len(students)}, one a level, but got "
+                    f"connector of distill '{self.name}' should be a list of {len(students)}, one per level, but got "
                     f'{len(self.connector_cfg)}'
                 )
             return PerLevel([build_component(cfg, f"connector of distill '{self.name}'") for cfg in self.connector_cfg])

@@ -39,7 +39,7 @@ def find_head(model: nn.Module) -> DenseHead | str:
     elif kind in ('DeltaXYWHBBoxCoder', 'DistancePointBBoxCoder'):
         boxes = 'deltas' if kind == 'DeltaXYWHBBoxCoder' else 'distances'
     else:
-        return f'{type(head).__name__} says its boxes as {kind}, which is not known here'
+        return f'{type(head).__name__} predicts its boxes as {kind}, which is not supported'
     towers = [getattr(head, name, None) for name in ('cls_convs', 'reg_convs')]
     depths = {len(tower) for tower in towers if isinstance(tower, nn.ModuleList)}
     known = len(depths) == 1 and all(hasattr(conv, 'conv') for tower in towers for conv in tower or ())

@@ -185,7 +185,7 @@ def probe_model(
             model.to(parameter.device)
     raise ProbeError(
         f'the {recorder.role} {type(model).__name__} failed on a dummy image of {size[0]}x{size[1]} before its taps '
-        f'were reached: {type(failure).__name__}: {failure}. Set probe_size to a size it takes.'
+        f'were reached: {type(failure).__name__}: {failure}. Set probe_size to a size that it accepts.'
     ) from failure
 
 

@@ -104,7 +104,7 @@ class Pull:
             raise ValueError(
                 f"distill '{self.name}': weight='auto' needs the pull at the taps, but {why}; give a number"
             )
-        print_log(f"distill '{self.name}': its pull at the taps is not measured, as {why}", 'current')
+        print_log(f"distill '{self.name}': its pull at the taps is not measured, because {why}", 'current')
         self.off = True
 
     def _say(self) -> None:
@@ -115,7 +115,7 @@ class Pull:
             text += f': weight {self.weight:.3g}'
         elif pull and not WEAK < pull < HARD:
             level = logging.WARNING
-            what = 'drowns the task' if pull >= HARD else 'changes next to nothing'
+            what = 'is too strong' if pull >= HARD else 'is too weak'
             text += f". That {what}: try weight={self.fixed / pull:.2g} for a ratio of 1, or weight='auto'"
         print_log(text, 'current', level)
 

@@ -97,7 +97,10 @@ class FrozenTeacher:
         # Not while probing, which happens on the CPU before a training on a GPU.
         if dtype is None and self._runs is not None and not self._said_slow:
             self._said_slow = True
-            print_log(f'the teacher runs in float32: this CPU would only imitate {wanted}, slowly', 'current')
+            print_log(
+                f'the teacher runs in float32: this CPU has no instructions for {wanted}, which would be slow',
+                'current',
+            )
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -192,7 +195,7 @@ def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
     if not checkpoint and not teacher.get('allow_random', False):
         raise ValueError(
             "teacher should have a 'checkpoint' (a file or a URL), but got none. "
-            'To distil from an untrained teacher on purpose, say allow_random=True.'
+            'To distil from an untrained teacher on purpose, set allow_random=True.'
         )
     model = build_model(without_pretrained(cfg), scope)
     if checkpoint:

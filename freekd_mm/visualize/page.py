@@ -15,7 +15,7 @@ from freekd_mm.visualize.draw import band_tiles, weight_lines
 from freekd_mm.visualize.features import Seen, View
 
 BANDS = (
-    'Wavelet bands of the features: the low band is top left, around it lie the details of ever finer levels, '
+    'Wavelet bands of the features: the low band is top left, around it are the details of finer and finer levels, '
     'horizontal ones top right, vertical ones bottom left, diagonal ones bottom right. Bright is strong; all pictures '
     "of a row have the scale of the teacher's bands, so a difference as bright as the teacher says that nothing was "
     'learned there.'

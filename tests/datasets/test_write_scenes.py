@@ -91,7 +91,7 @@ def test_an_interrupted_call_leaves_no_folder_and_is_repeated(tmp_path):
 
 def test_scenes_of_other_settings_are_left_alone(tmp_path):
     before = contents(write_scenes(tmp_path / 'scenes', **SETTINGS))
-    with pytest.raises(FileExistsError, match='exists and was made or edited by somebody'):
+    with pytest.raises(FileExistsError, match='exists and was made or edited by a person'):
         write_scenes(tmp_path / 'scenes', **{**SETTINGS, 'seed': 8})
     assert contents(tmp_path / 'scenes') == before
 

@@ -247,6 +247,18 @@ def test_the_doctor_says_it_too(case):
     assert remedy in text
 
 
+def test_what_fails_because_of_a_wrong_package_is_not_said_as_well():
+    error = 'AssertionError: MMCV==2.1.0 is used but incompatible. Please install mmcv>=1.3.17, <=1.8.0.'
+    imports = {**FINE, 'mmdet.models': error, 'mmseg.models': error}
+    report = examine(None, {**PINS['openmmlab'], 'mmdet': '2.28.2'}, imports, {'mmdet': '1.8.0', 'mmseg': '2.2.0'})
+    assert list(problems(report)) == ['mmdet']
+
+
+def test_the_tightest_limit_is_said_once():
+    report = examine(None, {**PINS['openmmlab'], 'mmcv': '2.2.0'}, FINE, {'mmdet': '2.2.0', 'mmseg': '2.1.0'})
+    assert [problem.remedy.count('mmcv==2.0.1') for problem in report.problems if problem.fatal] == [1]
+
+
 def test_import_says_what_is_too_old(tmp_path):
     code = 'import sys\ntry:\n    import freekd_mm\nexcept ImportError as error:\n    print(error)'
     answer = run_with(tmp_path, {'torch': '1.12.1'}, '-c', code)

@@ -31,7 +31,7 @@ def test_a_run_without_them_stops_and_resumes(tmp_path):
 
     first = python(CODE)
     assert first.returncode == 143, first.stdout + first.stderr
-    assert 'cannot be locked (No locks available): take care that no other run writes there' in first.stdout
+    assert 'cannot be locked (No locks available): make sure that no other run writes there' in first.stdout
     second = python(CODE.replace("{'type': 'ToyStop', 'behind': 7, 'signal': signal.SIGTERM}", "resume='auto'"))
     assert second.returncode == 0, second.stdout + second.stderr
     assert 'epoch_4.pth' in (tmp_path / 'work' / 'last_checkpoint').read_text()

@@ -156,7 +156,9 @@ def test_a_damaged_checkpoint_is_passed_over(how, tmp_path, capsys):
     assert (point.epoch, point.iteration) == (2, 6)
     printed = capsys.readouterr().out
     assert 'epoch_4.pth cannot be resumed from' in printed
-    assert f'going on from {work_dir}/epoch_2.pth instead of {work_dir}/epoch_4.pth, {work_dir}/epoch_3.pth' in printed
+    assert (
+        f'continuing from {work_dir}/epoch_2.pth instead of {work_dir}/epoch_4.pth, {work_dir}/epoch_3.pth' in printed
+    )
     toy_run(config, resume='auto')
     assert not changed(expected, last_state(work_dir))
 
@@ -250,10 +252,10 @@ def small_disk(tmp_path):
 def test_full_disk(small_disk):
     path = small_disk / 'model.pth'
     save_atomically({'epoch': torch.tensor(1)}, path)
-    with pytest.raises(OSError, match=r'No space left on device. It takes 4.0 MB, and 1.\d MB are free') as caught:
+    with pytest.raises(OSError, match=r'No space left on device. It needs 4.0 MB, and 1.\d MB are free') as caught:
         save_atomically({'weights': torch.ones(1_000_000)}, path)
     assert caught.value.errno == errno.ENOSPC
-    assert 'What was there is intact: make room, and continue with --resume' in str(caught.value)
+    assert 'The old file is intact: free some space, and continue with --resume' in str(caught.value)
     assert load_checkpoint_file(path) == {'epoch': torch.tensor(1)}
     assert [file.name for file in small_disk.iterdir()] == ['model.pth']
 

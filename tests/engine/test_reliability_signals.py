@@ -128,8 +128,8 @@ def test_the_tool_and_its_data_loading_processes(tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 143, output
-    assert 'SIGTERM: stopped behind iteration' in output
-    assert 'interrupted.pth; go on with --resume' in output
+    assert 'SIGTERM: stopped after iteration' in output
+    assert 'interrupted.pth; continue with --resume' in output
     config['train_dataloader']['dataset']['pause'] = 0
     toy_run(config, resume='auto')
     toy_run({**config, 'work_dir': str(tmp_path / 'whole')})

@@ -89,7 +89,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr('fcntl.lockf', refuse)
     with own_work_dir(tmp_path / 'work'):
         pass
-    assert said == [f'{tmp_path}/work cannot be locked (No locks available): take care that no other run writes there']
+    assert said == [f'{tmp_path}/work cannot be locked (No locks available): make sure that no other run writes there']
 
 
 def test_a_file_in_its_place(tmp_path):

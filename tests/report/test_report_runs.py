@@ -166,7 +166,7 @@ def test_a_result_is_that_of_a_run_only_where_the_file_is(tmp_path: Path) -> Non
     write_result(run / 'test/2/result.json', run / 'epoch_1.pth', 0.094)
     write_result(run / 'test/3/result.json', tmp_path / 'student_kd.pth', 0.126)
     words = check_page(write_report([run], tmp_path / 'r.html')[0])
-    results, others = words.split('files of none of their runs')
+    results, others = words.split('not the present files of these runs')
     assert '9.40' in results
     assert '12.60' not in results
     assert 'student/test/2/result.json' in results

@@ -135,7 +135,7 @@ def test_list_of_connectors():
     ]
     entry = wired(students, teachers, connector=connectors)
     assert entry(students, teachers, IMAGE)['distill.loss_kd'] > 0
-    with pytest.raises(ValueError, match="connector of distill 'kd' should be a list of 2, one a level, but got 1"):
+    with pytest.raises(ValueError, match="connector of distill 'kd' should be a list of 2, one per level, but got 1"):
         wired(students, teachers, connector=connectors[:1])
 
 

@@ -157,7 +157,7 @@ def test_activation_checkpoints():
     student = copy.deepcopy(STUDENT)
     student['backbone']['with_cp'] = True
     inside = build(model_config({'kd': {'student': 'backbone.layer2.0.conv2', 'loss': CWD}}, student)).train()
-    with pytest.raises(RuntimeError, match='inside of an activation checkpoint: tap a module behind it'):
+    with pytest.raises(RuntimeError, match='inside an activation checkpoint: tap a module after it'):
         loss(inside)
     torch.manual_seed(0)
     behind = build(model_config(student=student)).train()

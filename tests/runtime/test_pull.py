@@ -139,7 +139,7 @@ def test_later_measurements_are_seldom_and_smoothed():
 
 @pytest.mark.parametrize(
     ('weight', 'ratio', 'words'),
-    [(1.0, 546.0, 'drowns the task: try weight=0.0018'), (2.0, 0.005, 'next to nothing: try weight=2e+02'),
+    [(1.0, 546.0, 'is too strong: try weight=0.0018'), (2.0, 0.005, 'is too weak: try weight=2e+02'),
      (1.0, 2.0, None), (0.01, 200.0, None), ('auto', 546.0, None)],
 )  # fmt: skip
 def test_it_warns_of_what_is_too_hard_or_too_weak(monkeypatch, weight, ratio, words):

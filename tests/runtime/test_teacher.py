@@ -195,7 +195,7 @@ def test_no_half_precision_where_it_is_imitated(monkeypatch, checkpoint):
     teacher.run(images())
     teacher.clear()
     teacher.run(images())
-    assert said == ['the teacher runs in float32: this CPU would only imitate torch.bfloat16, slowly']
+    assert said == ['the teacher runs in float32: this CPU has no instructions for torch.bfloat16, which would be slow']
     assert {level.dtype for level in teacher.levels(taps)} == {torch.float32}
     computing_in_half(monkeypatch, True)
     teacher.clear()

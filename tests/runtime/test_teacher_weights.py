@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_random_teacher_has_to_be_asked_for():
-    with pytest.raises(ValueError, match=r"teacher should have a 'checkpoint'.*on purpose, say allow_random=True"):
+    with pytest.raises(ValueError, match=r"teacher should have a 'checkpoint'.*on purpose, set allow_random=True"):
         build_teacher({'model': TEACHER})
     assert build_teacher(RANDOM)[1] == 'RANDOM weights (allow_random=True)'
 
@@ -116,7 +116,7 @@ def test_missing_and_reshaped_keys_are_named(checkpoint, tmp_path):
     model = build(TEACHER)
     message = (
         r'only 9\d% of its \d+ weights do; missing: neck.fpn_convs.0.conv.weight; '
-        r'other shape: bbox_head.gfl_cls.bias \(6,\) but \(80,\) in the file.*say allow_mismatch=True'
+        r'other shape: bbox_head.gfl_cls.bias \(6,\) but \(80,\) in the file.*set allow_mismatch=True'
     )
     with pytest.raises(RuntimeError, match=message):
         load_weights(model, path)

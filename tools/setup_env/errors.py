@@ -44,7 +44,7 @@ DISK_ADVICE = (
 )
 NETWORK_ADVICE = (
     'check the connection, or name a mirror or proxy that this machine can reach (PIP_INDEX_URL, HTTPS_PROXY); '
-    'then run make setup again: what is done is kept'
+    'then run make setup again: finished steps are kept'
 )
 MEMORY_ADVICE = 'compile fewer files at a time: MAX_JOBS=1 make setup  (what is compiled is kept)'
 
@@ -119,7 +119,9 @@ def explain_output(output: str, what: str, log: Path) -> SetupError:
     errors = [line for line in lines if re.match(r'(\w*Error|ERROR|error|FAILED|fatal)\b.*', line)] or lines
     last = errors[-1] if errors else 'it said nothing'
     return SetupError(
-        f'{what}: {last[:300]}', 'read the end of the full output; then run make setup again: what is done is kept', log
+        f'{what}: {last[:300]}',
+        'read the end of the full output; then run make setup again: finished steps are kept',
+        log,
     )
 
 
@@ -130,5 +132,5 @@ def explain_os_error(error: OSError, log: Path | None = None) -> SetupError:
         _, cause, advice = _OS_ERRORS[error.errno]
         return SetupError(f'{cause}{place}', advice, log)
     return SetupError(
-        f'{error.strerror or error}{place}', 'mend that and run make setup again: what is done is kept', log
+        f'{error.strerror or error}{place}', 'fix that and run make setup again: finished steps are kept', log
     )

@@ -134,7 +134,7 @@ def show_doctor(steps: Steps, venv: Venv, stack: str) -> None:
     if code != 0:
         raise SetupError(
             'everything is installed, but it does not work together (above)',
-            f'run the commands named above, then make setup again; or begin anew: remove {venv.folder}',
+            f'run the commands named above, then make setup again; or start again: remove {venv.folder}',
             steps.log('doctor'),
         )
     if os.environ.get('VIRTUAL_ENV') not in (None, str(venv.folder)):

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         print(explain_os_error(error).text(), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('\nSet-up interrupted. What is done is kept: run make setup again to go on.', file=sys.stderr)
+        print('\nSet-up interrupted. Finished steps are kept: run make setup again to continue.', file=sys.stderr)
         return 130
     return 0
 
@@ -80,7 +80,7 @@ def set_up(venv: Venv, options: argparse.Namespace) -> None:
     began = time.monotonic()
     check_ownership(venv, stack)
     if venv.remove_if_broken():
-        print(f'The Python of {venv.folder} is gone; it is made anew.')
+        print(f'The Python of {venv.folder} is gone; it is made again.')
     python = python or base_python(venv, asked)
     check_python(python.version, stack, python.path)
     pins = wanted(stack, python.version)
