@@ -11,13 +11,13 @@ from typing import Any, Callable
 
 from freekd_mm.doctor.checkup import obstacle
 
-#: Places whose errors tell what is wrong with a config or a command.
+#: Places whose errors say what is wrong with a config or a command.
 SPEAKING = (Path(__file__).parent, *(Path('mmengine') / part for part in ('registry', 'config')))
 LONGEST = 2000
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of a tool: its page of help is shown as it is written, and every tool has ``--traceback``."""
+    """A parser of a tool: its help is shown as written, and every tool has ``--traceback``."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], int | None]) -> None:
     """Runs a tool and ends the program with its status.
 
-    One line and 1 where the packages here cannot work; one block and 2 for an error of the user's making.
+    One line and 1 if the packages here cannot work; one block and 2 for an error that the user can fix.
     """
     try:
         status = obstacle() or main()
@@ -50,7 +50,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _is_users(error: BaseException) -> bool:
-    """Whether an error was raised to tell somebody what is wrong, rather than by a fault of the code."""
+    """Whether an error was raised to tell the user what is wrong, not by a fault in the code."""
     if isinstance(error, (OSError, ImportError, SyntaxError, UnpicklingError)):
         return True
     trace = error.__traceback__
@@ -61,7 +61,7 @@ def _is_users(error: BaseException) -> bool:
 
 
 def _log(error: Exception) -> list[str]:
-    """Returns the log files that have the error now."""
+    """Writes the error to the log files and returns their names."""
     if 'mmengine' not in sys.modules:
         return []
     from freekd_mm.engine.terminal import log_error

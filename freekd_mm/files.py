@@ -15,7 +15,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-#: Stands behind what a tool wrote, as a comment of its format, before a digest of all that is above.
+#: Follows what a tool wrote, as a comment of its format, before a digest of all that is above.
 MARK = b'all above is as the tool wrote it: '
 
 
@@ -29,7 +29,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> 
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         write(part)
-        with open(part, 'rb+') as file:  # Windows flushes no file that is open for reading alone
+        with open(part, 'rb+') as file:  # Windows flushes no file that is open only for reading
             os.fsync(file.fileno())
         os.replace(part, path)
         _flush_folder(path.parent)
@@ -87,7 +87,7 @@ def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike], f
     Args:
         path: The file or folder that will be written.
         inputs: Files that it is made from.
-        force: Replace what somebody made or edited; :func:`make_room` keeps it.
+        force: Replace what a person made or edited; :func:`make_room` keeps it.
     """
     path = Path(path)
     if path.resolve() in {Path(file).resolve() for file in inputs}:
@@ -100,7 +100,7 @@ def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike], f
 
 
 def make_room(path: Path) -> None:
-    """Renames a file or folder that somebody made or edited, before another takes its place."""
+    """Renames a file or folder that a person made or edited, before another one replaces it."""
     if _is_somebodys(path):
         os.replace(path, _backup(path))
 

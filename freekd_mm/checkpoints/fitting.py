@@ -25,14 +25,14 @@ class WeightsMismatchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Fit:
-    """What of a model's weights a file holds.
+    """Which weights of a model a file holds.
 
     Attributes:
         model: The class of the model.
         count: How many weights the model has.
-        missing: Those that the file has not.
+        missing: Those that the file lacks.
         reshaped: Those of another shape there, both shapes told.
-        unused: Names in the file that the model has not.
+        unused: Names in the file that the model does not have.
     """
 
     model: str
@@ -90,13 +90,13 @@ def load_what_fits(model: nn.Module, weights: OrderedDict[str, Any]) -> Fit:
 def load_whole(
     model: nn.Module, weights: OrderedDict[str, Any], source: Any, allow_mismatch: bool | None = None
 ) -> Fit:
-    """Loads weights and insists that the file has all of the model's, and no NaN or infinity among them.
+    """Loads weights; raises an error unless the file has all of the model's, without NaN or infinity.
 
     Args:
         model: The built model.
         weights: See :func:`weights_of`.
         source: The file, for the error.
-        allow_mismatch: Accept missing and other shapes while most is covered; None where that is no choice.
+        allow_mismatch: Accept missing and other shapes if most is covered; None if that is not an option.
     """
     fit = load_what_fits(model, weights)
     if not fit.is_whole:

@@ -1,4 +1,4 @@
-"""What an earlier training left in a work directory, when another starts anew there."""
+"""Moves the files of an earlier training aside when another one starts in its work directory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def set_aside(cfg: Config) -> None:
 
 
 def keep_own_config(cfg: Config) -> None:
-    """Lets the runner write its config under another name where the user's own file is in the work directory."""
+    """Lets the runner write its config under another name if the user's own file is in the work directory."""
     file = Path(cfg.filename or '')
     if cfg.filename and (Path(cfg.work_dir) / file.name).resolve() == file.resolve():
         object.__setattr__(cfg, '_filename', str(file.with_name(f'{file.stem}_run{file.suffix}')))

@@ -1,4 +1,4 @@
-"""What a failing run leaves on the terminal and in its log: one block there, everything here."""
+"""What a failing run writes: one block on the terminal, everything in its log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def log_files() -> list[logging.FileHandler]:
 
 
 def log_error(error: Exception) -> list[str]:
-    """Writes an error with its traceback to the log files, and to them alone; returns their names."""
+    """Writes an error with its traceback to the log files only; returns their names."""
     name, trace = MMLogger.get_current_instance().name, (type(error), error, error.__traceback__)
     record = logging.LogRecord(name, logging.ERROR, __file__, 0, 'the run failed', (), trace)
     for handler in log_files():

@@ -1,4 +1,4 @@
-"""Reads what mmengine logged in a work directory: the sessions of one run, joined."""
+"""Reads what mmengine logged in a work directory: all parts of one run, joined."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NoRunError(ValueError):
 
 @dataclass
 class Run:
-    """One training run, the sessions before and after each resume joined.
+    """One training run, the parts before and after each resume joined.
 
     Attributes:
         name: What the report calls it.
@@ -175,9 +175,7 @@ def read_run(folder: Path, name: str) -> Run:
     if broken:
         run.notes.append(f'{_count(broken, "line")} of the log cannot be read and are left out')
     if dropped:
-        run.notes.append(
-            f'{_count(dropped, "logged step")} of a session are left out: a later one went back before them'
-        )
+        run.notes.append(f'{_count(dropped, "logged step")} are left out: the run was resumed from before them')
     run.notes += _state(run)
     return run
 
@@ -228,7 +226,7 @@ def _numbers(row: Any) -> dict[str, float]:
 
 
 def _join(run: Run, train: dict[int, dict[str, float]], evaluations: dict[int, dict[str, float]]) -> int:
-    """Adds a later session. It replaces all from its first step on, because that did not lead to its weights.
+    """Adds what was logged after a resume. It replaces all from its first step on, which did not lead to its weights.
 
     Returns the number of logged steps that were dropped.
     """

@@ -40,7 +40,7 @@ def visualize(
         out: The page or the folder.
         before: ``'init'`` or a checkpoint of the student before the distillation.
         entries: Names of the entries of ``distill`` to show; all by default.
-        force: Replace files that somebody made or edited, and keep them as ``.bak``.
+        force: Replace files that a person made or edited, and keep them as ``.bak``.
     """
     for file in (checkpoint, *([before] if before and before != INIT else [])):
         if not Path(file).is_file():
