@@ -58,7 +58,7 @@ def parser() -> MarkdownIt:
 
 
 def headings(tokens: list[Token]) -> list[tuple[Token, str]]:
-    """Returns the opening tokens of all headings with their anchors, made as GitHub makes them."""
+    """Returns the opening tokens of all headings with their anchors, made as on GitHub."""
     seen: dict[str, int] = {}
     found = []
     for index, token in enumerate(tokens):

@@ -4,8 +4,8 @@
     python -m speed loss step --rounds 15    some parts
     python -m speed --quick                  only whether everything runs
 
-The things compared take turns, so that what else the machine does hits them alike: compare the ratios, given as
-median (least to most) over the rounds. On a busy machine stay with one thread and the CPU clock.
+The compared calls take turns, so that other work of the machine slows them equally: compare the ratios, given as
+median (least to most) over the rounds. On a busy machine use one thread and the CPU clock.
 """
 
 from __future__ import annotations

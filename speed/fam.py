@@ -1,4 +1,4 @@
-"""FAM's default filter against the dense one of the paper, and alone where the dense one does not fit.
+"""FAM's default filter against the dense one of the paper, and alone if the dense one does not fit.
 
 A dense filter has 2 x C_in x C_out x H x W numbers: 8.2 GiB for 256 channels at 100 x 168, before its gradient.
 """

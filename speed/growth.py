@@ -18,7 +18,7 @@ from speed.timing import Job, Options, peak_bytes, take_turns
 
 @dataclass(frozen=True)
 class Case:
-    """The sizes of one call; every level is as large as the others, so that each counts alike."""
+    """The sizes of one call; every level is as large as the others, so that each counts the same."""
 
     batch: int = 2
     channels: int = 128

@@ -38,7 +38,7 @@ def by_ptwt(x: Tensor) -> list[Tensor]:
 
 
 def copy(x: Tensor) -> list[Tensor]:
-    """The floor: whatever returns as much as it reads costs at least a copy, forward and backward."""
+    """The floor: what returns as much as it reads costs at least a copy, forward and backward."""
     return [x.clone()]
 
 

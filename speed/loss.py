@@ -30,7 +30,7 @@ CODE_SPEEDUPS = {2: 6.0, 6: 12.0}
 
 
 def floor(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Job:
-    """What no loss can do without: read both inputs and write a gradient."""
+    """What every loss must do: read both inputs and write a gradient."""
     out = [torch.empty_like(level) for level in students]
     plain = [level.detach() for level in students]
 
@@ -42,7 +42,7 @@ def floor(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Job:
 
 
 def mse(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
-    """The plainest feature loss."""
+    """The simplest feature loss."""
     return sum(F.mse_loss(student, teacher) for student, teacher in zip_equal(students, teachers))
 
 

@@ -66,7 +66,7 @@ def distilled(student: dict, teacher: dict, loss: dict, seed: int = 0) -> Any:
 
 
 def by_mmrazor(student: dict, teacher: dict, loss: dict, seed: int = 0) -> Any:
-    """Builds the same with an L2 in mmrazor's terms: its algorithm, its recorders, one loss a level."""
+    """Builds the same with an L2 in mmrazor's terms: its algorithm, its recorders, one loss per level."""
     recorders = {'neck': {'type': 'ModuleOutputs', 'source': 'neck'}}
     mappings = {
         f'loss_{level}': {

@@ -1,6 +1,6 @@
 """What data-parallel training communicates, and what it costs, with gloo on a CPU: one process against two.
 
-Process 0 steps alone, then both step together under DDP, in turns; each has a batch of its own. The seconds
+Process 0 steps alone, then both step together under DDP, in turns; each has its own batch. The seconds
 include what a process waits for the other: the wall clock where the cores are free, else look at the CPU time.
 """
 

@@ -1,6 +1,6 @@
 """A whole distillation step against its parts, and against mmrazor's algorithm.
 
-A step is mmengine's ``train_step``: preprocessing, losses, backward, optimizer. Its least is a step of the plain
+A step is mmengine's ``train_step``: preprocessing, losses, backward, optimizer. The minimum is a step of the plain
 student of mmdet plus the teacher's backbone and neck, forward.
 """
 

@@ -1,4 +1,4 @@
-"""What a part of the benchmark hands back: tables to read, lines to keep, and the targets it was to reach."""
+"""What a part of the benchmark returns: tables to read, lines to keep, and its targets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from speed.timing import Options, Spread
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that was wanted.
+    """A target.
 
     Attributes:
         what: What is measured.
@@ -46,7 +46,7 @@ class Report:
         part: Its name on the command line.
         title: Its heading.
         blocks: Paragraphs, tables and profiles in Markdown.
-        records: One dict a measured figure.
+        records: One dict per measured figure.
         targets: What was wanted.
     """
 
@@ -113,6 +113,6 @@ def targets_table(targets: Sequence[Target]) -> str:
 
 
 def write_records(path: Path, reports: Sequence[Report], options: Options) -> None:
-    """Writes one JSON line for the machine and one a figure."""
+    """Writes one JSON line for the machine and one per figure."""
     lines = [machine(options), *(record for report in reports for record in report.records)]
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')

@@ -1,6 +1,6 @@
 """Times and memory of calls that take turns, compared round by round.
 
-What else a machine does hits all rows of a round alike, so the ratio of two rows is taken in each round; its
+Other work of the machine slows all rows of a round equally, so the ratio of two rows is taken per round; its
 median over the rounds, with the least and the most, is what the tables show.
 """
 
@@ -82,7 +82,7 @@ class Spread:
 
 
 class Turns:
-    """Seconds of jobs that took turns: one list a job, one item a round."""
+    """Seconds of jobs that took turns: one list per job, one item per round."""
 
     def __init__(self, seconds: Mapping[str, list[float]]) -> None:
         self.seconds = dict(seconds)
@@ -98,9 +98,9 @@ class Turns:
 
 
 def take_turns(jobs: Mapping[str, Job], options: Options, repeats: int = 0) -> Turns:
-    """Runs all jobs once a round. Free memory goes back to the system before each call.
+    """Runs all jobs once per round. Free memory goes back to the system before each call.
 
-    Or else a job is fast or slow by what the one before it happened to leave.
+    Otherwise a job would be fast or slow because of what the one before it left.
 
     Args:
         jobs: What to run, by name.
@@ -162,7 +162,7 @@ def peak_bytes(job: Job, device: torch.device) -> int:
 
 
 def profile_table(job: Job, options: Options, rows: int = 12) -> str:
-    """Returns where the time of a few calls goes, as torch.profiler's table cut to what can be read."""
+    """Returns where the time of a few calls goes, as torch.profiler's table cut to a readable size."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if options.device.type == 'cuda':
         activities.append(torch.profiler.ProfilerActivity.CUDA)

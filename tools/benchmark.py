@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Runs what is missing and writes the report; returns the exit status."""
     args = parse_args()
-    # The running jobs end with this process, however it is told to stop.
+    # The running jobs end with this process, no matter how it is told to stop.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     install()
     from freekd_mm.benchmark.run import benchmark

@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs stage 1 where its prompt is still missing, then the config itself."""
+    """Runs stage 1 if its prompt is missing, then the config itself."""
     args = parse_args()
     from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -31,7 +31,7 @@ def main() -> None:
     from freekd_mm.engine.training import train
     from freekd_mm.engine.workdir import is_first_process
 
-    # Under torchrun the last lines then say which process failed first, and of what.
+    # With torchrun the last lines then say which process failed first, and why.
     cfg = prepare_config(args)
     record(train)(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
     if is_first_process(cfg.launcher):

@@ -21,7 +21,7 @@ from freekd_mm.compat import install
 
 DATA = 'configs of data sets, for models of other folders'
 TRACKERS = 'trackers, and networks for them'
-#: Folders of configs that are no families, and why.
+#: Folders of configs that are not families, and why.
 LEFT_OUT = {
     **dict.fromkeys(['cityscapes', 'deepfashion', 'dsdl', 'lvis', 'objects365', 'openimages', 'pascal_voc'], DATA),
     **dict.fromkeys(['v3det', 'wider_face'], DATA),
@@ -51,13 +51,13 @@ def choose_configs() -> list[list[Path]]:
 
 
 def family_of(config: Path) -> str:
-    """Returns the folder of a config, behind its package where it is of one."""
+    """Returns the folder of a config, after its package if it has one."""
     parts = config.parts
     return f'{parts[parts.index(".mim") - 1]}/{config.parent.name}' if '.mim' in parts else config.parent.name
 
 
 def try_config(config: Path, method: str, file: Path) -> None:
-    """Takes the distilled step, or where it fails the plain one, and writes what happened."""
+    """Takes the distilled step, or the plain one if that fails, and writes what happened."""
     from freekd_mm.wizard.survey import PICTURES, distilled_step, plain_step
 
     # Some configs name others by a path from the folder of all configs.

@@ -1,7 +1,7 @@
 # FreeKD: DINO-R50 (49.0 AP, 12 epochs) from DINO-Swin-L, COCO.
 _base_ = ['../_base_/pairs/dino_r50_swin-l.py']
 
-# Stage 1 runs first where its file is not there yet.
+# Stage 1 runs first if its file does not exist yet.
 frequency_prompt = dict(
     cfg_path='{{ fileDirname }}/prompt/dino_swin-l.py',
     file='work_dirs/frequency_prompts/dino_swin-l/frequency_prompt.pth',

@@ -1,7 +1,7 @@
 # FreeKD: Faster R-CNN-R50 (38.4 AP) from Cascade Mask R-CNN-X101-64x4d (45.6 AP), COCO.
 _base_ = ['../_base_/pairs/faster-rcnn_r50_cascade-mask-x101.py']
 
-# Stage 1 runs first where its file is not there yet.
+# Stage 1 runs first if its file does not exist yet.
 frequency_prompt = dict(
     cfg_path='{{ fileDirname }}/prompt/cascade-mask-rcnn_x101.py',
     file='work_dirs/frequency_prompts/cascade-mask-rcnn_x101/frequency_prompt.pth',

@@ -1,7 +1,7 @@
 # FreeKD: Faster R-CNN-R50 (38.4 AP) from Faster R-CNN-R101 (39.8 AP), COCO.
 _base_ = ['../_base_/pairs/faster-rcnn_r50_r101.py']
 
-# Stage 1 runs first where its file is not there yet.
+# Stage 1 runs first if its file does not exist yet.
 frequency_prompt = dict(
     cfg_path='{{ fileDirname }}/prompt/faster-rcnn_r101.py',
     file='work_dirs/frequency_prompts/faster-rcnn_r101/frequency_prompt.pth',

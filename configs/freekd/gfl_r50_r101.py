@@ -1,7 +1,7 @@
 # FreeKD: GFL-R50 (40.2 AP, 1x) from GFL-R101 (44.7 AP, multi-scale 2x), COCO.
 _base_ = ['../_base_/pairs/gfl_r50_r101.py']
 
-# Stage 1 runs first where its file is not there yet.
+# Stage 1 runs first if its file does not exist yet.
 frequency_prompt = dict(
     cfg_path='{{ fileDirname }}/prompt/gfl_r101.py',
     file='work_dirs/frequency_prompts/gfl_r101/frequency_prompt.pth',

@@ -1,7 +1,7 @@
 # FreeKD: RepPoints-R50 (38.6 AP) from RepPoints-X101-DCN (44.2 AP), COCO.
 _base_ = ['../_base_/pairs/reppoints_r50_x101-dcn.py']
 
-# Stage 1 runs first where its file is not there yet.
+# Stage 1 runs first if its file does not exist yet.
 frequency_prompt = dict(
     cfg_path='{{ fileDirname }}/prompt/reppoints_x101-dcn.py',
     file='work_dirs/frequency_prompts/reppoints_x101-dcn/frequency_prompt.pth',

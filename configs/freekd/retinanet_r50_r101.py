@@ -1,7 +1,7 @@
 # FreeKD: RetinaNet-R50 (37.4 AP) from RetinaNet-R101 (38.9 AP), COCO.
 _base_ = ['../_base_/pairs/retinanet_r50_r101.py']
 
-# Stage 1 runs first where its file is not there yet.
+# Stage 1 runs first if its file does not exist yet.
 frequency_prompt = dict(
     cfg_path='{{ fileDirname }}/prompt/retinanet_r101.py',
     file='work_dirs/frequency_prompts/retinanet_r101/frequency_prompt.pth',

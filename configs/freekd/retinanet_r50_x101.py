@@ -1,7 +1,7 @@
 # FreeKD: RetinaNet-R50 (37.4 AP) from RetinaNet-X101-64x4d (41.0 AP), COCO.
 _base_ = ['../_base_/pairs/retinanet_r50_x101.py']
 
-# Stage 1 runs first where its file is not there yet.
+# Stage 1 runs first if its file does not exist yet.
 frequency_prompt = dict(
     cfg_path='{{ fileDirname }}/prompt/retinanet_x101.py',
     file='work_dirs/frequency_prompts/retinanet_x101/frequency_prompt.pth',

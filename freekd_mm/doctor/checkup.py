@@ -1,7 +1,7 @@
-"""Says on one screen whether the packages here fit together, and which command mends what does not.
+"""Says on one screen whether the packages here fit together, and which command fixes what does not.
 
 ``python tools/doctor.py`` or ``python -m freekd_mm.doctor.checkup``. Other packages are imported in a child process
-only, so that one that raises, prints or crashes cannot take the doctor with it.
+only, so that one that raises an error, prints or crashes cannot stop the doctor.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Report:
 
 
 def _version(name: str, module: str, versions: Mapping[str, str]) -> str:
-    """Returns the version, with the distribution's name where it is not the one expected of the module."""
+    """Returns the version, with the distribution's name if it is not the expected one."""
     plain = name == module or (name, module) == ('mmsegmentation', 'mmseg')
     return versions.get(name, '-') if plain or name not in versions else f'{name} {versions[name]}'
 
@@ -163,7 +163,7 @@ def probe(modules: Sequence[str] = PROBES, timeout: float = 300) -> dict[str, st
             begun = name if message is None else None
             if message is not None:
                 answers[name] = message
-        # No answer to the last one: it took the child with it. The rest gets another child.
+        # No answer to the last one: it crashed the child. The rest gets another child.
         if begun is None:
             break
         answers[begun] = end
@@ -199,7 +199,7 @@ def examine(
     """Finds out what is missing or clashing.
 
     Args:
-        stack: The pins that should be here, whole and in the tested versions; None for whatever is here.
+        stack: The pins that should be here, whole and in the tested versions; None for those that are here.
         installed: Instead of :func:`installed_distributions`.
         imports: Instead of :func:`probe`.
         mmcv_below: Instead of :func:`accepted_mmcv`.

@@ -63,7 +63,7 @@ class Problem:
     Attributes:
         subject: The package.
         text: What is wrong with it.
-        remedy: The command that mends it.
+        remedy: The command that fixes it.
         fatal: False for what only some uses need.
     """
 
@@ -178,7 +178,7 @@ def find_clashes(installed: Versions, pins: Versions) -> list[Problem]:
 
 
 def find_missing(installed: Versions, pins: Versions, whole: bool = False) -> list[Problem]:
-    """Finds packages that are not there; with ``whole`` each one of the line is needed."""
+    """Finds packages that are not there; with ``whole`` all of the line are needed."""
     names = mm_names(pins)
     others = {names['mmengine']: ('mmengine', 'onedl-mmengine'), names['mmcv']: MMCV_LIKE}
     problems = [

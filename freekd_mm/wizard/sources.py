@@ -115,7 +115,7 @@ def distill_source(
     stage = ''
     if stage1 is not None:
         stage = f"""
-# Stage 1 runs first where its file is not there yet.
+# Stage 1 runs first if its file does not exist yet.
 frequency_prompt = dict(cfg_path={style.file(str(stage1))}, file={file!r})
 """
     hooks = ', '.join(source(hook, 0) for hook in method_hooks(method, wiring))

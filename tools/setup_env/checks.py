@@ -30,7 +30,7 @@ def check_python(version: tuple[int, int], stack: str, executable: str) -> None:
 
 
 def check_disk(folder: Path, usage: Callable[[Path], tuple[int, int, int]] = shutil.disk_usage) -> None:
-    """Raises SetupError when the disk of ``folder`` (which need not exist) is too full to begin."""
+    """Raises SetupError when the disk of ``folder`` (which need not exist) is too full to start."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = usage(existing)[2]
     if free < DISK_NEEDED:
@@ -62,7 +62,7 @@ def find_compiler(which: Callable[[str], str | None] = shutil.which) -> str:
 
 
 def check_headers(include: str | None = None) -> None:
-    """Raises SetupError when Python's C headers are missing (Debian keeps them in a package of their own)."""
+    """Raises SetupError when Python's C headers are missing (Debian has a separate package for them)."""
     folder = Path(include or sysconfig.get_path('include'))
     if not (folder / 'Python.h').is_file():
         raise SetupError(f"mmcv must be compiled here, and Python's C headers are not in {folder}", HEADERS_ADVICE)

@@ -53,7 +53,7 @@ _NETWORK = (
     r'Failed to establish a new connection|Network is unreachable|Connection refused|ConnectTimeout|'
     r'Read timed out|ProxyError|Cannot connect to proxy|Max retries exceeded|SSLError|CERTIFICATE_VERIFY_FAILED'
 )
-# In this order: a full disk or a missing tool also produces the messages further down.
+# In this order: a full disk or a missing tool also causes the messages further down.
 _KNOWN = (
     (r'No space left on device|Errno 28|Disk quota exceeded', 'the disk is full', DISK_ADVICE),
     (
@@ -106,7 +106,7 @@ def explain_output(output: str, what: str, log: Path) -> SetupError:
         return SetupError(f'{what}: the package index cannot be reached', NETWORK_ADVICE, log)
     missing = _MISSING.search(output)
     if missing and 'from versions: none' in output:
-        # pip says no more than this when it was told not to try again.
+        # pip says only this when it was told not to try again.
         cause = f'the package index cannot be reached, or does not have {missing[1]}'
         return SetupError(f'{what}: {cause}', NETWORK_ADVICE, log)
     if missing:

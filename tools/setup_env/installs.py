@@ -1,4 +1,4 @@
-"""The steps that install something; each one leaves out what is already there."""
+"""The steps that install something; each one skips what is already there."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def install_build_tools(steps: Steps, venv: Venv, pins: dict[str, str]) -> None:
 
 
 def install_torch(steps: Steps, venv: Venv, torch: str, index: str, python: str) -> None:
-    """Installs PyTorch, or makes the one that is there visible."""
+    """Installs PyTorch, or makes the existing one visible."""
     there = venv.installed().get('torch')
     if torch == 'installed':
         if there is None:
@@ -69,7 +69,7 @@ def install_torch(steps: Steps, venv: Venv, torch: str, index: str, python: str)
     if not index and sys.platform == 'linux' and not shutil.which('nvidia-smi'):
         note += f'; no NVIDIA GPU here: TORCH_INDEX={CPU_INDEX} makes it much smaller'
     with steps.step(f'PyTorch {torch}', note):
-        # PyTorch brings requirements of its own; they must not move what the line has pinned.
+        # PyTorch has its own requirements; they must not change what the line has pinned.
         constraints, here = venv.folder / 'constraints.txt', venv.installed()
         kept = [f'{name}=={here[name]}\n' for name in ('numpy', 'setuptools') if name in here]
         constraints.write_text(''.join(kept), encoding='utf-8')

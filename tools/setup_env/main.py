@@ -65,10 +65,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def set_up(venv: Venv, options: argparse.Namespace) -> None:
-    """Does what is still to do."""
+    """Runs the steps that are not done yet."""
     version, pins_of = ENVIRONMENTS[known('ENV', options.env, ENVIRONMENTS)] if options.env else (None, '')
     asked = options.python or (find_python(version) if version and not venv.version else '')
-    # A later `make test` without variables goes on with what the environment was made with.
+    # A later `make test` without variables uses the variables with which the environment was made.
     stack = options.stack or pins_of or venv.record.get('stack')
     python = None if stack else base_python(venv, asked)
     stack = known('STACK', stack or fitting_pins(DEFAULT_STACK, '', python.version), PIN_SETS)
@@ -88,7 +88,7 @@ def set_up(venv: Venv, options: argparse.Namespace) -> None:
     if not venv.record.get('mmcv'):
         check_disk(venv.folder)
         if not is_cached(mmcv, pins[mmcv], torch, python.version):
-            # Said now rather than after the downloads.
+            # Said now, not after the downloads.
             find_compiler()
             check_headers(python.include)
 

@@ -1,4 +1,4 @@
-"""mmcv's source: downloaded, unpacked, and grouped so that the compiler reads PyTorch's headers a few times only."""
+"""mmcv's source: downloaded, unpacked, and grouped so that the compiler reads PyTorch's headers only a few times."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from setup_env.steps import Command, Steps
 
 #: Where mmcv's ``setup.py`` looks for ``*.cpp`` files.
 OPERATORS = Path('mmcv/ops/csrc/pytorch')
-#: Files of ``cpu/`` that define helpers of the same name: each begins a group of its own.
+#: Files of ``cpu/`` that define helpers of the same name: each starts its own group.
 CLASHING = ('bezier_align.cpp', 'roi_align.cpp', 'roi_align_rotated.cpp', 'rotated_feature_align.cpp')
-#: Its macros ``min`` and ``max`` change whatever comes after it.
+#: Its macros ``min`` and ``max`` change all that comes after it.
 MACROS = 'psamask.cpp'
 #: No debug information, and no optimisation that costs a third of the time and gives nothing here. The others are
 #: Python's own, which newer versions of setuptools replace by these.
@@ -41,7 +41,7 @@ def unpack(steps: Steps, command: Command, folder: Path, grouped: bool = True) -
 def group(source: Path) -> None:
     """Makes 5 files out of mmcv's 77, which include the old ones; CUDA files (``*.cu``) stay as they are.
 
-    Nearly all of the time goes into PyTorch's headers, which each file reads anew: about 15 s for each of 57 files,
+    Nearly all of the time goes into PyTorch's headers, which each file reads again: about 15 s for each of 57 files,
     43 s for all of them in one.
     """
     bindings, kernels = source / OPERATORS, source / OPERATORS / 'cpu'

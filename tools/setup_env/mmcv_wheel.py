@@ -64,7 +64,7 @@ class Target:
 
 
 def wheel_cache() -> Path:
-    """Returns the folder of the finished wheels, the user's own, shared by all clones."""
+    """Returns the user's folder of finished wheels, shared by all clones."""
     cache = os.environ.get('XDG_CACHE_HOME')
     return (Path(cache) if cache else Path.home() / '.cache') / 'freekd_mm' / 'wheels'
 
@@ -133,10 +133,10 @@ def install_mmcv(steps: Steps, venv: Venv, target: Target) -> None:
 
 
 def keep(wheel: Path, target: Target) -> Path | None:
-    """Puts a wheel into the cache, in one move so that nobody sees half of it.
+    """Puts a wheel into the cache, in one move, so that nobody sees an incomplete file.
 
     Returns:
-        Its place there; None when the cache cannot be written, which is no reason to stop.
+        Its place there; None when the cache cannot be written; this does not stop the set-up.
     """
     place = wheel_cache() / target.key
     scratch = place / f'.{os.getpid()}.partial'

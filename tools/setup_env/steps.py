@@ -1,4 +1,4 @@
-"""Runs commands with one log file each, and shows what is going on meanwhile."""
+"""Runs commands with one log file each, and shows what they are doing."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Steps:
             env: Environment variables to add.
             cwd: Working folder.
             progress: Turns the output so far into a few words.
-            interval: Seconds between two signs of life; a terminal gets them often, a pipe rarely.
+            interval: Seconds between two status lines; a terminal gets them often, a pipe rarely.
         """
         terminal = sys.stdout.isatty()
         interval = interval or (1.0 if terminal else 30.0)

@@ -1,4 +1,4 @@
-"""The virtual environment: what it holds, whether it is ours, and what the last set-up left there."""
+"""The virtual environment: what it holds, whether it is ours, and what the last set-up did there."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def wanted(stack: str, python: tuple[int, int]) -> dict[str, str]:
 
 
 def up_to_date(venv: Venv, stack: str, torch: str) -> bool:
-    """Whether a finished set-up of the same kind is still in place: a matter of milliseconds."""
+    """Whether a finished set-up of the same kind is still in place: takes milliseconds."""
     record, version = venv.record, venv.version
     if record.get('done') != fingerprint(stack, torch) or not venv.python.exists() or version is None:
         return False
@@ -177,7 +177,7 @@ def find_python(version: tuple[int, int]) -> str:
     name = '.'.join(map(str, version))
     pyenv = Path(os.environ.get('PYENV_ROOT') or Path.home() / '.pyenv') / 'versions'
     for place in (shutil.which(f'python{name}'), *sorted(pyenv.glob(f'{name}.*/bin/python'), reverse=True)):
-        # pyenv puts a program of every name on the path that may only say that it is not there.
+        # pyenv has a program of every name on the path, which may only say that it is not installed.
         if place and ask(place, 'import sys; print(list(sys.version_info[:2]))') == list(version):
             return str(place)
     raise SetupError(

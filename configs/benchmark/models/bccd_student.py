@@ -10,7 +10,7 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     # Keeps the size; the COCO evaluation asks for the scale factor.
     dict(type='Resize', scale_factor=1.0, keep_ratio=True),
-    # Cells have no upside.
+    # Cells have no up or down.
     dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),
 ]
@@ -24,7 +24,7 @@ dataset = dict(type='CocoDataset', data_root=data_root, metainfo=metainfo, data_
 
 # Loading in the training process: no workers, so that the random numbers of the augmentation are the seed's.
 train_dataloader = dict(
-    # 51 steps an epoch: with 8 pictures a student has not learned much after 10 epochs.
+    # 51 steps per epoch: with 8 pictures a student has not learned much after 10 epochs.
     batch_size=4,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=True),

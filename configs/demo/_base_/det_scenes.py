@@ -23,7 +23,7 @@ test_pipeline = [
     ),
 ]
 
-# The pictures are small: reading them in the training process is faster than handing them over.
+# The pictures are small: reading them in the training process is faster than sending them over.
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,

@@ -24,7 +24,7 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 
-# BaseSegDataset and not CityscapesDataset, which insists on its own classes.
+# BaseSegDataset and not CityscapesDataset, which accepts only its own classes.
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
