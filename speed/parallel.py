@@ -130,7 +130,7 @@ def measure(options: Options) -> Report:
         rows.append([name, f'{one["trained"]:,}', f'{inside:,}', len(one['buckets']), one['bytes'] - inside, *ratios])
         kept = {key: value for key, value in one.items() if key != 'seconds'}
         report.record(name, **kept, times_alone_wall=ratios[0], times_alone_cpu=ratios[1])
-    header = ['', 'trained values', 'bytes a step in buckets', 'buckets', 'other bytes a step', 'x alone (wall)']
+    header = ['', 'trained values', 'bytes per step in buckets', 'buckets', 'other bytes per step', 'x alone (wall)']
     report.table([*header, 'x alone (CPU)'], rows)
     teacher = found[FREEKD]
     report.say(
