@@ -47,7 +47,7 @@ def jobs_of(case: Case, device: torch.device) -> dict[str, Job]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'prompt.pth'
         tokens = save_random_prompt(file, case.levels, case.tokens, case.channels)
-        options = dict(channels=case.channels, num_tokens=case.tokens, prompt=str(file))
+        options = dict(channels=case.channels, prompt=str(file))
         code = FreeKDLoss(mode='code', **options).to(device)
         paper = FreeKDLoss(mode='paper', **options).to(device)
     fam = FAMConnector(case.channels, case.channels, num_levels=case.levels).to(device)

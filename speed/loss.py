@@ -78,21 +78,14 @@ def losses(num_tokens: int, channels: int, levels: int, device: torch.device) ->
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'prompt.pth'
         tokens = save_random_prompt(file, levels, num_tokens, channels).to(device)
-        options = dict(channels=channels, num_tokens=num_tokens, prompt=str(file))
-
-        def paper(**changes: str) -> Loss:
-            return FreeKDLoss(mode='paper', relation=None, **options, **changes).to(device)
+        options = dict(channels=channels, prompt=str(file))
 
         return {
             'naive formula': naive(tokens),
             'code': FreeKDLoss(mode='code', **options).to(device),
             'WaveletLoss': WaveletLoss(**options).to(device),
             'paper': FreeKDLoss(mode='paper', **options).to(device),
-            'paper, relation free': FreeKDLoss(mode='paper', relation='free', **options).to(device),
-            'paper, no relation': paper(),
-            "paper, no relation, 'teacher'": paper(normalize='teacher'),
-            "paper, no relation, 'none'": paper(normalize='none'),
-            "paper, no relation, 'band'": paper(normalize='band'),
+            'paper, no relation': FreeKDLoss(mode='paper', relation=None, **options).to(device),
             'FreeKDPlusLoss': FreeKDPlusLoss(**options).to(device),
         }
 

@@ -99,7 +99,7 @@ def freekd(folder: Path, channels: int, num_tokens: int = 2) -> dict:
     """Returns the config of FreeKD's loss in paper mode, with masks of a random prompt and the relation."""
     file = folder / f'prompt{num_tokens}.pth'
     save_random_prompt(file, LEVELS, num_tokens, channels)
-    loss = {'type': 'freekd_mm.FreeKDLoss', 'mode': 'paper', 'channels': channels, 'num_tokens': num_tokens}
+    loss = {'type': 'freekd_mm.FreeKDLoss', 'mode': 'paper', 'channels': channels}
     return {**loss, 'prompt': str(file)}
 
 

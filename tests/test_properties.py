@@ -150,7 +150,7 @@ class TestMasks:
     def test_a_new_prompt_changes_nothing(self, x, levels, num_tokens):
         before = x.clone()
         with torch.no_grad():
-            given, _ = FrequencyPrompt(3, num_tokens, levels)(x)
+            given, _ = FrequencyPrompt(3, num_tokens=num_tokens, levels=levels)(x)
         assert (given.dtype, given.shape) == (x.dtype, x.shape)
         assert near(given, x)
         assert torch.equal(x, before)
@@ -185,16 +185,12 @@ LOSSES = {
     'dct fft': dict(type='freekd_mm.DCTAttentionLoss', transform='fft_real'),
     'dct fft abs': dict(type='freekd_mm.DCTAttentionLoss', transform='fft_abs'),
     'freekd code': freekd('code'),
-    'wavelet': dict(type='freekd_mm.WaveletLoss', channels=4, levels=2),
-    'freekd plus': dict(type='freekd_mm.FreeKDPlusLoss', channels=4, levels=2),
+    'wavelet': dict(type='freekd_mm.WaveletLoss', channels=4, levels=2, min_positions=0),
+    'freekd plus': dict(type='freekd_mm.FreeKDPlusLoss', channels=4, levels=2, min_positions=0),
     **{
-        f'freekd {normalize} {distance} {relation}': freekd(normalize=normalize, distance=distance, relation=relation)
-        for normalize, distance, relation in itertools.product(
-            ('none', 'teacher', 'channel', 'band', 'batch', 'feature'), ('l1', 'l2'), (None, 'free')
-        )
+        f'freekd {relation} {positions}': freekd(relation=relation, min_positions=positions)
+        for relation, positions in itertools.product((None, 'bounded', 'printed'), (0, 16))
     },
-    'freekd gate': freekd(relation='mlp'),
-    'freekd db2': freekd(wavelet='db2'),
     **{
         f'figkd {target} {distance} {order}': dict(
             type='freekd_mm.FiGKDLoss', target=target, distance=distance, order=order
@@ -206,7 +202,7 @@ LOSSES = {
     'figkd foreground': dict(type='freekd_mm.FiGKDLoss', foreground=True, use_sigmoid=True),
 }
 #: Divided by a deviation of the batch, an image's part depends on the others.
-OF_THE_BATCH = ('batch', 'feature', 'wavelet')
+OF_THE_BATCH = ('wavelet', 'freekd plus')
 
 
 def loss_of(name):

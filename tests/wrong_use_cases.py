@@ -183,9 +183,9 @@ CASES = {
         "but got 'FeatureMSELoss'. Did you mean 'freekd_mm.FeatureMSELoss'?",
     ),
     'loss option': (
-        lambda p: loss(p, normalise='band'),
+        lambda p: loss(p, min_position=4),
         ValueError,
-        "loss of distill 'test' (FreeKDLoss) has no option 'normalise'; available: |Did you mean 'normalize'?",
+        "loss of distill 'test' (FreeKDLoss) has no option 'min_position'; available: |Did you mean 'min_positions'?",
     ),
     'option of a loss of mmrazor': (
         lambda p: entry(p, loss={'type': 'mmrazor.PKDLoss', 'weight': 1.0}),
@@ -207,7 +207,6 @@ CASES = {
         ValueError,
         "mode should be one of 'paper', 'code', but got 'papr'. Did you mean 'paper'?",
     ),
-    'wavelet': (lambda p: loss(p, wavelet='harr'), ValueError, "wavelet should|'harr'|Did you mean 'haar'?"),
     'transform': (
         lambda p: entry(p, loss={'type': 'freekd_mm.DCTAttentionLoss', 'transform': 'dtc'}),
         ValueError,
@@ -445,10 +444,10 @@ CASES = {
         ValueError,
         'teacher.pth should be a prompt file of freekd_mm or hold ',
     ),
-    'prompt with other tokens': (
-        lambda p: loss(p, prompt=p.prompt(tokens=6)),
+    'prompt with other levels': (
+        lambda p: loss(p, levels=2, prompt=p.prompt()),
         ValueError,
-        'num_tokens should be 6, as in the prompt file |prompt.pth, but got 2',
+        'levels should be 3, as in the prompt file |prompt.pth, but got 2',
     ),
     'prompt with other channels': (
         lambda p: loss(p, prompt=p.prompt(channels=3)),

@@ -8,7 +8,7 @@ frequency_prompt = dict(
 )
 model = dict(
     distill=dict(
-        freekd=dict(loss=dict(mode='code', num_tokens=6, prompt=frequency_prompt['file'])),
+        freekd=dict(loss=dict(mode='code', prompt=frequency_prompt['file'])),
         mse=dict(student='neck', loss=dict(type='freekd_mm.FeatureMSELoss', loss_weight=5.0)),
         box=dict(student='bbox_head[1]', connector=False, loss=dict(type='mmdet.SmoothL1Loss', loss_weight=1.0)),
     ),

@@ -31,7 +31,7 @@ class Method:
         entries: Names of the catalogue of ``tools/make_config.py``, joined by ``+``, e.g. ``'wavelet+figkd'``; or a
             dict of entries as in a config; or None: the student alone, for example with a longer schedule.
         prompt: Name of one of the plan's prompts, or None for none.
-        set: Options put into the entries: ``{'freekd.loss.low_weight': 0}``.
+        set: Options put into the entries: ``{'wavelet.loss.level_weights': 'area'}``.
         hooks: Further hooks, e.g. a ``DistillScheduleHook``.
         inherit: Modules that start with the teacher's weights; those of the plan where a method does not say.
         options: Overrides of the student's config: ``{'train_cfg.max_epochs': 20}``.

@@ -73,6 +73,16 @@ def torch_at_least(major: int, minor: int) -> bool:
     return (int(here[0]), int(here[1])) >= (major, minor)
 
 
+def uncompiled(function: Any) -> Any:
+    """Keeps a function out of ``torch.compile``; ``torch.compiler.disable`` of PyTorch 2.1.
+
+    Code that writes into buffers, or has faster kernels of its own, runs as it is within a compiled model.
+    """
+    import torch
+
+    return torch.compiler.disable(function) if hasattr(torch, 'compiler') else function
+
+
 def is_compiling() -> bool:
     """Whether torch.compile or torch.export traces the code; ``torch.compiler.is_compiling`` of PyTorch 2.3.
 

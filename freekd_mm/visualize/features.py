@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, dwt2d
-from freekd_mm.losses.freekd.bands import normalize_pair, teacher_scale
+from freekd_mm.losses.bands.distance import TINY
+from freekd_mm.losses.bands.loss import BandLoss
 from freekd_mm.prompts.masks import mask_groups
 from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.runtime.probe import eval_mode
@@ -22,9 +23,7 @@ from freekd_mm.runtime.teacher import forward_features
 from freekd_mm.stage1.selectivity import of_masks
 
 #: For losses without wavelets: enough to show what differs.
-LEVELS, WAVELET = 3, 'haar'
-#: Normalisations that look at other images, and in a distributed run wait for other processes.
-OVER_THE_BATCH = ('batch', 'feature')
+LEVELS = 3
 
 
 @dataclass(frozen=True)
@@ -137,10 +136,10 @@ def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tenso
         return seen
     students, teachers = [s.float() for s in students], [t.float() for t in teachers]
     loss = entry.losses[0]
-    if getattr(loss, 'low_weight', 1.0) == 0:
+    if not getattr(loss, 'compares_low', True):
         seen.remarks.append('The low band has no weight in this loss: it is shown, but not distilled.')
-    if getattr(loss, 'normalize', None) in OVER_THE_BATCH:
-        seen.remarks.append('The loss normalises over a batch, these pictures over their own image.')
+    if isinstance(loss, BandLoss) and loss.standardises:
+        seen.remarks.append('The loss standardises over a batch, these pictures over their own image.')
     seen.bands = [band_maps(s, t, loss) for s, t in zip_equal(students, teachers)]
     generator = getattr(loss, 'masks', None)
     if generator is not None and getattr(generator, 'has_prompt', True):
@@ -157,27 +156,20 @@ def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tenso
 
 def band_maps(student: Tensor, teacher: Tensor, loss: nn.Module | None = None) -> BandMaps:
     """Returns the bands of the first image (N, C, H, W), normalised as in the loss."""
-    levels, wavelet = getattr(loss, 'levels', LEVELS), getattr(loss, 'wavelet', WAVELET)
-    normalize: Any = getattr(loss, 'normalize', 'channel')
-    student, teacher = student[:1], teacher[:1]
-    if normalize == 'feature':
-        # The feature maps are standardised, not their bands.
-        student, teacher = normalize_pair(student, teacher, 'channel', low=True)
-        normalize = 'none'
-    elif normalize in OVER_THE_BATCH:
-        normalize = 'channel'
-    ours, theirs = (dwt2d(features, levels, wavelet) for features in (student, teacher))
+    ours, theirs = (dwt2d(features[:1], getattr(loss, 'levels', LEVELS)) for features in (student, teacher))
     maps = BandMaps([], [], [])
-    for index, (own, other) in enumerate(zip_equal(_listed(ours), _listed(theirs))):
-        low = index == 0
-        if normalize == 'teacher':
-            scale = teacher_scale(other, low)
-            own, other = own * scale, other * scale
-        elif normalize != 'none':
-            own, other = normalize_pair(own, other, normalize, low)
+    for own, other in zip_equal(_listed(ours), _listed(theirs)):
+        if getattr(loss, 'standardises', True):
+            own, other = _standardised(own), _standardised(other)
         for found, band in ((maps.teacher, other), (maps.student, own), (maps.difference, own - other)):
             found.append(band[0].abs().mean(0).cpu().numpy())
     return maps
+
+
+def _standardised(band: Tensor) -> Tensor:
+    """Returns a band (1, C, h, w) with mean 0 and deviation 1 in each channel; 0 where it is constant."""
+    band = band - band.mean((2, 3), keepdim=True)
+    return band * band.square().mean((2, 3), keepdim=True).clamp(min=TINY).rsqrt()
 
 
 def _listed(bands: WaveletBands) -> list[Tensor]:

@@ -18,8 +18,6 @@ PROMPTED = ('wavelet', 'freekd')
 FAM_WARMUP = 0.08
 #: Scores and boxes of a dense head.
 HEAD_TAPS = ['bbox_head[0]', 'bbox_head[1]']
-#: Options that a loss and the generator of its masks have to agree on.
-PROMPT_OPTIONS = ('num_tokens', 'levels', 'wavelet', 'grouping')
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Wiring:
         return {
             'type': 'freekd_mm.PoIMaskGenerator',
             'channels': self.channels_t,
-            **{name: loss[name] for name in PROMPT_OPTIONS if name in loss},
+            **({'levels': loss['levels']} if 'levels' in loss else {}),
             'prompt': file,
             'indices': self.indices_t,
         }

@@ -157,9 +157,9 @@ def test_inheritance_is_an_option_of_the_model(plan_file, tmp_path):
 def test_fewer_levels_take_the_prompts_of_their_levels(plan_file, det_config, tmp_path):
     tall = det_config('tall', width=16, levels=4)
     plan = dataclasses.replace(load_plan(plan_file), teacher=str(tall))
-    method = Method('freekd', 'freekd', prompt='six', set={'freekd.loss.num_tokens': 6})
+    method = Method('freekd', 'freekd', prompt='six', set={'freekd.loss.levels': 2})
     prompt = ConfigMaker(plan).entries(method, tmp_path / 'prompt.pth')['freekd']['loss']['prompt']
-    assert (prompt['indices'], prompt['num_tokens']) == ((0, 1, 2), 6)
+    assert (prompt['indices'], prompt['levels']) == ((0, 1, 2), 2)
     assert prompt['prompt'] == str(tmp_path / 'prompt.pth')
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from freekd_mm.frequency import dwt2d, idwt2d
 from freekd_mm.losses import FreeKDPlusLoss
-from freekd_mm.losses.freekd.plus import masked_correlation
 from freekd_mm.prompts import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
 
@@ -17,57 +17,70 @@ def pair(seed=0, size=(16, 12), channels=4):
     return [torch.randn(2, channels, *size, generator=generator) for _ in range(2)]
 
 
-def prompt(folder):
-    tokens = {0: torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(3))}
-    return str(save_prompt(PromptFile({'neck': tokens}), folder / 'prompt.pth'))
+def prompt(folder, levels=3):
+    tokens = {0: torch.randn(1 + levels, 2, 4, generator=torch.Generator().manual_seed(3))}
+    return str(save_prompt(PromptFile({'neck': tokens}, levels=levels), folder / 'prompt.pth'))
 
 
-def test_correlation_is_numpys_with_even_and_with_uneven_weights():
-    student, teacher = pair()
-    correlation, says_something = masked_correlation(student, teacher, torch.ones(1, 1, 16, 12))
-    assert says_something.all()
-    for n in range(2):
-        for c in range(4):
-            wanted = np.corrcoef(student[n, c].flatten(), teacher[n, c].flatten())[0, 1]
-            assert correlation[n, c].item() == pytest.approx(wanted, abs=1e-3)
-    weight = torch.rand(2, 1, 16, 12)
-    correlation, _ = masked_correlation(student, teacher, weight)
-    covariance = np.cov(student[1, 2].flatten(), teacher[1, 2].flatten(), aweights=weight[1, 0].flatten())
-    wanted = covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
-    assert correlation[1, 2].item() == pytest.approx(wanted, abs=1e-3)
+def test_is_its_formula_with_and_without_masks(tmp_path):
+    """The low band by values in units of the teacher's square, the high ones by correlation; in value and gradient."""
+    student, teacher = (side.double() for side in pair())
+    student.requires_grad_()
+    for refine in (None, False, True):
+        loss = FreeKDPlusLoss(4, 2, min_positions=0, prompt=prompt(tmp_path, 2) if refine is not None else None)
+        loss.refine = refine
+        own, other = dwt2d(student, 2), dwt2d(teacher, 2)
+        masks = [loss.masks([side.detach()])[0] for side in (teacher, student)] if refine is not None else None
+
+        def weight(kind, level=None, masks=masks, refine=refine):
+            if masks is None:
+                return 1.0
+            theirs, ours = (m.low if level is None else getattr(m.high[level], kind) for m in masks)
+            found = (theirs * (1 + (theirs - ours).abs()) if refine else theirs).sum(1, keepdim=True)
+            return found / found.mean((2, 3), keepdim=True)
+
+        axes = (0, 2, 3)
+        gap = (weight('low') * (own.low - other.low).square()).mean(axes)
+        wanted = (gap / (weight('low') * other.low.square()).mean(axes)).mean()
+        for level in range(2):
+            for kind in ('horizontal', 'vertical', 'diagonal'):
+                b, a, w = getattr(own.high[level], kind), getattr(other.high[level], kind), weight(kind, level)
+                ab, aa, bb = ((w * product).mean(axes) for product in (a * b, a * a, b * b))
+                a_scale, b_scale = (1.0001 * aa).sqrt(), (bb + 1e-4 * aa).sqrt()
+                distance = bb / b_scale**2 - 2 * ab / (a_scale * b_scale) + aa / a_scale**2
+                wanted = wanted + (distance / 2).mean() / 6
+        value = loss(student, teacher)
+        torch.testing.assert_close(value, wanted)
+        gradients = [torch.autograd.grad(each, student)[0] for each in (value, wanted)]
+        torch.testing.assert_close(*gradients)
 
 
 def test_high_bands_are_relaxed_and_the_low_band_is_strong():
     _, teacher = pair()
-    loss = FreeKDPlusLoss(4, relation=None)
-    loss(teacher * 3, teacher)
-    assert loss.terms['level0/high'] < 1e-3, 'the scale of the high bands is free'
-    assert loss.terms['level0/low'] > 1, 'that of the low band is not'
-    loss(teacher, teacher)
-    assert sum(loss.terms.values()) < 1e-3
-
-
-def test_gradients_agree_with_finite_differences(tmp_path):
-    student, teacher = (side.double() for side in pair(size=(6, 5)))
-    loss = FreeKDPlusLoss(4, prompt=prompt(tmp_path), refine=False).double()
-    assert torch.autograd.gradcheck(lambda x: loss(x, teacher), (student.requires_grad_(),), atol=1e-5)
+    bands = dwt2d(teacher, 2)
+    tripled = teacher + 2 * idwt2d(bands._replace(low=torch.zeros_like(bands.low)))
+    loss = FreeKDPlusLoss(4, 2, min_positions=0)
+    assert loss(tripled, teacher) < 1e-3, 'the scale of the high bands is free'
+    torch.testing.assert_close(loss(3 * teacher, teacher), torch.tensor(4.0), rtol=1e-3, atol=0)
+    assert loss(teacher, teacher) < 1e-6
 
 
 def test_masks_weigh_more_where_the_student_misses_them(tmp_path):
     student, teacher = pair()
-    loss = FreeKDPlusLoss(4, prompt=prompt(tmp_path))
-    (refined,) = loss.level_masks([student], [teacher])
-    (plain,) = loss.masks([teacher])
-    (own,) = loss.masks([student])
-    torch.testing.assert_close(refined.low, plain.low * (1 + (plain.low - own.low).abs()))
-    (same,) = loss.level_masks([teacher], [teacher])
-    torch.testing.assert_close(same.high[1].diagonal, plain.high[1].diagonal)
-    assert not refined.low.requires_grad
+    loss = FreeKDPlusLoss(4, prompt=prompt(tmp_path), min_positions=0)
+    refined, plain = (loss.position_masks([side], [teacher], [3])[0] for side in (student, teacher))
+    (theirs,), (ours,) = loss.masks([teacher]), loss.masks([student])
+    misses = (theirs.high[0].diagonal - ours.high[0].diagonal).abs().sum(1)
+    gain = refined[0][:, 3] / plain[0][:, 3]
+    assert np.corrcoef(misses.flatten(), gain.flatten())[0, 1] > 0.5
+    for mask in (*refined, *plain):
+        torch.testing.assert_close(mask.mean((2, 3)), torch.ones(2, 4))
+        assert not mask.requires_grad
 
 
 def test_trains_a_student_towards_the_teacher(tmp_path):
     student, teacher = pair()
-    loss = MODELS.build(dict(type='freekd_mm.FreeKDPlusLoss', channels=4, prompt=prompt(tmp_path), relation='free'))
+    loss = MODELS.build(dict(type='freekd_mm.FreeKDPlusLoss', channels=4, prompt=prompt(tmp_path)))
     student.requires_grad_()
     optimizer = torch.optim.Adam([student], lr=0.05)
     start = loss(student, teacher).item()

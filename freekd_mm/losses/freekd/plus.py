@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d
-from freekd_mm.losses.freekd.bands import teacher_scale
-from freekd_mm.losses.freekd.haar_step import FLOOR, TINY
-from freekd_mm.losses.freekd.loss import Auto, WaveletLoss
-from freekd_mm.losses.freekd.relation import Relation
+from freekd_mm.losses.bands.distance import TINY, standardised
+from freekd_mm.losses.bands.loss import of_mean_one, per_band
+from freekd_mm.losses.wavelet import LevelWeights, WaveletLoss
 from freekd_mm.registry import MODELS
-from freekd_mm.tensors import full_precision
 
 
-def masked_correlation(student: Tensor, teacher: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Returns the weighted Pearson correlation of each plane (N, C), and where the teacher's plane is not constant.
+def relaxed_and_strong(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Returns :math:`1 - r` of the high bands, and the squared error of the low band in units of the teacher's square.
 
-    .. math::
-        \rho = \frac{\sum_p w (b - \bar b)(a - \bar a)}{\sqrt{\sum_p w (b - \bar b)^2 \sum_p w (a - \bar a)^2}}, \quad
-        \bar x = \sum_p w x, \quad \sum_p w = 1
+    As :func:`~freekd_mm.losses.bands.distance.standardised`: values, and the factors of b and a in their gradient.
 
     Args:
-        student: b (N, C, h, w).
-        teacher: a (N, C, h, w).
-        weight: (N or 1, 1, h, w), not negative.
+        means: Means of bb, ab, aa (..., 4, 3).
+        weights: Weight of each band (..., 4).
     """
-    weight = weight / weight.sum((2, 3), keepdim=True).clamp(min=TINY)
-
-    def center(x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x - (weight * x).sum((2, 3), keepdim=True)
-        return x, (weight * x.square()).sum((2, 3))
-
-    ours, own_variance = center(student)
-    theirs, variance = center(teacher)
-    says_something = variance > TINY
-    one = variance.new_ones(())
-    # One root each: the product of the variances of large features has no place in float32.
-    scale = variance.where(says_something, one).rsqrt()
-    own_scale = (own_variance + FLOOR**2 * variance).where(says_something, one).rsqrt()
-    product = (ours * own_scale[..., None, None]) * (theirs * scale[..., None, None])
-    return (weight * product).sum((2, 3)), says_something
+    values, own, other = standardised(means, weights / 2)
+    student, cross, teacher = means[..., 0, :].unbind(-1)
+    weight = (weights[..., 0] / teacher).masked_fill(teacher <= TINY, 0.0)
+    values[..., 0] = weight * (student - 2 * cross + teacher)
+    own[..., 0], other[..., 0] = 2 * weight, -2 * weight
+    return values, own, other
 
 
 @MODELS.register_module()
@@ -53,92 +38,57 @@ class FreeKDPlusLoss(WaveletLoss):
 
     **An interpretation.** The extension's text is not public in full; this follows what is known of it.
 
-    - High bands, relaxed: :math:`1 - \rho`, with :math:`\rho` the masked Pearson correlation of each image and
-      channel. The pattern has to agree, scale and offset are free.
-    - Low band, strong: the absolute difference in units of the teacher's deviation. The values have to agree.
+    - High bands, relaxed: :math:`1 - r`, with r the correlation of each channel over the batch. The pattern has to
+      agree, the scale is free.
+    - Low band, strong: :math:`\langle (b - a)^2 \rangle / \langle a^2 \rangle`. The values have to agree.
     - Masks, refined: with the masks :math:`M^s` that the same prompt gives for the student's features, a position
-      weighs :math:`\tfrac{2}{T} \sum_i M^t_i \, (1 + |M^t_i - M^s_i|)`: twice where the student misses entirely what
-      the teacher's prompt looks at. No gradient flows through the masks.
-
-    Relational weights, weights of bands and levels and the prompt are those of
-    :class:`~freekd_mm.losses.FreeKDLoss` in ``mode='paper'``.
+      weighs :math:`\sum_i M^t_i \, (1 + |M^t_i - M^s_i|)`: twice where the student misses entirely what the teacher's
+      prompt looks at. No gradient flows through the masks.
 
     Args:
-        channels: Channels of the features: one number, or one a feature level.
-        num_tokens: Tokens of the prompt per band; None for what its file says.
+        channels: Channels of the features: one number, or one for each feature level.
         levels: Wavelet levels.
-        wavelet: The wavelet.
-        relation: As in ``FreeKDLoss``.
-        low_weight: Weight of the low band.
-        high_weight: Weight of the high bands.
-        level_weights: Weight of the feature levels.
-        prompt: As in ``FreeKDLoss``.
-        grouping: ``'level'`` or ``'band'``; None for what the prompt file says.
+        level_weights: As in :class:`~freekd_mm.losses.WaveletLoss`.
+        min_positions: As in :class:`~freekd_mm.losses.WaveletLoss`.
+        prompt: As in :class:`~freekd_mm.losses.WaveletLoss`.
         refine: Refine the masks with the student's.
         loss_weight: Factor on the returned value.
     """
 
-    mode = 'paper'
+    compares_low = True
 
     def __init__(
         self,
         channels: int | Sequence[int],
-        num_tokens: int | None = None,
         levels: int = 3,
-        wavelet: str = 'haar',
-        relation: Relation | dict | Auto | None = 'auto',
-        low_weight: float | Auto = 'auto',
-        high_weight: float | Sequence[float] | Auto = 'auto',
-        level_weights: float | Sequence[float] | Auto = 'auto',
+        level_weights: LevelWeights = 'root',
+        min_positions: int = 16,
         prompt: str | os.PathLike | dict | None = None,
-        grouping: Literal['level', 'band'] | None = None,
         refine: bool = True,
         loss_weight: float = 1.0,
     ) -> None:
-        super().__init__(
-            channels,
-            num_tokens,
-            levels,
-            wavelet,
-            relation=relation,
-            low_weight=low_weight,
-            high_weight=high_weight,
-            level_weights=level_weights,
-            prompt=prompt,
-            grouping=grouping,
-            loss_weight=loss_weight,
-        )
+        super().__init__(channels, levels, level_weights, min_positions, prompt, loss_weight)
         self.refine = refine
 
-    def level_masks(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Sequence[WaveletBands | None]:
-        """Returns the masks of the teacher's features, refined by those of the student's."""
-        masks = self.masks(teachers)
-        if not self.refine or not any(mask is not None for mask in masks):
-            return masks
-        own = self.masks([student.detach() for student in students])
-        return [_refined(*pair) for pair in zip_equal(masks, own)]
+    def position_masks(
+        self, students: Sequence[Tensor], teachers: Sequence[Tensor], depths: Sequence[int]
+    ) -> list[list[Tensor] | None]:
+        """Returns the weights of the positions, refined by the student's masks."""
+        if not self.has_prompt:
+            return [None] * len(teachers)
+        theirs = self.level_masks(teachers, depths)
+        ours = self.level_masks([student.detach() for student in students], depths) if self.refine else theirs
+        return [
+            [of_mean_one((mask * (1 + (mask - own).abs())).sum(1)) for mask, own in zip_equal(masks, owns)]
+            if masks is not None and owns is not None
+            else None
+            for masks, owns in zip_equal(theirs, ours)
+        ]
 
-    def level_distance(self, student: Tensor, teacher: Tensor, weights: WaveletBands) -> tuple[Tensor, Tensor]:
-        """Returns the distance of each image and channel (N, C), and without gradient the low band's part."""
-        ours = dwt2d(full_precision(student), self.levels, self.wavelet)
-        theirs = dwt2d(full_precision(teacher), self.levels, self.wavelet)
-        scale = teacher_scale(theirs.low, low=True)
-        low = (weights.low * scale * (ours.low - theirs.low).abs()).sum((2, 3))
-        total = low
-        for detail, others, of_level in zip_equal(ours.high, theirs.high, weights.high):
-            for own, other, weight in zip_equal(detail, others, of_level):
-                correlation, says_something = masked_correlation(own, other, weight)
-                # The weight's mean over the positions is the band's factor times its mean mask.
-                relaxed = (1 - correlation).where(says_something, correlation.new_zeros(()))
-                total = total + weight.sum((2, 3)) * relaxed
-        return total, low.detach()
+    def band_weights(self, depth: int, share: float) -> list[list[float]]:
+        """Returns the weight of each band of a level: the low band as much as all high bands together."""
+        return per_band(depth, share, share / (3 * max(depth, 1)))
 
-
-def _refined(teacher: WaveletBands | None, student: WaveletBands | None) -> WaveletBands | None:
-    if teacher is None or student is None:
-        return teacher
-    high = tuple(
-        WaveletDetail(*(mask * (1 + (mask - own).abs()) for mask, own in zip_equal(detail, others)))
-        for detail, others in zip_equal(teacher.high, student.high)
-    )
-    return teacher._replace(low=teacher.low * (1 + (teacher.low - student.low).abs()), high=high)
+    def judge(self) -> Any:
+        """Returns what is made of the means of products."""
+        return relaxed_and_strong
