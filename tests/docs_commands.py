@@ -33,7 +33,7 @@ QUICK = {
 }
 #: Commands that are parsed and not run, with the reason. A rule that fits no command any more is an error.
 PARSED_ONLY = {
-    r'tools/train\.py configs/(freekd|famkd|figkd|dctkd|ld|crosskd|kl)/': 'COCO: tests/configs takes a step',
+    r'tools/train\.py configs/(wavelet|freekd|famkd|figkd|dctkd|ld|crosskd|kl)/': 'COCO: tests/configs takes a step',
     r'tools/doctor\.py': 'imports every package in a child process: tests/doctor/test_doctor.py runs it',
     r'tools/robustness\.py': '75 evaluations: tests/robustness runs it',
     r'work_dirs/demo/': 'goes on from the demo, which takes minutes: tests/report and tests/visualize run them small',

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import yaml
 from mmengine.config import Config
 
 from freekd_mm.compat.versions import cache
-from freekd_mm.stage1 import FrequencyPromptHook
+from freekd_mm.stage1.recipe import MOST
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs'
@@ -101,8 +100,8 @@ def metadata(path: Path) -> dict[str, Any]:
     cfg = load(path)
     for hook in cfg.get('custom_hooks') or ():
         if hook['type'] == 'freekd_mm.FrequencyPromptHook':  # stage 1, with a loop of its own
-            default = inspect.signature(FrequencyPromptHook).parameters['max_iters'].default
-            return {'Iterations': hook.get('max_iters', default)}
+            # A fifth of what such a config trains for is more than the most.
+            return {'Iterations': hook.get('max_iters', MOST)}
     found: dict[str, Any] = {}
     loop = cfg.get('train_cfg') or {}
     if loop.get('max_epochs'):
