@@ -111,8 +111,8 @@ class Commands:
 
     def _in_a_process(self, variables: tuple[str, ...], words: list[str]) -> None:
         given = dict(variable.split('=', 1) for variable in variables)
-        path = os.pathsep.join(filter(None, (given.pop('PYTHONPATH', ''), str(ROOT))))
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', **given, 'PYTHONPATH': path}
+        path = os.pathsep.join(filter(None, (given.pop('PYTHONPATH', ''), str(ROOT), os.environ.get('PYTHONPATH'))))
+        environment = {**os.environ, **given, 'PYTHONPATH': path}
         done = subprocess.run(
             [sys.executable, *words[1:]], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )

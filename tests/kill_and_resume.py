@@ -26,17 +26,20 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+sys.path.insert(0, str(Path(__file__).with_name('quick')))
 
 import cv2
-import mmdet.models  # noqa: F401 - before the forks, which all need them
-import mmseg.models  # noqa: F401
+import mmdet.utils
+import mmseg.utils
 import tiny_configs
 import torch
 from distill_cases import distilled, save_weights
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from toy_runs import exit_code
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.compat import install
 from freekd_mm.datasets import write_scenes
 from freekd_mm.engine.training import run
 
@@ -121,6 +124,15 @@ def _loading(config: dict[str, Any], workers: int) -> dict[str, Any]:
     loader['dataset']['pipeline'].insert(-1, FLIP)
     loader.update({'batch_size': 2, 'num_workers': workers, 'persistent_workers': workers > 0})
     return config
+
+
+def import_packages() -> None:
+    """Imports what all trainings need, before they are forked."""
+    install()
+    for package in (mmdet, mmseg):
+        package.utils.register_all_modules(init_default_scope=False)
+    for name in ('mmrazor.MGDLoss', 'freekd_mm.FreeKDLoss', 'freekd_mm.FiGKDLoss', 'freekd_mm.DistilledModel'):
+        MODELS.get(name)
 
 
 @dataclass
@@ -291,6 +303,7 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0, help='seed of the moments')
     parser.add_argument('--keep', action='store_true', help='keep the folder of the trainings')
     args = parser.parse_args()
+    import_packages()
     rng = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix='kill_and_resume_'))
     total = Tally()

@@ -10,8 +10,7 @@ import pytest
 
 @pytest.fixture
 def quick_disk(monkeypatch):
-    """No waiting for the disk, nor for mmengine, which sleeps between passes and lays its configs out prettily."""
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, True))
+    """No waiting for the disk, nor for mmengine, which sleeps between passes."""
     monkeypatch.setattr(os, 'fsync', lambda descriptor: None)
     sleep = time.sleep
     monkeypatch.setattr(time, 'sleep', lambda seconds: sleep(min(seconds, 0.05)))

@@ -17,7 +17,7 @@ def test_killed_trainings_end_as_undisturbed_ones(tmp_path):
     Without data loading processes; the script alone has them too.
     """
     command = [sys.executable, str(TESTS / 'kill_and_resume.py'), '--kills', '3', '--workers', '0']
-    environment = {**os.environ, 'PYTHONPATH': f'{TESTS}:{TESTS.parent}', 'TMPDIR': str(tmp_path)}
+    environment = {**os.environ, 'PYTHONPATH': f'{TESTS.parent}', 'TMPDIR': str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert re.search(r'survived 3 kills \([1-3] while writing\)', done.stdout), done.stdout

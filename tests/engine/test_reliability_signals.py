@@ -103,7 +103,7 @@ def start(config, folder):
     """Starts ``tools/train.py`` as the leader of a process group."""
     path = folder / 'config.py'
     Config(config).dump(path)
-    environment = {**os.environ, 'PYTHONPATH': f'{TESTS}:{TESTS.parent}', 'OMP_NUM_THREADS': '1'}
+    environment = {**os.environ, 'PYTHONPATH': f'{TESTS}:{TESTS.parent}:{os.environ["PYTHONPATH"]}'}
     command = [sys.executable, str(TESTS.parent / 'tools' / 'train.py'), str(path)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

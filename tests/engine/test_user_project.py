@@ -162,7 +162,7 @@ class Project:
         result = subprocess.run(
             [sys.executable, *map(str, command)],
             cwd=self.folder,
-            env={**os.environ, 'PYTHONPATH': f'{self.folder}{os.pathsep}{ROOT}', 'OMP_NUM_THREADS': '1'},
+            env={**os.environ, 'PYTHONPATH': f'{self.folder}:{ROOT}:{os.environ["PYTHONPATH"]}'},
             capture_output=True,
             text=True,
             check=False,
