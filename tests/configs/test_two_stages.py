@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import tiny_configs
+from mmengine.config import Config
 
 from freekd_mm.datasets import DET_METAINFO
+from freekd_mm.engine.training import ensure_prompt
 from freekd_mm.prompts.prompt_file import load_prompt
 
 REPO = Path(__file__).parents[2]
@@ -60,13 +62,15 @@ def train(stage1: Path, root: Path, out: Path) -> str:
         'default_hooks.logger.interval=1',
     ]
     command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', str(out / 'student'), '--cfg-options', *options]
-    environment = {**os.environ, 'PYTHONPATH': str(REPO), 'OMP_NUM_THREADS': '1'}
+    environment = {**os.environ, 'PYTHONPATH': f'{REPO}:{os.environ["PYTHONPATH"]}'}
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
 
-def test_one_command_runs_both_stages_and_reuses_the_first(stage1: Path, scenes_root: Path, tmp_path: Path) -> None:
+def test_one_command_runs_both_stages_and_the_next_reuses_the_first(
+    stage1: Path, scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = train(stage1, scenes_root, tmp_path)
     assert 'stage 1 of 2' in first
     assert 'stage 2 of 2' in first
@@ -77,6 +81,11 @@ def test_one_command_runs_both_stages_and_reuses_the_first(stage1: Path, scenes_
     assert [log.parts[-4] for log in logs] == ['student']
     written = prompt.stat().st_mtime_ns
 
-    second = train(stage1, scenes_root, tmp_path)
-    assert 'reusing the frequency prompt' in second
+    cfg = Config.fromfile(REPO / CONFIG)
+    cfg.merge_from_dict({'frequency_prompt.cfg_path': str(stage1), 'frequency_prompt.file': str(prompt)})
+    cfg.model.distill.freekd.loss.prompt = str(prompt)
+    said = []
+    monkeypatch.setattr('freekd_mm.engine.training.print_log', lambda text, *_: said.append(text))
+    ensure_prompt(dict(cfg.frequency_prompt), cfg)
+    assert said == [f'stage 1 of 2: reusing the frequency prompt {prompt}']
     assert prompt.stat().st_mtime_ns == written
