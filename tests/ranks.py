@@ -1,32 +1,75 @@
-"""Two gloo processes for tests of parts that need no runner."""
+"""Processes that find each other, as under torchrun: forks, which have imported everything."""
 
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import time
+import traceback
+from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
-import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from toy_runs import exit_code
 
 Worker = Callable[[int, Path], None]
+SECONDS = 120
+
+
+def processes(folder: Path, action: Callable[[], Any], count: int = 2) -> list[tuple[int, str]]:
+    """Runs an action in forks that find each other, as under torchrun.
+
+    Returns:
+        Exit status and output of each. A process that hangs is killed, its status is then -9.
+    """
+    folder.mkdir(exist_ok=True)
+    # As under torchrun: what the processes tell each other is kept outside of them.
+    store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                # What the process itself writes; pytest has put files of its own in these places.
+                sys.stdout = sys.stderr = open(folder / f'output{rank}', 'w', buffering=1)  # noqa: SIM115
+                os.environ.update({'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count)})
+                os.environ.update({'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store.port)})
+                os.environ['TORCHELASTIC_USE_AGENT_STORE'] = 'True'
+                action()
+                status = 0
+            except SystemExit as stop:
+                status = stop.code
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    deadline = time.monotonic() + SECONDS
+    statuses: dict[int, int] = {}
+    while len(statuses) < count:
+        for child in children:
+            if child not in statuses:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    statuses[child] = exit_code(status)
+                elif time.monotonic() > deadline:
+                    os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+    return [(statuses[child], (folder / f'output{rank}').read_text()) for rank, child in enumerate(children)]
 
 
 def run_two_ranks(worker: Worker, folder: Path) -> None:
-    """Runs ``worker(rank, folder)`` in two fresh processes of one group; an error in one of them is raised here.
-
-    Args:
-        worker: A function at the top of its module.
-        folder: Where the processes find each other, and leave their results.
-    """
-    mp.spawn(_rank, (worker, folder), nprocs=2)
+    """Runs ``worker(rank, folder)`` in two processes of one gloo group; an error in one of them is raised here."""
+    for status, output in processes(folder, partial(_rank, worker, folder)):
+        assert status == 0, output
 
 
-def _rank(rank: int, worker: Worker, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-    worker(rank, folder)
+def _rank(worker: Worker, folder: Path) -> None:
+    dist.init_process_group('gloo')
+    worker(dist.get_rank(), folder)
     dist.barrier()
-    # The threads of gloo can outlive the interpreter, which then aborts.
-    os._exit(0)

@@ -13,6 +13,7 @@ import torch
 from distill_cases import L2, distilled, save_weights
 from mmengine.config import Config
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from ranks import processes
 
 from freekd_mm.engine import training
 
@@ -128,6 +129,14 @@ def run_here(config: dict, path: Path) -> dict:
     return torch.load(path.parent / f'{path.stem}_work' / 'rank0.pth')
 
 
+def fork(path: Path) -> None:
+    """Trains in two processes."""
+    config = Config.fromfile(path)
+    config.launcher = 'pytorch'
+    for status, output in processes(path.parent, lambda: training.run(config)):
+        assert status == 0, output
+
+
 def launch(path: Path) -> None:
     """Trains in two processes, as tools/dist_train.sh does."""
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
@@ -150,7 +159,8 @@ def runs(request, scenes_root, tmp_path_factory):
     """Returns what one process with 4 pictures recorded, and what each of two with 2 did."""
     folder = tmp_path_factory.mktemp('distributed')
     one = run_here(request.param(scenes_root, folder), folder / 'one.py')
-    launch(write(request.param(scenes_root, folder), folder / 'two.py', 2))
+    train = launch if request.param is detector else fork
+    train(write(request.param(scenes_root, folder), folder / 'two.py', 2))
     two = [torch.load(folder / 'two_work' / f'rank{rank}.pth') for rank in range(2)]
     assert one['world'] == 1
     assert [each['world'] for each in two] == [2, 2]
@@ -183,7 +193,7 @@ def test_fully_sharded(scenes_root, tmp_path):
     config = {**segmenter(scenes_root, tmp_path), 'runner_type': 'FlexibleRunner'}
     one = run_here(config, tmp_path / 'one.py')
     config['strategy'] = {'type': 'FSDPStrategy', 'state_dict_cfg': 'local'}
-    launch(write(config, tmp_path / 'sharded.py', 2))
+    fork(write(config, tmp_path / 'sharded.py', 2))
     parts = [torch.load(tmp_path / 'sharded_work' / f'rank{rank}.pth') for rank in range(2)]
     assert sum(each['wrapped'] for each in parts) < 1.1 * one['wrapped']
     assert len(one['gradients']) == STEPS

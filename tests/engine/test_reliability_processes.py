@@ -9,75 +9,27 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import traceback
 from pathlib import Path
 
 import pytest
 import tiny_configs
 import torch
-import torch.distributed as dist
 from distill_cases import CWD, distilled, save_weights
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from toy_runs import Stop, changed, exit_code, last_state, toy_config, toy_run
+from ranks import processes
+from toy_runs import Stop, changed, last_state, toy_config, toy_run
 
 from freekd_mm.engine.checkpoint_hook import find_resume_point
 from freekd_mm.engine.signals import EXIT_STATUS
 
 TESTS = Path(__file__).resolve().parents[1]
-SECONDS = 120
 
 
 @pytest.fixture(autouse=True)
 def _quick(quick_disk):
     pass
-
-
-def processes(folder, action, count=2):
-    """Runs an action in forks that find each other, as under torchrun.
-
-    Returns:
-        Exit status and output of each. A process that hangs is killed, its status is then -9.
-    """
-    folder.mkdir(exist_ok=True)
-    # As under torchrun: what the processes tell each other is kept outside of them.
-    store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
-    children = []
-    for rank in range(count):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                # What the process itself writes; pytest has put files of its own in these places.
-                sys.stdout = sys.stderr = open(folder / f'output{rank}', 'w', buffering=1)  # noqa: SIM115
-                os.environ.update({'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count)})
-                os.environ.update({'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store.port)})
-                os.environ['TORCHELASTIC_USE_AGENT_STORE'] = 'True'
-                action()
-                status = 0
-            except SystemExit as stop:
-                status = stop.code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        children.append(child)
-    deadline = time.monotonic() + SECONDS
-    statuses = {}
-    while len(statuses) < count:
-        for child in children:
-            if child not in statuses:
-                done, status = os.waitpid(child, os.WNOHANG)
-                if done:
-                    statuses[child] = exit_code(status)
-                elif time.monotonic() > deadline:
-                    os.kill(child, signal.SIGKILL)
-        time.sleep(0.02)
-    return [(statuses[child], (folder / f'output{rank}').read_text()) for rank, child in enumerate(children)]
 
 
 @HOOKS.register_module(force=True)
@@ -225,7 +177,7 @@ def test_the_tool_under_torchrun_says_why_it_failed(tmp_path):
         '--launcher',
         'pytorch',
     ]
-    environment = {**os.environ, 'PYTHONPATH': f'{TESTS}:{TESTS.parent}', 'OMP_NUM_THREADS': '1'}
+    environment = {**os.environ, 'PYTHONPATH': f'{TESTS}:{TESTS.parent}:{os.environ["PYTHONPATH"]}'}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1
     cause = done.stderr[done.stderr.index('Root Cause') :]
