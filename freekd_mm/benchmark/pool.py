@@ -47,7 +47,7 @@ class Pool:
     def run(self, jobs: list[Job]) -> int:
         """Runs what is not done yet; returns the number of jobs that failed."""
         done = records.latest(records.read(self.file))
-        waiting = _to_do(jobs, done)
+        waiting = to_do(jobs, done)
         self._say(f'{self.plan.name}: {len(jobs)} jobs, {len(jobs) - len(waiting)} done already')
         running: dict[Job, subprocess.Popen] = {}
         failed, finished, total = 0, 0, len(waiting)
@@ -144,7 +144,7 @@ class Pool:
         print(text, file=self.stream, flush=True)
 
 
-def _to_do(jobs: list[Job], done: dict[records.Key, records.Record]) -> list[Job]:
+def to_do(jobs: list[Job], done: dict[records.Key, records.Record]) -> list[Job]:
     """Returns the jobs that are not done; a teacher or prompt whose file is gone only where a job needs it."""
     waiting: list[Job] = []
     needed: set[Path | None] = set()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import subprocess
 import sys
 
 import pytest
+import tiny_configs
 import torch
 import yaml
 
@@ -16,7 +19,7 @@ from freekd_mm.benchmark.configs import ConfigMaker
 from freekd_mm.benchmark.images import IMAGES_FILE
 from freekd_mm.benchmark.jobs import make_jobs
 from freekd_mm.benchmark.plan import Method, load_plan
-from freekd_mm.benchmark.pool import only_one
+from freekd_mm.benchmark.pool import only_one, to_do
 from freekd_mm.benchmark.run import benchmark
 from freekd_mm.benchmark.status import STATUS
 from freekd_mm.benchmark.worker import run_job
@@ -24,9 +27,13 @@ from freekd_mm.benchmark.worker import run_job
 pytest.importorskip('mmdet')
 
 
-@pytest.fixture
-def plan_file(tmp_path, det_config):
-    student, teacher = det_config('student', width=8), det_config('teacher', width=16)
+@pytest.fixture(scope='module')
+def plan_file(tmp_path_factory, scenes_root):
+    folder = tmp_path_factory.mktemp('plan')
+    student, teacher = (
+        tiny_configs.write(folder / f'{name}.py', tiny_configs.detector(scenes_root, width=width))
+        for name, width in (('student', 8), ('teacher', 16))
+    )
     plan = {
         'name': 'tiny',
         'student': str(student),
@@ -40,58 +47,65 @@ def plan_file(tmp_path, det_config):
             'broken': {'entries': {'x': {'student': 'neck', 'loss': {'type': 'NoSuchLoss'}}}},
         },
     }
-    path = tmp_path / 'plan.yaml'
+    path = folder / 'plan.yaml'
     path.write_text(yaml.safe_dump(plan, sort_keys=False))
     return path
 
 
-def test_a_benchmark_runs_reports_failures_and_goes_on(plan_file, tmp_path, capsys):
-    work = tmp_path / 'work'
-    assert benchmark(str(plan_file), work, processes=2, plots=False) == 1
-    first = capsys.readouterr().out
-    assert 'FAILED broken seed 0: ValueError' in first
-    found = {record['method']: record for record in records.read(work / 'tiny.jsonl')}
+@pytest.fixture(scope='module')
+def first(plan_file, tmp_path_factory):
+    """A benchmark whose lines lie elsewhere: its work directory, the lines, and what it said."""
+    folder = tmp_path_factory.mktemp('benchmark')
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = benchmark(str(plan_file), folder / 'work', processes=2, plots=False, lines=folder / 'kept/lines.jsonl')
+    assert status == 1
+    return folder / 'work', folder / 'kept/lines.jsonl', said.getvalue()
+
+
+def test_a_benchmark_runs_and_reports_failures(first):
+    work, lines, said = first
+    assert 'FAILED broken seed 0: ValueError' in said
+    found = {record['method']: record for record in records.read(lines)}
     assert set(found) == {'teacher', 'student', 'mse', 'broken'}
     for method in ('teacher', 'student', 'mse'):
         assert 0 <= found[method]['val']['coco/bbox_mAP'] <= 1
         assert {'test', 'train_seconds', 'machine', 'commit', 'hash'} <= set(found[method])
         assert found[method]['machine']['instructions'] == torch.backends.cpu.get_cpu_capability()
         assert found[method]['history'][-1][0] == 1.0
-    assert '| broken | 0 (1 failed) |' in (work / 'tiny.md').read_text()
+    assert len(found['mse']['teacher']) == 12
+    assert len(list(work.rglob(f'runs/*/*/{IMAGES_FILE}'))) == 2
+    assert '| broken | 0 (1 failed) |' in lines.with_name('tiny.md').read_text()
 
-    # The second call runs the failure alone; the teacher comes from the cache.
-    assert benchmark(str(plan_file), work, plots=False) == 1
+
+def test_lines_outlive_the_work_directory(first, plan_file, tmp_path):
+    """Nothing is run again; a new seed needs the teacher, whose file is not there, so it is trained anew."""
+    _, lines, _ = first
+    plan = load_plan(plan_file).select(['mse'], None)
+    done = records.latest(records.read(lines))
+    kind = records.kind({'machine': records.machine()})
+    assert not to_do(make_jobs(plan, ConfigMaker(plan), tmp_path, kind), done)
+    plan = plan.select(None, [1])
+    jobs = to_do(make_jobs(plan, ConfigMaker(plan), tmp_path, kind), done)
+    assert [job.name for job in jobs] == ['teacher seed 0', 'student seed 1', 'mse seed 1']
+
+
+def test_it_continues_where_it_was(first, plan_file, capsys):
+    """The second call runs the failure alone; a job that was interrupted after its last checkpoint resumes there."""
+    work, lines, _ = first
+    found = {record['method']: record for record in records.read(lines)}
+    assert benchmark(str(plan_file), work, plots=False, lines=lines) == 1
     second = capsys.readouterr().out
     assert '4 jobs, 3 done' in second
     assert 'started broken' in second
     assert second.count('started') == 1
-    assert len(records.read(work / 'tiny.jsonl')) == 5
-
-    # A job that was interrupted after its last checkpoint goes on from there.
-    folder = next((work / torch.backends.cpu.get_cpu_capability() / 'runs' / 'tiny').glob('mse-*'))
+    assert len(records.read(lines)) == 5
+    folder = next(work.glob('*/runs/tiny/mse-*'))
     status = json.loads((folder / STATUS).read_text())
     result = run_job(folder)
     assert result['resumed']
     assert result['train_seconds'] >= round(status['seconds'], 1)
     assert result['val'] == found['mse']['val']
-
-
-def test_lines_elsewhere_outlive_the_work_directory(plan_file, tmp_path, capsys):
-    lines = tmp_path / 'kept' / 'lines.jsonl'
-    run = {'methods': ['mse'], 'plots': False, 'lines': lines}
-    assert benchmark(str(plan_file), tmp_path / 'first', **run) == 0
-    found = {record['method']: record for record in records.read(lines)}
-    assert len(found['mse']['teacher']) == 12
-    assert (tmp_path / 'kept' / 'tiny.md').is_file()
-    assert len(list((tmp_path / 'first').rglob(f'runs/*/*/{IMAGES_FILE}'))) == 2
-    capsys.readouterr()
-    # Another work directory: nothing is missing, so its teacher is not either.
-    assert benchmark(str(plan_file), tmp_path / 'second', **run) == 0
-    assert '3 jobs, 3 done already' in capsys.readouterr().out
-    # A new seed needs the teacher, which is trained anew.
-    assert benchmark(str(plan_file), tmp_path / 'second', seeds=[1], **run) == 0
-    started = [line.split(':')[0] for line in capsys.readouterr().out.splitlines() if line.startswith('started')]
-    assert started == ['started teacher seed 0', 'started student seed 1', 'started mse seed 1']
 
 
 def test_a_row_may_be_the_student_alone_with_another_schedule(plan_file, tmp_path):
