@@ -53,7 +53,8 @@ def run_python(block: Block, names: dict[str, Any], page: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text)
     if 'Written by tools/make_config.py' in block.text:
-        written = [unformatted(file.read_text().split(MARK)[0]) for file in Path().glob('*.py') if file != path]
+        files = [file.read_bytes().split(b'# ' + MARK)[0].decode() for file in Path().glob('*.py') if file != path]
+        written = [unformatted(text) for text in files]
         assert unformatted(block.text) in written, f'{page}:{block.line}: make_config.py has not written that'
     if '_base_' in assigned:
         check_config_file(path)
