@@ -1,4 +1,4 @@
-"""What all losses share: they see every level at once, check what they get, and keep their parts for the log."""
+"""What all losses share: they see all levels at once, check their inputs, and keep their parts for the log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DistillLoss(nn.Module):
     Attributes:
         multi_level: The loss takes all levels in one call (mmrazor's losses take one tensor).
         target: ``'features'`` (the runtime may project and resize the student's) or ``'logits'`` (it may not).
-        any_shape: The loss compares features of other channels and sizes by itself: no projection, no resizing.
+        any_shape: The loss compares features of other channels and sizes itself: no projection, no resizing.
         terms: Detached parts of the last value, for the log, e.g. ``{'level0/low': ...}``.
 
     Args:

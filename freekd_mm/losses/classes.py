@@ -30,13 +30,13 @@ class ClassLoss(DistillLoss):
 
     Args:
         num_classes: K of the student, for heads with several anchors; None takes all channels as the classes.
-            Counts the background where a softmax head scores it.
-        use_sigmoid: The scores go through a sigmoid rather than through a softmax.
+            Includes the background if a softmax head scores it.
+        use_sigmoid: The scores go through a sigmoid, not through a softmax.
         foreground: Weight the positions by the teacher's largest class probability.
         background: Index of the background among the classes of a softmax head (-1 in mmdet), which
-            ``foreground`` then leaves out; None where no class is the background.
+            ``foreground`` then leaves out; None if no class is the background.
         class_dim: 1 or -1, the axis of the classes.
-        resize: Resize the teacher's (N, C, H, W) logits bilinearly to the student's size. Where it is off,
+        resize: Resize the teacher's (N, C, H, W) logits bilinearly to the student's size. If it is off,
             other sizes are an error.
         loss_weight: Factor on the returned value.
     """
@@ -68,7 +68,7 @@ class ClassLoss(DistillLoss):
             self.check_count(num_classes, 'num_classes')
 
     def share_classes(self, student: Sequence[int], teacher: Sequence[int]) -> None:
-        """Compares these classes alone: a softmax is then over them alone, and a background stays beside them.
+        """Compares only these classes: a softmax is then only over them, and a background is kept.
 
         Args:
             student: Indices of the shared classes in the student's scores.
@@ -78,7 +78,7 @@ class ClassLoss(DistillLoss):
         self.shared = (list(student), list(teacher))
 
     def check_count(self, classes: int, where: str) -> None:
-        """Raises ValueError where there are too few classes to compare."""
+        """Raises ValueError if there are too few classes to compare."""
         if classes < 2:
             raise ValueError(
                 f'{type(self).__name__}: {where} should hold at least 2 classes, but got {classes}: {self.alone}. '
@@ -136,7 +136,7 @@ class ClassLoss(DistillLoss):
         return self._select(student, self.shared[0]), self._select(teacher, self.shared[1])
 
     def _select(self, logits: Tensor, classes: list[int]) -> Tensor:
-        """Returns the logits (N, A, k, P) of some classes, and last that of the background where there is one."""
+        """Returns the logits (N, A, k, P) of some classes, and last that of the background if there is one."""
         kept = classes if self.background is None else [*classes, self.background % logits.shape[2]]
         return logits[:, :, kept]
 

@@ -21,7 +21,7 @@ Transform = Literal['dct', 'fft_real', 'fft_abs']
 class _Energy(torch.autograd.Function):
     """Mean of the squares over the channels: (N, C, H, W) to (N, H, W).
 
-    Plain autograd copies the features three times on the way back; this reads them once.
+    Plain autograd copies the features three times in the backward pass; this reads them once.
     """
 
     @staticmethod
@@ -43,19 +43,19 @@ def _min_max(maps: Tensor, eps: float, by_max: bool = False) -> Tensor:
 
     Args:
         maps: (N, H, W).
-        eps: A map is constant where its range is at most ``eps`` times its largest absolute value.
-        by_max: Divide by the maximum rather than by the range.
+        eps: A map is constant if its range is at most ``eps`` times its largest absolute value.
+        by_max: Divide by the maximum, not by the range.
     """
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     span = high - low
     constant = span <= eps * torch.maximum(high.abs(), low.abs())
-    # 1 in place of 0 before the division: a masked infinity would still give a NaN gradient.
+    # 1 instead of 0 before the division: a masked infinity would still give a NaN gradient.
     divisor = torch.where(constant, torch.ones_like(span), high if by_max else span)
     return torch.where(constant, torch.zeros_like(maps), (maps - low) / divisor)
 
 
 def _low_frequencies(size: int, kept: int, device: torch.device) -> Tensor:
-    """Returns where the ``kept`` lowest of ``size`` frequencies lie in an FFT, zero frequency first."""
+    """Returns where the ``kept`` lowest of ``size`` frequencies are in an FFT, zero frequency first."""
     below = kept // 2
     positive = torch.arange(kept - below, device=device)
     negative = torch.arange(size - below, size, device=device)
@@ -73,15 +73,15 @@ class DCTAttentionLoss(DistillLoss):
         S = m\big(\mathrm{DCT}(A - \bar A)\big), \qquad
         L = \sum_l \frac{1}{N} \sum_n \| S^t_{n,l} - S^s_{n,l} \|_2
 
-    The channels are averaged away, so student and teacher may have any numbers of channels. Maps of other
+    The mean over the channels is taken, so student and teacher may have any numbers of channels. Maps of other
     sizes are compared on the low-frequency block that both spectra have, cut out before the last
     normalisation. A constant map (of one pixel, for instance) has the spectrum 0 and no gradient.
 
     Args:
-        transform: ``'dct'``, the orthonormal DCT-II of the paper. ``'fft_real'``, what the released code computes in
-            its place: the real part of the FFT, with its sign. ``'fft_abs'``, which an older state of that code has:
+        transform: ``'dct'``, the orthonormal DCT-II of the paper. ``'fft_real'``, what the released code computes
+            instead: the real part of the FFT, with its sign. ``'fft_abs'``, as in an older version of that code:
             its absolute value, with both normalisations dividing by the maximum.
-        eps: A map is constant where its range is at most ``eps`` times its largest absolute value.
+        eps: A map is constant if its range is at most ``eps`` times its largest absolute value.
         loss_weight: Factor on the returned value.
     """
 

@@ -41,13 +41,13 @@ class FiGKDLoss(ClassLoss):
         wavelet: A discrete wavelet of PyWavelets.
         levels: Number of levels. An odd number of coefficients is padded with one zero.
         target: ``'detail'``, the method; ``'content'`` or ``'both'`` (the sum of the two) for comparison.
-        order: Order of the classes in the signal: ``'index'``, as the head has them (the paper), or
+        order: Order of the classes in the signal: ``'index'``, as in the head (the paper), or
             ``'teacher'``, sorted by the teacher's logits at each position, highest first, which makes
             the loss independent of the arbitrary numbering of the classes.
         distance: ``'mse'`` or ``'kl'``.
-        normalize: ``'center'`` takes the mean of a position's logits off before the detail, so that the zeros
-            behind the last class stand for the mean: with an odd K the last class is compared with the mean, not
-            as a raw logit. ``'standard'`` divides by their deviation as well. ``'none'`` leaves the raw logits.
+        normalize: ``'center'`` subtracts the mean of a position's logits before the transform, so that the zeros
+            after the last class mean the mean: with an odd K the last class is compared with the mean, not
+            as a raw logit. ``'standard'`` also divides by their deviation. ``'none'`` keeps the raw logits.
         temperature: T of ``'kl'``. The T of ``'mse'`` would cancel.
         **scores: Options of :class:`freekd_mm.losses.classes.ClassLoss`: ``num_classes``, ``use_sigmoid``,
             ``foreground``, ``background``, ``class_dim``, ``resize``, ``loss_weight``.
@@ -83,7 +83,7 @@ class FiGKDLoss(ClassLoss):
         values = []
         for part in ('detail', 'content') if self.part == 'both' else (self.part,):
             inputs = [self._normalised(logits, part) for logits in (student, teacher)]
-            # The transform is linear: for 'mse' one of the difference does for both.
+            # The transform is linear: for 'mse' one of the difference is enough.
             inputs = [inputs[0] - inputs[1]] if self.distance == 'mse' else inputs
             inputs = inputs if index is None else [logits.gather(2, index) for logits in inputs]
             bands = [dwt1d(logits, self.levels, self.wavelet, dim=2) for logits in inputs]

@@ -1,4 +1,4 @@
-"""What dense heads say, scores and boxes together: LD (arXiv 2102.12252) and CrossKD (arXiv 2306.11369)."""
+"""The predictions of dense heads, scores and boxes together: LD (arXiv 2102.12252) and CrossKD (arXiv 2306.11369)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from freekd_mm.registry import MODELS
 from freekd_mm.tensors import full_precision, shapes
 
 Boxes = Literal['distribution', 'deltas', 'distances']
-# As in mmdet's decoding: a box is at most so many times larger or smaller than its anchor.
+# As in mmdet's decoding: a box is at most this many times larger or smaller than its anchor.
 LARGEST = math.log(1000 / 16)
 
 
@@ -41,12 +41,12 @@ class CrossKDLoss(DistillLoss):
     of all levels: (N, 4 bins, H, W) for ``'distribution'`` (one anchor), else (N, 4 A, H, W).
 
     Args:
-        boxes: What the head says of a box: ``'distribution'`` (GFL), ``'deltas'`` of an anchor (RetinaNet, ATSS),
+        boxes: How the head predicts a box: ``'distribution'`` (GFL), ``'deltas'`` of an anchor (RetinaNet, ATSS),
             ``'distances'`` to its edges (FCOS).
         beta: Exponent of the focal factor.
         temperature: T of ``'distribution'``.
         stds: ``target_stds`` of the head's box coder, for ``'deltas'``.
-        cls_weight: Factor on the classes; with 0 the student's scores are not looked at.
+        cls_weight: Factor on the classes; with 0 the student's scores are not used.
         box_weight: Factor on the boxes; by default that of the released configs, 4 for ``'distribution'``, else 1.
         loss_weight: Factor on the returned value.
     """
@@ -77,7 +77,7 @@ class CrossKDLoss(DistillLoss):
         self.shared: list[int] | None = None
 
     def share_classes(self, student: Sequence[int], teacher: Sequence[int]) -> None:
-        """Looks at these classes alone; the teacher's indices count, as both scores are of the teacher's head."""
+        """Compares only these classes; the teacher's indices count, because both scores are of the teacher's head."""
         self.shared = list(teacher)
 
     def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
@@ -154,8 +154,8 @@ class LDLoss(CrossKDLoss):
 
     Args:
         temperature: T.
-        loss_weight: Factor on the returned value. mmdet's LDHead takes the mean over the n + 1 bins where the
-            divergence has the sum: its weight 0.25 is 0.25 / (n + 1) here.
+        loss_weight: Factor on the returned value. mmdet's LDHead takes the mean over the n + 1 bins, the
+            divergence the sum: its weight 0.25 is 0.25 / (n + 1) here.
     """
 
     def __init__(self, temperature: float = 10.0, loss_weight: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""Hinton's distillation: the divergence of what student and teacher think of the classes."""
+"""Hinton's distillation: the divergence of the class probabilities of student and teacher."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class LogitKLLoss(ClassLoss):
     Per position (an image, a pixel, an anchor), with the logits z of K classes:
 
     * softmax: :math:`T^2 \sum_k p^t_k \log (p^t_k / p^s_k)`, :math:`p = \mathrm{softmax}(z / T)`;
-    * ``use_sigmoid``: :math:`T^2 \sum_k KL(p^t_k \,\|\, p^s_k)` of K coins, :math:`p = \mathrm{sigmoid}(z / T)`.
+    * ``use_sigmoid``: :math:`T^2 \sum_k KL(p^t_k \,\|\, p^s_k)` of yes or no, :math:`p = \mathrm{sigmoid}(z / T)`.
 
     The loss is the mean over all positions, see :class:`freekd_mm.losses.classes.ClassLoss`, which also says
-    which logits are accepted. Where student and teacher share some classes alone, the softmax is over those.
+    which logits are accepted. If student and teacher share only some classes, the softmax is over those.
 
     Args:
-        temperature: T; a high one also says how unlikely classes compare.
+        temperature: T; a high one also compares unlikely classes.
         **scores: Options of :class:`freekd_mm.losses.classes.ClassLoss`: ``num_classes``, ``use_sigmoid``,
             ``foreground``, ``background``, ``class_dim``, ``resize``, ``loss_weight``.
     """
@@ -38,7 +38,7 @@ class LogitKLLoss(ClassLoss):
         self.temperature = temperature
 
     def check_count(self, classes: int, where: str) -> None:
-        """Raises ValueError where there are too few classes: a sigmoid needs no second one."""
+        """Raises ValueError if there are too few classes: a sigmoid needs only one."""
         if not self.use_sigmoid:
             super().check_count(classes, where)
 

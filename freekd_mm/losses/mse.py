@@ -1,4 +1,4 @@
-"""The plain comparison of feature maps: mean squared difference, level by level."""
+"""The simplest comparison of feature maps: mean squared difference, level by level."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FeatureMSELoss(DistillLoss):
 
     .. math:: L = \sum_l \frac{1}{N C_l H_l W_l} \| F^t_l - F^s_l \|_2^2
 
-    It is what FAM-KD compares its adapted features with (see :class:`freekd_mm.connectors.FAMConnector`), and
+    FAM-KD compares its adapted features with it (see :class:`freekd_mm.connectors.FAMConnector`), and
     the baseline for the losses in the frequency domain.
 
     Args:

@@ -1,4 +1,4 @@
-"""Frequency prompts: the tokens, their files, and the masks that they give."""
+"""Frequency prompts: the tokens, their files, and their masks."""
 
 from __future__ import annotations
 

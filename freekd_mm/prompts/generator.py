@@ -1,4 +1,4 @@
-"""Gives the PoI masks of a trained, frozen prompt for the features of a teacher."""
+"""Computes the PoI masks of a trained, frozen prompt for the features of a teacher."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from freekd_mm.tensors import Levels, as_levels
 
 @MODELS.register_module()
 class PoIMaskGenerator(nn.Module):
-    """Holds the frozen tokens of all feature levels and gives their masks.
+    """Holds the frozen tokens of all feature levels and computes their masks.
 
-    Any module with this ``forward`` can take its place in :class:`freekd_mm.losses.WaveletLoss`.
+    Any module with this ``forward`` can replace it in :class:`freekd_mm.losses.WaveletLoss`.
 
     Args:
-        channels: Channels of the features: one number, or one a feature level.
-        num_tokens: Tokens a band; as in the prompt file by default, and likewise the next three.
+        channels: Channels of the features: one number, or one per feature level.
+        num_tokens: Tokens per band; by default as in the prompt file. The same holds for the next three.
         levels: Wavelet levels.
         wavelet: The wavelet.
         grouping: ``'level'`` or ``'band'``.
         prompt: Prompt file or URL, ours or in the released format. Without one there are no masks.
-        module: Take only the prompts of this module of the teacher, where the file holds several.
-        indices: Which of the file's prompts belong to the features, e.g. ``(1, 2, 3)`` where only the levels 1 to
+        module: Take only the prompts of this module of the teacher, if the file holds several.
+        indices: Which of the file's prompts belong to the features, e.g. ``(1, 2, 3)`` if only the levels 1 to
             3 of the neck are distilled. All of them by default.
     """
 
@@ -113,8 +113,8 @@ class PoIMaskGenerator(nn.Module):
 
         Args:
             features: All levels of the teacher, each (N, C, H, W).
-            depths: How many wavelet levels each of them takes, where these are not all: 0 for no masks. The low band
-                of fewer levels takes the tokens of the low band.
+            depths: How many wavelet levels each of them has, if these are not all: 0 for no masks. The low band
+                of fewer levels uses the tokens of the low band.
         """
         levels = as_levels(features)
         if not self.has_prompt or self.file is None:

@@ -21,7 +21,7 @@ SIMILARITIES = ('jaccard', 'dice')
 
 
 def num_groups(levels: int, grouping: Grouping) -> int:
-    """Returns how many bands or levels have tokens of their own, the low band included."""
+    """Returns how many bands or levels have their own tokens, the low band included."""
     check_choice('grouping', grouping, GROUPINGS)
     return 1 + levels * (3 if grouping == 'band' else 1)
 
@@ -41,7 +41,7 @@ def mask_logits(bands: WaveletBands, tokens: Tensor, grouping: Grouping, evidenc
         evidence: ``'band'`` or ``'magnitude'``.
 
     Returns:
-        One tensor a group: the low band's first, the others from the finest level on.
+        One tensor per group: the low band's first, the others from the finest level on.
     """
     groups: list[tuple[Tensor, ...]] = [(bands.low,)]
     for detail in bands.high:
@@ -60,8 +60,8 @@ def mask_logits(bands: WaveletBands, tokens: Tensor, grouping: Grouping, evidenc
 def transform(features: Tensor, tokens: Tensor, levels: int, wavelet: str, evidence: Evidence) -> WaveletBands:
     """Returns the bands that :func:`mask_logits` takes.
 
-    Channels are mixed by the tokens and positions by the transform. Where the order does not matter, the features are
-    first projected on the tokens and only those few maps are transformed: no band of all C channels is made.
+    The tokens mix channels, the transform mixes positions. If the order does not matter, the features are
+    first projected on the tokens, and only those few maps are transformed: no band of all C channels is made.
     """
     if evidence == 'band':
         projected = torch.matmul(tokens.flatten(0, 1), features.flatten(2))
@@ -70,7 +70,7 @@ def transform(features: Tensor, tokens: Tensor, levels: int, wavelet: str, evide
 
 
 def as_bands(groups: list[Tensor], shape: tuple[int, int], wavelet: str, grouping: Grouping) -> WaveletBands:
-    """Returns one tensor a group as bands; the orientations of a level share theirs where they are one group."""
+    """Returns one tensor per group as bands; the orientations of a level share theirs if they are one group."""
     size = 1 if grouping == 'level' else 3
     levels = [groups[start : start + size] * (3 // size) for start in range(1, len(groups), size)]
     return WaveletBands(groups[0], tuple(WaveletDetail(*level) for level in levels), shape, wavelet)
@@ -119,7 +119,7 @@ def check_features(features: Tensor, channels: int) -> None:
 
 
 def mask_groups(masks: WaveletBands, grouping: Grouping) -> list[Tensor]:
-    """Returns the distinct masks, one (N, T, h, w) a group: low band first, then from the finest level on."""
+    """Returns the distinct masks, one (N, T, h, w) per group: low band first, then from the finest level on."""
     if grouping == 'level':
         return [masks.low, *(detail.horizontal for detail in masks.high)]
     return [masks.low, *(mask for detail in masks.high for mask in detail)]
@@ -137,7 +137,7 @@ def mask_similarity(masks: Tensor, kind: Literal['jaccard', 'dice'] = 'jaccard')
             \frac{2 \langle i, j \rangle}{\langle i, i \rangle + \langle j, j \rangle}
 
     For masks of zeros and ones these are the Jaccard and the Dice index. The paper's sum holds the T pairs
-    i = j, which are constantly 1; with one token there is no other pair, and Dice is 0.
+    i = j, which are always 1; with one token there is no other pair, and Dice is 0.
 
     Args:
         masks: (N, T, h, w), each value in (0, 1).

@@ -29,7 +29,7 @@ from freekd_mm.prompts.masks import (
 from freekd_mm.tensors import full_precision
 
 Mode = Literal['paper', 'code', 'selective']
-#: What the options left out are in each mode.
+#: The defaults of the options in each mode.
 MODES: dict[str, dict[str, Any]] = {
     'paper': dict(grouping='band', evidence='band', dissimilarity='jaccard', reduction='sum', weight=1.0),
     'code': dict(grouping='level', evidence='band', dissimilarity='dice', reduction='sum', weight=1.0),
@@ -54,14 +54,14 @@ class FrequencyPrompt(nn.Module):
     .. math::
         R' = \frac{2}{T} \sum_{i=1}^{T} M_i \cdot R
 
-    The paper has T = 2, where the factor is 1. The tokens start in pairs :math:`(p, -p)`, and a zero where T is
+    The paper has T = 2, where the factor is 1. The tokens start in pairs :math:`(p, -p)`, and a zero if T is
     odd: as :math:`\sigma(x) + \sigma(-x) = 1`, the teacher starts unchanged for every T, and the tokens of a pair
-    differ, so that the dissimilarity can drive them apart. A teacher that is to stay intact needs
+    differ, so that the dissimilarity can drive them apart. A teacher that must stay intact needs
     :math:`\sum_i M_i \approx 1` at every position: each mask looks somewhere, their sum nowhere.
 
     ``mode='selective'`` makes masks whose sum looks somewhere. The logits :math:`z` come from magnitudes, see
     :func:`freekd_mm.prompts.masks.mask_logits`, and are standardised over the batch, so that each mask has one area
-    and one sharpness, whatever the tokens: it can be neither flat nor empty, and what is learned is where it looks:
+    and one sharpness for any tokens: it can be neither flat nor empty, and only learns where it looks:
 
     .. math::
         M = \sigma\Big(\tau \frac{z - \langle z \rangle}{\mathrm{std}(z)} + \beta\Big), \quad
@@ -69,25 +69,25 @@ class FrequencyPrompt(nn.Module):
         R' = \frac{1}{T} \sum_i M_i \cdot R
 
     With this :math:`\beta` the mean of M is the area a for a normally distributed z. After training the statistics
-    are folded into tokens and a bias, see :meth:`folded`: stage 2 needs no others.
+    are folded into tokens and a bias, see :meth:`folded`: stage 2 needs nothing else.
 
     Args:
         channels: C of the features.
-        mode: Which defaults the options get that are None: ``'paper'``; ``'code'``, what the released code says of
+        mode: Which defaults the options get that are None: ``'paper'``; ``'code'``, as in the released code's
             prompts; or ``'selective'``, ours.
         num_tokens: T.
         levels: Number of wavelet levels.
         wavelet: The wavelet.
         grouping: ``'level'``, one group of tokens for the three orientations of a level (released code);
-            ``'band'``, one for each band (paper).
-        evidence: What a token looks at: ``'band'``, the signed coefficients, or ``'magnitude'``.
+            ``'band'``, one per band (paper).
+        evidence: What a token sees: ``'band'``, the signed coefficients, or ``'magnitude'``.
         dissimilarity: ``'jaccard'`` (paper) or ``'dice'`` (released code), see
             :func:`freekd_mm.prompts.masks.mask_similarity`.
         reduction: ``'sum'`` or ``'mean'`` of the dissimilarity over the groups.
         area: With ``'magnitude'``: the mean of each mask. One number for the high bands, and the low band stays
-            whole; or one for each group, the low band's first. 1 leaves a band whole. 0.35 by default.
+            whole; or one per group, the low band's first. 1 leaves a band whole. 0.35 by default.
         sharpness: With ``'magnitude'``: :math:`\tau`, 4 by default.
-        min_positions: The transform goes only as deep as leaves so many positions in each band. A map that is too
+        min_positions: The transform has only as many levels as leave so many positions in each band. A map that is too
             small for one level passes unchanged. 0 for all levels.
         init_std: Standard deviation of the tokens at the start; with ``'magnitude'`` relative to their mean.
     """
@@ -144,7 +144,7 @@ class FrequencyPrompt(nn.Module):
         #: (groups, T, C); group 0 is the low band's, the others follow from the finest level on.
         self.mask_token = nn.Parameter(self._start(groups, init_std))
         if self.evidence == 'magnitude':
-            # Of the logits z of each group, over the last batches; a variance of 0 says that there was none.
+            # Of the logits z of each group, over the last batches; a variance of 0 means that there was none.
             self.register_buffer('mean', torch.zeros(groups, num_tokens))
             self.register_buffer('var', torch.zeros(groups, num_tokens))
         self.mean: Tensor

@@ -1,4 +1,4 @@
-"""Prompt files: what stage 1 leaves for stage 2. They load as data only."""
+"""Prompt files: what stage 1 writes for stage 2. They load as data only."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from freekd_mm.frequency.wavelet import is_haar
 from freekd_mm.prompts.masks import EVIDENCES, Evidence, Grouping, num_groups
 from freekd_mm.version import __version__
 
-#: What everything of stage 1 is called: the key of a config, the child of the teacher, its part of a checkpoint, and
+#: The one name of stage 1: the key of a config, the child of the teacher, its part of a checkpoint, and
 #: its file in the work directory.
 NAME = 'frequency_prompt'
 PROMPT_FILE = f'{NAME}.pth'
 FORMAT = f'freekd_mm.{NAME}'
 FORMAT_VERSION = 1
-#: What the first files of this version do not hold yet.
+#: What the first files of this version do not have yet.
 ADDED = ('evidence', 'bias', 'measured')
 #: Name of a prompt in the format of FreeKD's released checkpoints: 'mask_modules.<level>.mask_token'.
 RELEASED = 'released'
@@ -44,7 +44,7 @@ class PromptFile:
         num_tokens: T.
         evidence: ``'band'`` or ``'magnitude'``.
         bias: Bias (groups, T) of the masks, by module and index as the tokens; empty for none.
-        teacher: Checkpoint of the teacher, as it was named in stage 1.
+        teacher: Checkpoint of the teacher, as named in stage 1.
         teacher_sha256: Hash of that file.
         versions: Versions of the packages in stage 1.
         schedule: How the prompt was trained.
@@ -119,7 +119,7 @@ def _stored(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what makes a prompt."""
+    """Returns the versions of the packages that make a prompt."""
     found = {'freekd_mm': __version__, 'torch': str(torch.__version__)}
     for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg'):
         if name in sys.modules:
@@ -154,20 +154,20 @@ def find_prompt(file: str, config: str | None) -> Path | None:
         config: The config file.
 
     Returns:
-        None where it is nowhere.
+        None if it is nowhere.
     """
     folders = Path(config).absolute().parents if config else []
     return next((folder / file for folder in (*folders, Path.cwd()) if (folder / file).is_file()), None)
 
 
 def use_prompt(cfg: Any) -> Path | None:
-    """Lets a distillation config name its prompt by its whole path, wherever it is run from.
+    """Lets a distillation config name its prompt by its full path, so that it runs from any folder.
 
     Args:
         cfg: An mmengine ``Config`` with ``frequency_prompt = dict(cfg_path=..., file=...)``.
 
     Returns:
-        Where the prompt is; None where it is nowhere, or the config has none.
+        Where the prompt is; None if it is nowhere, or the config has none.
     """
     file: Any = (cfg.get(NAME) or {}).get('file')
     found = find_prompt(file, cfg.filename) if file else None

@@ -1,4 +1,4 @@
-"""The frequency prompt's own training: the first stage of FreeKD."""
+"""The training of the frequency prompt: the first stage of FreeKD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plugs frequency prompts behind modules of a model."""
+"""Adds frequency prompts after modules of a model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from freekd_mm.prompts.prompt_file import NAME
 from freekd_mm.runtime.probe import changes_in_training
 from freekd_mm.stage1.places import as_items
 
-#: Options of a prompt that a prompt file holds.
+#: Options of a prompt that are in a prompt file.
 STORED = ('levels', 'wavelet', 'grouping', 'num_tokens', 'evidence')
 
 
 class PromptBank(nn.Module):
     """All prompts of a model, as one child module of it.
 
-    Forward hooks on the prompted modules replace their outputs; one on the model adds the dissimilarity and what
-    is worth logging to its losses, inside of its forward pass, where DDP sees them.
+    Forward hooks on the prompted modules replace their outputs; one on the model adds the dissimilarity and values
+    for the log to its losses, inside its forward pass, where DDP sees them.
 
     Args:
         channels: Channels of the prompted outputs by module path, then by index in the module's output.
@@ -42,17 +42,17 @@ class PromptBank(nn.Module):
         self.prompts = nn.ModuleDict({f'{m.replace(".", "__")}__{i}': prompt for m, i, prompt in self.places})
         self.first = [self.places[0][2]]  # in a list: not a child once more
         self.weight = MODES[self.first[0].mode]['weight'] if weight is None else weight
-        #: What of the teacher stays in eval mode.
+        #: The parts of the teacher that stay in eval mode.
         self._stay: list[nn.Module] = []
         #: Whether the outputs are replaced.
         self.active = True
-        #: Where masks are put in each forward pass, by place: one (N, T, h, w) for each group. None for nowhere.
+        #: Where each forward pass stores its masks, by place: one (N, T, h, w) per group. None to store none.
         self.seen: dict[str, list[Tensor]] | None = None
         self.overlaps: list[Tensor] = []
         self.moments: list[Tensor] = []
 
     def content(self) -> dict[str, Any]:
-        """Returns tokens, bias and options, as a prompt file has them."""
+        """Returns tokens, bias and options, as in a prompt file."""
         tokens: dict[str, dict[int, Tensor]] = {}
         bias: dict[str, dict[int, Tensor]] = {}
         for module, index, prompt in self.places:
@@ -62,7 +62,7 @@ class PromptBank(nn.Module):
         return dict(tokens=tokens, bias=bias if first.evidence == 'magnitude' else {}, **options)
 
     def train(self, mode: bool = True) -> PromptBank:
-        """Sets the mode, and norms and dropouts of the teacher back to eval mode: as its last child this comes last."""
+        """Sets the mode, and norms and dropouts of the teacher back to eval mode: the last child runs this last."""
         for module in self._stay:
             module.training = False
         return super().train(mode)
@@ -113,7 +113,7 @@ class PromptBank(nn.Module):
 
 
 def task_loss(losses: dict[str, Any]) -> Tensor:
-    """Returns the sum of what a model gave as losses, each a tensor or a list of tensors."""
+    """Returns the sum of a model's losses, each a tensor or a list of tensors."""
     values = [value for name, value in losses.items() if 'loss' in name]
     flat = [item for value in values for item in (value if isinstance(value, (tuple, list)) else [value])]
     return torch.stack([cast(Tensor, item).detach().float().mean() for item in flat]).sum()

@@ -34,18 +34,18 @@ from freekd_mm.stage1.teacher import load_teacher, teacher_and_resume_point
 
 @HOOKS.register_module()
 class FrequencyPromptHook(Hook):
-    """Trains a frequency prompt instead of the model: add it to a teacher's training config, and that is stage 1.
+    """Trains a frequency prompt instead of the model: add it to a teacher's training config, and it becomes stage 1.
 
     ``custom_hooks = [dict(type='freekd_mm.FrequencyPromptHook')]`` and ``load_from = '<teacher checkpoint>'``
     are all that a detector's config needs. Before training the hook
 
     1. loads the teacher and freezes it: no parameter gets a gradient; batch norms, dropouts and stochastic depth stay
        in eval mode whenever the model is set to training;
-    2. plugs one prompt behind each output of the named modules and makes them a child of the model,
+    2. adds one prompt after each output of the named modules and makes them a child of the model,
        ``frequency_prompt``;
-    3. wraps the model for DDP once more, so that the buckets hold the prompts' tokens and nothing else;
+    3. wraps the model for DDP once more, so that the buckets hold only the prompts' tokens;
     4. lets the runner follow the recipe of stage 1, see :func:`freekd_mm.stage1.recipe.stage1_recipe`: ``max_iters``
-       iterations, an optimizer of the tokens alone, a cosine, no validation by default.
+       iterations, an optimizer only for the tokens, a cosine, no validation by default.
 
     ``lambda * dissimilarity`` joins the losses as ``loss_prompt_dissimilarity``. Checkpoints hold the prompt, its
     optimizer and the teacher's name and hash, not the teacher; training resumes from them. At the end the prompt
@@ -58,16 +58,16 @@ class FrequencyPromptHook(Hook):
         max_iters: Iterations. By default a fifth of those that the config trains for, from 100 to 2000.
         optimizer: Config of another optimizer than Adam with learning rate 0.01 and weight decay 1e-3.
         min_lr: Learning rate at the end of the cosine.
-        val_interval: Evaluate the prompted teacher every so many iterations; None for never.
+        val_interval: Iterations between evaluations of the prompted teacher; None for no evaluation.
         checkpoint_interval: Iterations between checkpoints; a quarter of ``max_iters`` by default.
         out_file: The prompt file; ``<work_dir>/frequency_prompt.pth`` by default.
         pictures: Write pictures of the masks beside the prompt file.
         probe_size: Height and width of the dummy image that finds the channels; by default one that the teacher takes.
-        allow_random_teacher: Train the prompt of an untrained teacher, which only tests need.
+        allow_random_teacher: Train the prompt of an untrained teacher; only tests need this.
         **prompt: Options of :class:`freekd_mm.prompts.FrequencyPrompt`.
     """
 
-    # Before every hook that looks at the model, the loop or the optimizer.
+    # Before every hook that uses the model, the loop or the optimizer.
     priority = 'VERY_HIGH'
 
     def __init__(
@@ -99,7 +99,7 @@ class FrequencyPromptHook(Hook):
         PromptBank({'check': {0: 1}}, weight, **prompt)  # raises for a wrong value before anything is built
         self.modules = [modules] if isinstance(modules, str) else list(modules)
         self.weight, self.prompt = weight, prompt
-        #: The last batches, which the prompt is measured on.
+        #: The last batches, on which the prompt is measured.
         self.batches: deque[Any] = deque(maxlen=4)
         self.optimizer, self.min_lr = optimizer or OPTIMIZER, min_lr
         self.max_iters, self.val_interval, self.checkpoint_interval = max_iters, val_interval, checkpoint_interval
@@ -111,7 +111,7 @@ class FrequencyPromptHook(Hook):
     # ------------------------------------------------------------------ before training
 
     def before_run(self, runner: Runner) -> None:
-        """Loads and freezes the teacher, plugs the prompts in, and lets the runner follow the recipe."""
+        """Loads and freezes the teacher, adds the prompts, and lets the runner follow the recipe."""
         wrapped = is_model_wrapper(runner.model)
         if type(runner) is not Runner or (wrapped and not isinstance(runner.model, DistributedDataParallel)):
             raise TypeError(

@@ -1,4 +1,4 @@
-"""Where a teacher takes prompts: the outputs of its modules, found with a dummy image."""
+"""Where a teacher can have prompts: the outputs of its modules, found with a dummy image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -
     Args:
         model: The teacher.
         modules: Its modules, see :class:`freekd_mm.stage1.FrequencyPromptHook`.
-        size: Height and width of the dummy image; None for one that the model takes.
+        size: Height and width of the dummy image; None for one that the model accepts.
     """
     taps = parse_taps(modules)
 

@@ -27,7 +27,7 @@ def default_iters(training: int) -> int:
 def stage1_recipe(
     wrapper: dict, optimizer: dict, max_iters: int, min_lr: float, val_interval: int | None, checkpoint_interval: int
 ) -> dict[str, Any]:
-    """Returns what stage 1 sets, under the names that a runner's config has for it.
+    """Returns what stage 1 sets, by the names in a runner's config.
 
     Args:
         wrapper: The teacher's ``optim_wrapper``: stage 1 keeps its mixed precision.
@@ -52,7 +52,7 @@ def stage1_recipe(
 def follow(runner: Runner, recipe: dict[str, Any], prompts: nn.Module) -> None:
     """Builds the parts of a runner again, from the recipe.
 
-    mmengine has built them from the teacher's config before a hook may speak, whichever tool runs it.
+    mmengine has built them from the teacher's config before any hook runs, in every tool.
 
     Args:
         runner: A runner that is about to train the teacher.

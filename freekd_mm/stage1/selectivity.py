@@ -27,7 +27,7 @@ class Weight:
     Attributes:
         all: Number of positions, sum of the weight, sum of its square.
         edges: Number and sum at the positions that an edge of an object crosses.
-        inside: Number and sum at the positions that lie mostly within objects.
+        inside: Number and sum at the positions that are mostly within objects.
     """
 
     all: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
@@ -39,7 +39,7 @@ class Weight:
 
         Args:
             weight: The weight.
-            edges: Edges of the objects (N, 1, H, W), 0 or 1; None where they are not known.
+            edges: Edges of the objects (N, 1, H, W), 0 or 1; None if they are not known.
             inside: The objects, likewise.
         """
         self.all = [a + float(b) for a, b in zip_equal(self.all, (weight.numel(), weight.sum(), weight.square().sum()))]
@@ -57,7 +57,7 @@ class Weight:
         return max(square / max(count, 1) - mean**2, 0) ** 0.5 / mean if mean else 0.0
 
     def ratio(self, sums: list[float]) -> float | None:
-        """Returns the mean weight there over the mean elsewhere; None where there is no there, or no elsewhere."""
+        """Returns the mean weight there over the mean elsewhere; None if one of the two has no positions."""
         elsewhere = self.all[0] - sums[0]
         if not sums[0] or not elsewhere:
             return None
@@ -66,7 +66,7 @@ class Weight:
 
 @torch.no_grad()
 def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
-    """Measures a prompt on batches of the data loader; nothing of it stays in the model or the random numbers.
+    """Measures a prompt on batches of the data loader; the model and the random numbers stay as they are.
 
     Args:
         model: The prompted teacher.
@@ -76,7 +76,7 @@ def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[
     Returns:
         Numbers that a prompt file can hold: ``images``; ``task_loss`` without and with the prompt; and ``bands``: by
         place and name of the band ``edges`` and ``inside`` (the weight there over elsewhere) and ``spread``. And the
-        masks of the last batch's first image, by place, one (T, h, w) for each group.
+        masks of the last batch's first image, by place, one (T, h, w) per group.
     """
     weights: dict[str, list[Weight]] = {}
     losses = torch.zeros(2)
@@ -144,10 +144,10 @@ def _label_edges(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def of_masks(masks: dict[str, list[Tensor]], grouping: str) -> dict[str, Any]:
-    """Returns what the masks of one image alone tell, in the form of :func:`measure`: the spread of their weight.
+    """Returns what the masks of one image show, in the form of :func:`measure`: the spread of their weight.
 
     Args:
-        masks: By place: one (T, h, w) for each group of bands.
+        masks: By place: one (T, h, w) per group of bands.
         grouping: ``'level'`` or ``'band'``.
     """
     bands: dict[str, Any] = {}
@@ -195,7 +195,7 @@ def flat_bands(measured: dict[str, Any]) -> list[str]:
 
 
 def band_names(count: int, grouping: str) -> list[str]:
-    """Returns what the groups of bands are called, the low band's first."""
+    """Returns the names of the groups of bands, the low band's first."""
     if grouping == 'level':
         return [LOW, *(f'level {level}' for level in range(1, count))][:count]
     kinds = ('horizontal', 'vertical', 'diagonal')

@@ -18,13 +18,13 @@ from freekd_mm.runtime.teacher import load_weights
 
 
 def teacher_and_resume_point(runner: Runner) -> tuple[str, str | None]:
-    """Returns the teacher's checkpoint, and that of stage 1 to resume from, from what the config calls ``load_from``.
+    """Returns the teacher's checkpoint, and that of stage 1 to resume from, from the config's ``load_from``.
 
     ``load_from`` is the teacher. A run that resumes may name a checkpoint of stage 1 there, or nothing: such a
     checkpoint says which teacher it belongs to.
 
     Returns:
-        The teacher's file or URL, empty where nothing names one; the file to resume from, None to start.
+        The teacher's file or URL, empty if nothing names one; the file to resume from, None to start.
     """
     source = runner._load_from or ''
     if not runner._resume:
@@ -51,7 +51,7 @@ def is_stage1(path: str) -> bool:
 
 
 def load_teacher(model: nn.Module, source: str, allow_random: bool) -> tuple[str, str]:
-    """Loads the teacher's weights and freezes it; the runner then has nothing left to initialise.
+    """Loads the teacher's weights and freezes it; then the runner has nothing left to initialise.
 
     Args:
         model: The built teacher.
@@ -59,7 +59,7 @@ def load_teacher(model: nn.Module, source: str, allow_random: bool) -> tuple[str
         allow_random: Accept that there is none.
 
     Returns:
-        The checkpoint, and its hash where it is a file or was downloaded.
+        The checkpoint, and its hash if it is a file or was downloaded.
 
     Raises:
         ValueError: There is none, and a random teacher is not allowed.
@@ -76,7 +76,7 @@ def load_teacher(model: nn.Module, source: str, allow_random: bool) -> tuple[str
         if not source:
             print_log('frequency prompt: the teacher has RANDOM weights', 'current', logging.WARNING)
         model.init_weights()  # type: ignore[operator]
-    # Not by a flag of the base class: models extend this method, and would fill some weights anew.
+    # Not by a flag of the base class: models extend this method, and would fill some weights again.
     vars(model)['init_weights'] = lambda: None
     model.requires_grad_(False)
     here = source and ('://' not in source or source.startswith('http')) and Path(fetch(source)).is_file()

@@ -1,4 +1,4 @@
-"""What ``make_config.py`` looks at before it writes: the teacher's checkpoint, the prompt, the student's data."""
+"""What ``make_config.py`` checks before it writes: the teacher's checkpoint, the prompt, the student's data."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from freekd_mm.runtime.teacher import load_weights
 def check_inputs(
     student: nn.Module | None, teacher: nn.Module, checkpoint: str, prompt: str | None, configs: Sequence[Config]
 ) -> None:
-    """Raises for what training would find out later; warns where teacher and student look swapped.
+    """Raises errors that training would find later; warns if teacher and student look swapped.
 
     Args:
         student: The built student, None for stage 1 alone.
         teacher: The built teacher; it gets its weights.
-        checkpoint: The teacher's file or URL; a URL is looked at where its file is in the cache.
+        checkpoint: The teacher's file or URL; a URL is checked if its file is in the cache.
         prompt: A prompt file made before.
         configs: The configs whose data will be used.
     """

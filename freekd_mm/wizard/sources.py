@@ -26,7 +26,7 @@ class Style:
 
     def __init__(self, base: str, out: Path) -> None:
         self.base, self.folder = base, out.resolve().parent
-        # Configs of imports (``with read_base():``) inherit and are inherited by their like alone.
+        # Configs of imports (``with read_base():``) inherit only from configs of imports, and only these inherit them.
         self.imports = '::' not in base and Config._is_lazy_import(base)
 
     def header(self) -> str:
@@ -52,13 +52,13 @@ class Style:
         return name if self.imports else f'{{{{_base_.{name}}}}}'
 
     def hooks(self) -> str:
-        """Returns the base's hooks, to stand before others in a list."""
+        """Returns the base's hooks, to be put before others in a list."""
         if not load_config(self.base).get('custom_hooks'):
             return ''
         return '*custom_hooks, ' if self.imports else '*_base_.custom_hooks, '
 
     def file(self, path: str) -> str:
-        """Returns how a file is named: relative to the new config, so that both can move together."""
+        """Returns how a file is named: relative to the new config, so that both can be moved together."""
         if '::' in path or path.startswith(('http://', 'https://')):
             return repr(path)
         relative = os.path.relpath(Path(path).expanduser().resolve(), self.folder)
@@ -107,7 +107,7 @@ def distill_source(
         method: Name of the method.
         wiring: What is compared with what.
         entries: The entries of ``distill``.
-        stage1: Config of stage 1 where it runs first.
+        stage1: Config of stage 1 if it runs first.
         file: The prompt file.
         size: Size of the dummy image.
         inherit: Modules that start with the teacher's weights.

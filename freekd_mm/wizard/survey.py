@@ -128,7 +128,7 @@ def batch(model: nn.Module, size: int, masks: bool, count: int = 2) -> dict[str,
 
 def _label(sample: Any, scene: Scene, classes: int, with_masks: bool) -> None:
     labels = torch.from_numpy(scene.labels.astype(np.int64))[None]
-    # Some losses with a weight for each class take no pixels of no class.
+    # Some losses with a weight per class accept no pixels without a class.
     known = labels % classes
     if not hasattr(type(sample), 'gt_instances'):
         sample.gt_sem_seg = PixelData(data=known)
