@@ -124,7 +124,7 @@ def _backup(path: Path) -> Path:
 
 
 def _marked(suffix: str, content: bytes) -> bytes:
-    """Puts the mark behind a file, where readers of its format take it for a comment or ignore it."""
+    """Puts the mark at the end of a file, where readers of its format take it for a comment or ignore it."""
     start, end = (b'<!-- ', b' -->\n') if suffix in ('.html', '.htm') else (b'# ', b'\n')
     if suffix == '.json':
         content, start, end = content.rstrip()[:-1].rstrip(), b',\n  "written_by": "freekd_mm, ', b'"\n}\n'

@@ -80,8 +80,8 @@ PATCHES = (
     ),
     Patch(
         'mmengine.runner.load_state_dict',
-        'mmengine prints a line for each weight that does not fit, which hides what happened',
-        'load_from and init_cfg print a line for each weight that does not fit',
+        'mmengine prints one line per weight that does not fit, which hides what happened',
+        'load_from and init_cfg print one line per weight that does not fit',
         'tests/compat/test_patches.py::test_what_does_not_fit_still_takes_many_lines',
         mmengine.say_what_fits,
     ),

@@ -47,7 +47,7 @@ def write_scenes(
         size: Width and height in pixels.
         seed: Seed. A picture depends on the seed, its split, its number and the size alone.
         progress: Called with (done, total) after every picture.
-        force: Keep what ``root`` holds with ``.bak`` behind its name, and write the data set in its place.
+        force: Keep what ``root`` holds with ``.bak`` after its name, and write the data set in its place.
 
     Returns:
         ``root`` as a path.

@@ -117,8 +117,8 @@ class CrossKDLoss(DistillLoss):
                 )
             if what == 'boxes' and self.boxes == 'distribution' and teacher.shape[1] < 8:
                 raise ValueError(
-                    f'{name}: the boxes should be distributions over at least 2 bins an edge (GFLHead has them, with '
-                    f'its reg_max), but got {shapes([teacher])}, four numbers a box'
+                    f'{name}: the boxes should be distributions over at least 2 bins per edge (GFLHead has them, with '
+                    f'its reg_max), but got {shapes([teacher])}, four numbers per box'
                 )
 
     def _by_class(self, scores: Tensor, anchors: int) -> Tensor:

@@ -200,8 +200,8 @@ def load_prompt(source: str | os.PathLike) -> PromptFile:
     path = Path(fetch(str(source)))
     if not path.is_file():
         raise FileNotFoundError(
-            f'prompt should be an existing file, but got {str(source)!r}. tools/train.py makes it first where a config '
-            f'has {NAME} = dict(cfg_path=..., file=...); for a prompt alone run it with the config of stage 1'
+            f'prompt should be an existing file, but got {str(source)!r}. tools/train.py makes it first if a config '
+            f'has {NAME} = dict(cfg_path=..., file=...); to train only a prompt, run it with the config of stage 1'
         )
     content = load_checkpoint_file(path)
     if not isinstance(content, Mapping):

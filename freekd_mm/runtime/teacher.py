@@ -24,7 +24,7 @@ OPTIONS = ('cfg_path', 'model', 'checkpoint', 'allow_random', 'allow_mismatch', 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: it ends the forward pass behind the last tap
+class _Reached(Exception):  # noqa: N818 - not an error: it ends the forward pass after the last tap
     """All taps of the teacher have been recorded."""
 
 

@@ -147,7 +147,7 @@ class FrequencyPromptHook(Hook):
         places = ', '.join(f'{module}[{index}]' for module, index, _ in self.bank.places)
         count = sum(parameter.numel() for parameter in self.bank.parameters())
         print_log(
-            f'frequency prompt: {count} parameters behind {places} train for {self.max_iters} iterations; the '
+            f'frequency prompt: {count} parameters after {places} train for {self.max_iters} iterations; the '
             f'teacher {type(model).__name__} is frozen',
             'current',
         )

@@ -47,7 +47,7 @@ def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -
             )
         if len(outputs) > 1:
             raise ValueError(
-                f"modules: '{tap.path}' should run once in a forward pass, so that each level has a prompt of its own, "
+                f"modules: '{tap.path}' should run once in a forward pass, so that each level has its own prompt, "
                 f'but runs {len(outputs)} times; name a module before it'
             )
         items = as_items(outputs[0])

@@ -40,7 +40,7 @@ class Weight:
         Args:
             weight: The weight.
             edges: Edges of the objects (N, 1, H, W), 0 or 1; None if they are not known.
-            inside: The objects, likewise.
+            inside: The objects, in the same form.
         """
         self.all = [a + float(b) for a, b in zip_equal(self.all, (weight.numel(), weight.sum(), weight.square().sum()))]
         for sums, what, least in ((self.edges, edges, 0.0), (self.inside, inside, 0.5)):

@@ -31,7 +31,7 @@ def teacher_and_resume_point(runner: Runner) -> tuple[str, str | None]:
         return source, None
     point = source if source and is_stage1(source) else find_latest_checkpoint(runner.work_dir)
     if point is None:
-        print_log('frequency prompt: nothing to resume from, starting anew', 'current', logging.WARNING)
+        print_log('frequency prompt: nothing to resume from, starting from scratch', 'current', logging.WARNING)
         return source, None
     named = load_prompt(point).teacher
     if source in ('', point):
