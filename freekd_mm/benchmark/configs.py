@@ -1,4 +1,4 @@
-"""The config of every job of a plan: everything is the student's own, but for what the method adds."""
+"""The config of every job of a plan: everything is the student's own, except what the method adds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from freekd_mm.wizard.methods import PROMPTED, Wiring, method_entries, method_ho
 from freekd_mm.wizard.places import find_wiring, probe_config
 
 PROBE_SIZE = (128, 128)
-# What the hash of a config leaves out: where things lie and how they are logged.
+# What the hash of a config leaves out: where things are and how they are logged.
 NOT_HASHED = ('work_dir', 'experiment_name', 'log_level', 'visualizer', 'vis_backends', 'launcher', 'data_root')
 
 
@@ -27,7 +27,7 @@ def load_task_config(path: str, data_root: str | Path | None, options: dict[str,
 
     Args:
         path: The config; its top level names its ``data_root``.
-        data_root: Takes the place of it wherever a setting starts with it.
+        data_root: Replaces it in every setting that starts with it.
         options: Overrides, ``{'train_cfg.max_epochs': 1}``.
     """
     cfg = load_config(path)
@@ -49,11 +49,11 @@ def _move(value: Any, old: str, new: str) -> Any:
 
 
 def config_hash(cfg: Config, work_dir: str | Path) -> str:
-    """Returns 12 digits that tell two experiments apart, wherever they and their data lie.
+    """Returns 12 digits that distinguish experiments, no matter where they and their data are.
 
     Args:
         cfg: The config of a job.
-        work_dir: Work directory of the benchmark, where the teacher's checkpoint and the prompts lie. Their names
+        work_dir: Work directory of the benchmark, where the teacher's checkpoint and the prompts are. Their names
             hold the hash of what made them.
     """
     content: Any = {key: value for key, value in cfg.to_dict().items() if key not in NOT_HASHED}
@@ -65,7 +65,7 @@ def config_hash(cfg: Config, work_dir: str | Path) -> str:
 
 
 def probe(student: Config, teacher: Config, head: bool) -> Wiring:
-    """Finds out which features of student and teacher belong together, and what decode heads classify."""
+    """Finds which features of student and teacher belong together, and what decode heads classify."""
     from mmengine.registry import init_default_scope
 
     init_default_scope(student.get('default_scope', 'mmengine'))
@@ -88,7 +88,7 @@ class ConfigMaker:
 
     @functools.cached_property
     def wiring(self) -> Wiring:
-        """What probing student and teacher found out."""
+        """What probing student and teacher found."""
         return probe(self.student_cfg, self.teacher_cfg, self.plan.head)
 
     def student(self, seed: int, options: dict[str, Any] | None = None) -> Config:
@@ -133,7 +133,7 @@ class ConfigMaker:
         return cfg
 
     def entries(self, method: Method, prompt: Path | None) -> dict[str, Any]:
-        """Returns the entries of a method, options set and the prompt in its place."""
+        """Returns the entries of a method, with options and prompt set."""
         given = method.entries
         entries: dict[str, Any] = copy.deepcopy(given) if isinstance(given, dict) else {}
         if isinstance(given, str):
@@ -151,7 +151,7 @@ class ConfigMaker:
                     f'{", ".join(entries)}'
                 )
             for entry in targets:
-                # Entries of the plan's own say themselves which levels they compare.
+                # Entries in the plan itself say which levels they compare.
                 by_name = isinstance(given, str)
                 file, loss = str(prompt), entry['loss']
                 loss['prompt'] = self.wiring.prompt_option(file, loss) if by_name else file

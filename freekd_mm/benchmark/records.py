@@ -1,4 +1,4 @@
-"""The JSON lines: one for every finished run, with what is needed to repeat it."""
+"""The JSON lines: one for every finished run, with all that is needed to repeat it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Key = Tuple[str, str, int, str]
 
 
 def machine() -> dict[str, Any]:
-    """Returns what a reader has to know about this machine."""
+    """Returns what a reader must know about this machine."""
     import torch
 
     names = [line.split(':', 1)[1].strip() for line in _lines(Path('/proc/cpuinfo')) if line.startswith('model name')]
     return {
         'cpu': names[0] if names else platform.processor() or platform.machine(),
-        # With other instructions sums round in another way, and the same seed gives another result.
+        # With other instructions sums round differently, and the same seed gives another result.
         'instructions': re.findall('CPU capability usage: (.+)', torch.__config__.show())[0],
         'cores': os.cpu_count(),
         'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -39,7 +39,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def commit() -> str:
-    """Returns the commit of the code, with ``+`` behind it where the package has uncommitted changes."""
+    """Returns the commit of the code, with a ``+`` if the package has uncommitted changes."""
     package = Path(__file__).resolve().parents[1]
     head = _git('rev-parse', '--short=12', 'HEAD', cwd=package)
     return head + '+' if head and _git('status', '--porcelain', '--', '.', cwd=package) else head
@@ -54,7 +54,7 @@ def _git(*args: str, cwd: Path) -> str:
 
 
 def append(file: Path, record: Record) -> None:
-    """Adds a line and flushes it to the disk; what a crash left of a last line is taken away."""
+    """Adds a line and flushes it to the disk; an incomplete last line of a crash is removed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     text = file.read_text(encoding='utf-8') if file.is_file() else ''
     if text and not text.endswith('\n'):
@@ -66,7 +66,7 @@ def append(file: Path, record: Record) -> None:
 
 
 def read(file: Path) -> list[Record]:
-    """Reads the lines; a last line that a crash cut short is left out."""
+    """Reads the lines; an incomplete last line of a crash is left out."""
     text = file.read_text(encoding='utf-8') if file.is_file() else ''
     records = []
     for number, line in enumerate(text[: text.rfind('\n') + 1].splitlines()):
@@ -78,7 +78,7 @@ def read(file: Path) -> list[Record]:
 
 
 def kind(record: Record) -> str:
-    """Returns the kind of machine of a line: where it differs, a seed is another training.
+    """Returns the kind of machine of a line: on another kind, a seed is another training.
 
     The GPU, or which instructions the CPU has; empty in a line that does not say.
     """
@@ -87,12 +87,12 @@ def kind(record: Record) -> str:
 
 
 def key(record: Record) -> Key:
-    """Returns what a run is known by: kind of machine, method, seed and hash of the config."""
+    """Returns the key of a run: kind of machine, method, seed and hash of the config."""
     return kind(record), record['method'], record['seed'], record['hash']
 
 
 def latest(records: Iterable[Record]) -> dict[Key, Record]:
-    """Returns the last record of every run: a retry takes the place of a failure."""
+    """Returns the last record of every run: a retry replaces a failure."""
     return {key(record): record for record in records}
 
 

@@ -1,4 +1,4 @@
-"""How far a run is, for the process that started it."""
+"""The progress of a run, for the process that started it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BenchmarkStatusHook(Hook):
     """Keeps ``status.json``: how far the run is, how fast, and its metrics so far.
 
     Args:
-        file: The file; a resumed run goes on with its metrics and its time.
+        file: The file; a resumed run continues its metrics and its time.
         metric: The metric to keep.
     """
 
@@ -71,5 +71,5 @@ class BenchmarkStatusHook(Hook):
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """Returns the content of a JSON file, None where there is no such file."""
+    """Returns the content of a JSON file, None if there is no such file."""
     return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""One job in a process of its own: ``python -m freekd_mm.benchmark.worker <folder>``."""
+"""One job in its own process: ``python -m freekd_mm.benchmark.worker <folder>``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_job(folder: Path) -> dict[str, Any]:
     status = read_json(folder / STATUS) or {}
     result = {
         'train_seconds': round(status.get('seconds', 0.0), 1),
-        # Of this process alone: on a busy machine the truer figure. Without the part before a resume.
+        # Only of this process: more exact on a busy machine. Without the part before a resume.
         'cpu_seconds': round(time.process_time() - cpu, 1),
         'resumed': resumed,
         'history': status.get('history', []),
@@ -87,7 +87,7 @@ def _keep_weights(checkpoint: str, target: Path) -> None:
 
 
 def main() -> int:
-    """Runs the job and leaves ``result.json``, also for a failure."""
+    """Runs the job and writes ``result.json``, also for a failure."""
     folder = Path(sys.argv[1])
     try:
         result = run_job(folder)

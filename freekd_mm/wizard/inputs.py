@@ -48,4 +48,4 @@ def check_inputs(
     try:
         check_data(configs[0])
     except ImportError as error:  # data sets of a package that is not here
-        print_log(f'the data were not looked at: {error}', 'current', logging.WARNING)
+        print_log(f'the data were not checked: {error}', 'current', logging.WARNING)

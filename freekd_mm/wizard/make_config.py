@@ -110,7 +110,7 @@ def plan_config(
     modes = {name: METHODS[name].prompt for name in names if METHODS[name].prompt}
     if len(set(modes.values())) > 1 and prompt is None:
         raise ValueError(
-            'methods joined by + should need one kind of prompt, as stage 1 trains one, but '
+            'methods joined by + should need one kind of prompt, because stage 1 trains one, but '
             + ' and '.join(f'{name} needs mode={mode!r}' for name, mode in modes.items())
         )
     mode = next(iter(modes.values()), None)

@@ -22,7 +22,7 @@ HEAD_TAPS = ['bbox_head[0]', 'bbox_head[1]']
 
 @dataclass(frozen=True)
 class Wiring:
-    """What probing a student and a teacher found out.
+    """What probing a student and a teacher found.
 
     Attributes:
         features_s: Tap of the student's features.
@@ -30,12 +30,12 @@ class Wiring:
         shapes_s: (C, H, W) of the student's paired levels for one dummy image.
         shapes_t: (C, H, W) of the teacher's.
         indices_t: Which of the teacher's levels they are; None for all of them.
-        head: The same for what the decode heads classify, where that is to be compared too.
-        logits: Tap of the classification logits of both, None where they cannot be compared.
+        head: The same for what the decode heads classify, if that is compared too.
+        logits: Tap of the classification logits of both, None if they cannot be compared.
         num_classes: Classes that the logits score.
-        use_sigmoid: Whether they go through a sigmoid rather than a softmax.
-        why_no_logits: What is in the way where ``logits`` is None.
-        dense_s: What the student's dense head says of boxes, or why there is none.
+        use_sigmoid: Whether they go through a sigmoid, not a softmax.
+        why_no_logits: The reason if ``logits`` is None.
+        dense_s: The student's dense head, or why there is none.
         dense_t: The same of the teacher.
     """
 
@@ -54,12 +54,12 @@ class Wiring:
 
     @property
     def channels_s(self) -> int | list[int]:
-        """The student's channels, one number where all levels agree."""
+        """The student's channels, one number if all levels agree."""
         return _one_or_all([shape[0] for shape in self.shapes_s])
 
     @property
     def channels_t(self) -> int | list[int]:
-        """The teacher's channels, one number where all levels agree."""
+        """The teacher's channels, one number if all levels agree."""
         return _one_or_all([shape[0] for shape in self.shapes_t])
 
     def feature_entry(self, loss: dict, connector: dict | list[dict] | None = None) -> dict:
@@ -70,7 +70,7 @@ class Wiring:
         return {**entry, 'loss': loss}
 
     def prompt_option(self, file: str, loss: dict) -> str | dict:
-        """Returns the prompt file, or where the student has fewer levels, which of the teacher's prompts to take.
+        """Returns the prompt file, or which of the teacher's prompts to take if the student has fewer levels.
 
         Args:
             file: The prompt file.
@@ -108,11 +108,11 @@ class Method:
 
     summary: str
     entries: Callable[[Wiring], Entries]
-    #: Mode of the prompt that stage 1 makes for it; None for a method in one stage.
+    #: Mode of the prompt that stage 1 makes for it; None for a method with one stage.
     prompt: str | None = None
     #: Share of the training over which its weight grows.
     warmup: float = 0.0
-    #: Whether what the decode heads classify is compared as well.
+    #: Whether what the decode heads classify is compared too.
     with_head: bool = True
 
 
@@ -151,7 +151,7 @@ def _ld(wiring: Wiring) -> Entries:
     if not student.bins == teacher.bins > 0:
         raise ValueError(
             'ld needs heads that give distributions over the same bins (GFLHead with one reg_max), but the student '
-            f'says its boxes as {student.boxes} ({student.bins} bins) and the teacher as {teacher.boxes} '
+            f'predicts its boxes as {student.boxes} ({student.bins} bins) and the teacher as {teacher.boxes} '
             f'({teacher.bins} bins)'
         )
     return {'ld': {'student': HEAD_TAPS, 'teacher': HEAD_TAPS, 'loss': {'type': 'freekd_mm.LDLoss'}}}
@@ -180,7 +180,7 @@ def _crosskd(wiring: Wiring) -> Entries:
 
 
 def _dct(wiring: Wiring) -> Entries:
-    # Made for the stages of a backbone behind their ReLU; it compares any channels and sizes.
+    # Made for the stages of a backbone after their ReLU; it compares any channels and sizes.
     return {'dctkd': {'student': 'backbone', 'teacher': 'backbone', 'loss': {'type': 'freekd_mm.DCTAttentionLoss'}}}
 
 
@@ -203,14 +203,14 @@ def _mgd(wiring: Wiring) -> Entries:
 
 METHODS: dict[str, Method] = {
     'best': Method(
-        'the recipe that our benchmarks favour, today wavelet with nothing on top', _bands('wavelet', 'WaveletLoss')
+        'the recipe with the best results in our benchmarks, today only wavelet', _bands('wavelet', 'WaveletLoss')
     ),
     'wavelet': Method(
         'high wavelet bands of the features, our own recipe in one stage',
         _bands('wavelet', 'WaveletLoss'),
     ),
     'wavelet-prompt': Method(
-        'the same where a prompt of the teacher looks: two stages, with the prompt that selects',
+        'the same at the positions that a prompt of the teacher selects: two stages',
         _bands('wavelet', 'WaveletLoss'),
         'selective',
     ),
@@ -231,17 +231,17 @@ METHODS: dict[str, Method] = {
         warmup=FAM_WARMUP,
     ),
     'famkd-review': Method(
-        'FAM with knowledge review across levels: for pyramids, at some cost',
+        'FAM with knowledge review across levels: for pyramids, slower',
         _fam('FAMReviewConnector'),
         warmup=FAM_WARMUP,
     ),
     'figkd': Method(
-        'wavelet detail of the logits: same classes, features out of reach, or on top of a feature loss',
+        'wavelet detail of the logits: same classes; without features, or on top of a feature loss',
         _logits('figkd', 'FiGKDLoss'),
         with_head=False,
     ),
     'kl': Method(
-        'divergence of the class probabilities: the plain distillation of logits, on top of a feature loss',
+        'divergence of the class probabilities: the simplest distillation of logits, on top of a feature loss',
         _logits('kl', 'LogitKLLoss'),
         with_head=False,
     ),
@@ -272,7 +272,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-#: Names that something had before: what it is called now.
+#: Old names, and their present names.
 RENAMED = {'freekd-prompt': 'wavelet-prompt', 'freekd-paper': 'freekd'}
 
 
@@ -306,7 +306,7 @@ def method_entries(text: str, wiring: Wiring) -> Entries:
 
 
 def method_hooks(text: str, wiring: Wiring) -> list[dict]:
-    """Returns the hooks of one or several methods: a warm-up of the weights, where a method has one."""
+    """Returns the hooks of one or several methods: a warm-up of the weights, if a method has one."""
     hooks = []
     for name in parse_methods(text):
         if METHODS[name].warmup:

@@ -201,7 +201,9 @@ def test_heads_that_do_not_fit_are_named(
 ) -> None:
     _, teacher, checkpoint = det_pair
     student = det_config(name='retina', head='retina')
-    message = r'distributions over the same bins .* the student says its boxes as deltas \(0 bins\) and the teacher as'
+    message = (
+        r'distributions over the same bins .* the student predicts its boxes as deltas \(0 bins\) and the teacher as'
+    )
     with pytest.raises(ValueError, match=message):
         make_config(str(student), str(teacher), str(checkpoint), 'ld', tmp_path / 'kd.py')
 
