@@ -7,18 +7,35 @@ config runs in its own process. Results are kept in the work directory: a second
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
+import importlib.metadata
 import json
 import multiprocessing
 import os
 import re
-import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
+from freekd_mm.compat.versions import zip_equal
 
+#: What can come out for a family: in the summary, and before the error in its row.
+VERDICTS = {
+    'distilled': ('distilled', ''),
+    'plain': ('the plain model does not train this step', 'the plain model'),
+    'package': ('the plain model needs a package that is not installed', 'the plain model needs'),
+    'ours': ('the plain model trains, the distilled one does not', 'ours'),
+    'open': ('not settled', 'not settled'),
+}
+#: Packages whose versions the page names.
+PACKAGES = (
+    *('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain', 'timm', 'torchvision', 'transformers'),
+    *('fairscale', 'scikit-learn', 'scikit-image'),
+)
 DATA = 'configs of data sets, for models of other folders'
 TRACKERS = 'trackers, and networks for them'
 #: Folders of configs that are not families, and why.
@@ -106,7 +123,7 @@ def run_config(config: Path, args: argparse.Namespace) -> dict[str, Any]:
         known['error'] = f'not done after {args.time_limit:.0f} s'
     known.update(family=family, config=config.name, seconds=round(time.monotonic() - begin, 1))
     file.write_text(json.dumps(known, indent=1))
-    print(f'{family}: {"distilled" if succeeded(known) else verdict(known)}', flush=True)
+    print(f'{family}: {" ".join(verdict(known))}', flush=True)
     return known
 
 
@@ -118,28 +135,95 @@ def succeeded(result: dict[str, Any]) -> bool:
     return found['exported'] == 0 and all(value > 0 for values in found['gradients'].values() for value in values)
 
 
-def verdict(result: dict[str, Any]) -> str:
-    """Says why a config was not distilled, and whose fault it is."""
+def verdict(result: dict[str, Any]) -> tuple[str, str]:
+    """Returns what came out for a config, a key of ``VERDICTS``, and the error."""
+    from freekd_mm.runtime.config import missing_package
+
+    if succeeded(result):
+        return 'distilled', ''
     if 'distilled' in result:
         found = result['distilled']
-        return f'ours: gradients {found["gradients"]}, exported student differs by {found["exported"]}'
-    for whose, key in (("the plain model's", 'plain_error'), ('ours', 'distilled_error'), ('not settled', 'error')):
+        return 'ours', f'gradients {found["gradients"]}, exported student differs by {found["exported"]}'
+    for name, key in (('plain', 'plain_error'), ('ours', 'distilled_error')):
         if key in result:
-            return f'{whose}: {" ".join(str(result[key]).split())[:300]}'
-    return 'no result'
+            package = missing_package(result[key])
+            return ('package', package) if package and name == 'plain' else (name, result[key])
+    return 'open', result['error']
 
 
-def markdown(results: list[dict[str, Any]], command: str) -> str:
+def markdown(results: list[dict[str, Any]], args: argparse.Namespace) -> str:
     """Returns the page."""
-    from freekd_mm.doctor.checkup import versions_line
-
-    good = [result for result in results if succeeded(result)]
-    lines = [
-        '# Which models can be distilled',
-        '',
-        f'{len(good)} of {len(results)} families took a distilled step. {versions_line()}',
+    verdicts = [verdict(result) for result in results]
+    counts = collections.Counter(name for name, _ in verdicts)
+    date = datetime.datetime.now(datetime.timezone.utc).date()
+    command = f'python tools/zoo.py --method {args.method} --time-limit {args.time_limit:.0f} -o docs/zoo.md'
+    rows = [
+        [
+            result['family'],
+            f'`{result["config"]}`',
+            compared(result),
+            'yes' if name == 'distilled' else 'no',
+            f'{VERDICTS[name][1]}{f": {shorten(error)}" if error else ""}',
+        ]
+        for result, (name, error) in zip_equal(results, verdicts)
     ]
-    return '\n'.join(lines)
+    left_out = [[f'`{name}`', why] for name, why in LEFT_OUT.items()]
+    summary = [[text, str(counts[name])] for name, (text, _) in VERDICTS.items()]
+    return f"""# Which models can be distilled
+
+{counts['distilled']} of {len(results)} model families of MMDetection and MMSegmentation take a distilled training step.
+
+A family is a folder of configs of one of the packages. Of each, one small config is tried: the student and the teacher
+are both built from it with random weights, `make_config` wires them with the method `{args.method}`, and they train for
+one step on two generated pictures. A family counts as distilled where
+
+- the gradient of the distillation loss alone reaches every level of the student that is compared, and
+- the exported student predicts exactly what the plain model with these weights predicts.
+
+Where this fails, the plain model trains the same step without a teacher. If that fails as well, up to two other configs
+of the family are tried, and where none trains, the table has the error of the first.
+
+{table(summary, ['result', 'families'])}
+
+Made on {date} by the command
+
+```
+{command}
+```
+
+with {versions()}.
+
+## The families
+
+{table(rows, ['family', 'config', 'compared', 'distilled', 'why not'])}
+
+## What is left out
+
+{table(left_out, ['folder', 'why'])}
+"""
+
+
+def compared(result: dict[str, Any]) -> str:
+    """Says which features of the student were compared."""
+    taps = collections.Counter(row[2] for row in result.get('distilled', {}).get('compared', []) if row[2])
+    return ', '.join(f'`{tap}`' + (f' ({count} levels)' if count > 1 else '') for tap, count in taps.items())
+
+
+def shorten(error: str) -> str:
+    """Returns an error as one cell of a table, without folders of this machine."""
+    text = re.sub(r"(?<![\w.])/[^\s'\"]*/(?=[\w.-]+)", '', ' '.join(error.split()))
+    return f'`{textwrap.shorten(text, 160, placeholder=" ...")}`'.replace('|', '\\|')
+
+
+def table(rows: list[list[str]], header: list[str]) -> str:
+    """Returns a Markdown table."""
+    return '\n'.join(f'| {" | ".join(row)} |' for row in [header, ['---'] * len(header), *rows])
+
+
+def versions() -> str:
+    """Names what is installed of the packages that the configs use."""
+    installed = {dist.metadata['Name'].lower(): dist.version for dist in importlib.metadata.distributions()}
+    return ', '.join(f'{name} {installed[name]}' for name in PACKAGES if name in installed)
 
 
 def parse_args() -> argparse.Namespace:
@@ -171,7 +255,7 @@ def main() -> None:
     results = [run_family(configs, args) for configs in families]
     print(f'{sum(map(succeeded, results))} of {len(results)} families distilled', flush=True)
     if args.out is not None:
-        args.out.write_text(markdown(results, ' '.join(sys.argv)))
+        args.out.write_text(markdown(results, args))
 
 
 if __name__ == '__main__':

@@ -19,17 +19,20 @@ PRETRAINED_PREFIXES = ('Pretrained', 'mmengine.Pretrained')
 MISSING = re.compile(
     '|'.join(
         [
+            r'needs the package (\w+), which is not installed',
             r"No module named '(\w+)",
             r"custom modules from .*?'(?:imports': \[?')?(\w+)\.",
             r"""^["']?(\w+)\.\w+ is not in the""",
             r"""pip install[: ]+["']?(\w[\w-]*)""",
             r'(\w+) is not installed',
+            r'Please install (\w+)',
         ]
     )
 )
 DISTRIBUTIONS = {
     'sklearn': 'scikit-learn',
     'skimage': 'scikit-image',
+    'Detectron2': 'git+https://github.com/facebookresearch/detectron2.git',
     'panopticapi': 'git+https://github.com/cocodataset/panopticapi.git',
 }
 
@@ -106,11 +109,17 @@ def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
 
 def raise_if_missing(error: Exception, what: str) -> None:
     """Raises an error of one line with the command that installs a missing package."""
-    found = MISSING.search(str(error))
-    name = next((group for group in found.groups() if group), '') if found else ''
-    if name and name not in sys.modules:
+    name = missing_package(str(error))
+    if name:
         package = DISTRIBUTIONS.get(name, name)
         raise ImportError(f'{what} needs the package {name}, which is not installed: pip install {package}') from error
+
+
+def missing_package(error: str) -> str | None:
+    """Returns the module that an error of an import, a registry or a model misses."""
+    found = MISSING.search(error)
+    name = next((group for group in found.groups() if group), None) if found else None
+    return None if name in sys.modules else name
 
 
 def without_pretrained(cfg: Any) -> Any:

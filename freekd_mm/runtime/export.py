@@ -112,7 +112,8 @@ def _build(cfg: dict, scope: str | None, state: dict, source: str) -> nn.Module:
             f'{source} should hold the weights of {fit.model} and no others, but has {some(fit.unused)}. Check that '
             'config and checkpoint belong together.'
         )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _images(cfg: Config, scope: str | None, count: int, model: nn.Module) -> list[Any]:

@@ -65,7 +65,8 @@ class FrozenTeacher:
         outputs: str | None = None,
     ) -> None:
         check_choice('teacher dtype', dtype, DTYPES)
-        self.model = model.eval().requires_grad_(False)
+        model.eval()  # returns nothing in some models
+        self.model = model.requires_grad_(False)
         self.wanted = self.dtype = DTYPES[dtype]
         if self.dtype is not None:
             self.model.to(self.dtype)

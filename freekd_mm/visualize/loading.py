@@ -54,7 +54,8 @@ def build_distilled(cfg: Config) -> nn.Module:
             f'model is {cfg.model.get("type")!r}; write one with tools/make_config.py'
         )
     model = build_model(cfg.model, cfg.get('default_scope'))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def load_student(model: nn.Module, checkpoint: str | Path, needs_all: bool = True) -> None:
