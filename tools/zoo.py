@@ -75,7 +75,7 @@ def family_of(config: Path) -> str:
 
 def try_config(config: Path, method: str, file: Path) -> None:
     """Takes the distilled step, or the plain one if that fails, and writes what happened."""
-    from freekd_mm.wizard.survey import PICTURES, distilled_step, plain_step
+    from zoo_step import PICTURES, distilled_step, plain_step
 
     # Some configs name others by a path from the folder of all configs.
     os.chdir(config.parents[2])
@@ -248,7 +248,7 @@ def main() -> None:
     import mmseg.models  # noqa: F401
     import torch
 
-    import freekd_mm.wizard.survey  # noqa: F401
+    import zoo_step  # noqa: F401
 
     torch.set_num_threads(1)
     families = [[path.resolve()] for path in args.configs] or choose_configs()

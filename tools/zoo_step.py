@@ -1,6 +1,6 @@
 """Whether any config can be distilled: one step of a student and a teacher of it, on two generated pictures.
 
-``tools/zoo.py`` runs it on the configs of both packages.
+``zoo.py`` runs it on the configs of both packages.
 """
 
 from __future__ import annotations
