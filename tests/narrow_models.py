@@ -28,7 +28,8 @@ FEWER = {
 CHANNELS = (
     *('in_channels', 'out_channels', 'feat_channels', 'channels', 'base_channels', 'stem_channels', 'embed_dims'),
     *('conv_out_channels', 'fc_out_channels', 'feedforward_channels', 'inter_channels', 'mid_channels', 'num_feats'),
-    *('block_mid_channels', 'ppm_channels', 'mask_out_channels', 'num_channels', 'decoder_channels', 'embed_dim'),
+    *('block_mid_channels', 'ppm_channels', 'mask_out_channels', 'num_channels', 'decoder_channels', 'num_groups'),
+    *('widen_factor', 'num_deconv_filters'),
 )
 
 
@@ -40,13 +41,14 @@ def fewer_layers(model: Any, classes: int) -> Any:
         elif key == 'num_classes':
             model[key] = classes
         elif key == 'class_weight' and isinstance(value, list):
-            model[key] = [1.0] * classes + [0.1]
+            model[key] = [1.0] * classes + ([0.1] if value[-1] == 0.1 else [])  # where no object has a weight
         elif key == 'num_layers':
             model[key] = [1] * len(value) if isinstance(value, list) else min(value, 2)
         elif key == 'num_points' and value > 100:
             model[key] = 50
-        elif isinstance(value, dict):
-            fewer_layers(value, classes)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                fewer_layers(part, classes)
     return model
 
 
@@ -56,7 +58,9 @@ def narrower(model: Any, factor: float) -> Any:
         return type(model)(narrower(item, factor) for item in model)
     if not isinstance(model, dict):
         return model
-    model = {key: _scaled(value, factor) if key in CHANNELS else narrower(value, factor) for key, value in model.items()}
+    model = {
+        key: _scaled(value, factor) if key in CHANNELS else narrower(value, factor) for key, value in model.items()
+    }
     if str(model.get('type')).startswith(('ResNet', 'mmdet.ResNet')):
         model.update(base_channels=int(64 * factor), stem_channels=int(64 * factor))
     return model
@@ -65,4 +69,6 @@ def narrower(model: Any, factor: float) -> Any:
 def _scaled(value: Any, factor: float) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_scaled(item, factor) for item in value)
+    if isinstance(value, float):
+        return value * factor
     return int(value * factor) if isinstance(value, int) and value > 8 else value

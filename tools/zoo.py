@@ -247,7 +247,6 @@ def main() -> None:
     import mmdet.models  # noqa: F401
     import mmseg.models  # noqa: F401
     import torch
-
     import zoo_step  # noqa: F401
 
     torch.set_num_threads(1)

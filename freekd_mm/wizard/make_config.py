@@ -15,7 +15,7 @@ from freekd_mm.runtime.inherit import choose_modules
 from freekd_mm.runtime.probe import SMALL, Size
 from freekd_mm.wizard.inputs import check_inputs
 from freekd_mm.wizard.methods import METHODS, PROMPTED, Wiring, method_entries, parse_methods
-from freekd_mm.wizard.places import Probed, find_wiring, probe_pair, probe_teacher
+from freekd_mm.wizard.places import Probed, find_wiring, probe_models
 from freekd_mm.wizard.sources import Style, distill_source, prompt_source
 
 
@@ -118,37 +118,33 @@ def plan_config(
     if prompt is not None and not any(name.startswith(PROMPTED) for name in names):
         takes_one = ', '.join(name for name in METHODS if name.startswith(PROMPTED))
         raise ValueError(f'a prompt should be used with one of the methods {takes_one}, but got {method!r}')
-    configs = load_config(student_cfg), load_config(teacher_cfg)
+    configs = {'student': load_config(student_cfg), 'teacher': load_config(teacher_cfg)}
     inputs = tuple(Path(path) for path in (student_cfg, teacher_cfg, checkpoint) if Path(path).is_file())
-    taps = tuple(features) or (None,)
     prompt_out = out if stage == 'prompt' else out.with_name(f'{out.stem}_prompt{out.suffix}')
     stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / prompt_out.stem
-    options: dict[str, Any] = {'mode': mode} if mode else {}
-    if prompt_iters is not None:
-        options['max_iters'] = prompt_iters
-
-    def stage1_source(teacher: Probed, size: Size) -> str:
-        probe = {'probe_size': size} if size != (SMALL, SMALL) else {}
-        style = Style(teacher_cfg, prompt_out)
-        return prompt_source(style, checkpoint, teacher.trained, stage1_dir, {**options, **probe})
-
     if stage == 'prompt':
-        teacher, size = probe_teacher(configs[1], size, taps[-1])
-        if check:
-            check_inputs(None, teacher.model, checkpoint, None, configs[1:])
-        return Plan({out: stage1_source(teacher, size)}, inputs, (teacher,))
-    student, teacher, size = probe_pair(*configs, size, (taps[0], taps[-1]))
+        del configs['student']
+        prompt = None
+    taps = {'student': features[0], 'teacher': features[-1]} if features else {}
+    probed, size = probe_models(configs, size, taps)
+    student, teacher = probed[0] if stage != 'prompt' else None, probed[-1]
     if check:
-        check_inputs(student.model, teacher.model, checkpoint, prompt, configs)
+        check_inputs(student.model if student else None, teacher.model, checkpoint, prompt, list(configs.values()))
+    files: dict[Path, str] = {}
+    if stage == 'prompt' or (uses_prompt and prompt is None):
+        probe_size = size if size != (SMALL, SMALL) else None
+        hook: dict[str, Any] = {'mode': mode, 'max_iters': prompt_iters, 'probe_size': probe_size}
+        options = {key: value for key, value in hook.items() if value is not None}
+        style = Style(teacher_cfg, prompt_out)
+        files[prompt_out] = prompt_source(style, checkpoint, teacher.trained, stage1_dir, options)
+    if student is None:
+        return Plan(files, inputs, (teacher,))
     wiring = find_wiring(student, teacher, size, head)
     file = prompt or str(stage1_dir / PROMPT_FILE)
     entries = method_entries(method, wiring)
-    files: dict[Path, str] = {}
     if uses_prompt:
         for loss in (entries[name]['loss'] for name in PROMPTED if name in entries):
             loss['prompt'] = wiring.prompt_option(file, loss)
-        if prompt is None:
-            files[prompt_out] = stage1_source(teacher, size)
     modules = choose_modules(student.model, teacher.model, inherit) if inherit is not None else []
     style = Style(student_cfg, out)
     stage1 = prompt_out if files else None

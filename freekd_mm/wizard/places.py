@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Tuple, cast
 
@@ -45,8 +45,12 @@ class Probed:
 
     def listing(self) -> str:
         """Returns the modules that can be tapped with the shapes that they give, as a table."""
-        rows = [[path, ', '.join('x'.join(map(str, shape)) for shape in found)] for path, found in self.modules.items()]
+        rows = [[path, _sizes(shapes)] for path, shapes in self.modules.items()]
         return table(rows, [f'module of {type(self.model).__name__}', 'gives'])
+
+
+def _sizes(shapes: Sequence[Sequence[int]]) -> str:
+    return ', '.join('x'.join(map(str, shape)) for shape in shapes)
 
 
 class Outputs:
@@ -101,6 +105,11 @@ class Outputs:
             return ()
         return maps if all(level.dim() == 4 and len(level) == 1 for level in maps) else ()
 
+    def shapes(self, depth: int = 3) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Returns the shapes of what modules of a depth gave, without those of vectors alone."""
+        found = {path: level_shapes(self.levels(path)[0]) for path in self.runs if path.count('.') < depth}
+        return {path: shapes for path, shapes in found.items() if any(len(shape) > 1 for shape in shapes)}
+
     def candidates(self) -> Iterator[str]:
         """Yields the modules that give features: necks, backbones, other modules before the heads, their parts."""
         names = [path for path in self.runs if self.maps(path)]
@@ -136,26 +145,22 @@ def probe_built(model: nn.Module, role: str, size: Size, features: str | None = 
     """Finds the tap of the features of a built model, see :func:`probe_config`."""
     trained, evaluated = (Outputs(model, role, size) for _ in range(2))
     if features is not None:
-        tap = [Tap.parse(features)]
-        recorder = TapRecorder(model, tap, role)
-        probe_model(model, recorder, size, training=role == 'student')
-        levels = without_vectors(recorder.levels(tap))
-        shapes = cast(Tuple[Shape, ...], level_shapes(as_maps(levels, size)))
-        vectors = len(recorder.levels(tap)) - len(levels)
-        recorder.clear()
-        return Probed(model, features, shapes, features, vectors)
+        given = _levels(model, features, role, size, training=role == 'student')
+        kept = without_vectors(given)
+        shapes = cast(Tuple[Shape, ...], level_shapes(as_maps(kept, size)))
+        with suppress(ProbeError):  # only for the listing
+            probe_model(model, cast(TapRecorder, evaluated), size)
+        return Probed(model, features, shapes, features, len(given) - len(kept), evaluated.shapes())
     for outputs in (trained, evaluated):
         probe_model(model, cast(TapRecorder, outputs), size, training=outputs is trained)
-    listed = {path: level_shapes(evaluated.levels(path)[0]) for path in evaluated.runs if path.count('.') < 3}
-    modules = {path: shapes for path, shapes in listed.items() if any(len(shape) > 1 for shape in shapes)}
     for path in evaluated.candidates():
         found = _as_trained(path, trained, evaluated)
         if found is not None:
-            return Probed(model, *found, modules)
+            return Probed(model, *found, evaluated.shapes())
+    given_by = '; '.join(f'{path}: {_sizes(shapes)}' for path, shapes in evaluated.shapes(depth=1).items())
     raise ValueError(
         f'the {role} should have a module that gives feature maps, the same in training as otherwise, but '
-        f'{type(model).__name__} has none among {", ".join(name for name, _ in model.named_children())}; -v lists '
-        'what its modules give, and --features names one'
+        f'{type(model).__name__} has none ({given_by}); --features names one, and with it -v lists all modules'
     )
 
 
@@ -180,43 +185,40 @@ def _as_trained(path: str, trained: Outputs, evaluated: Outputs) -> tuple[str, t
     return f'{path}{index}', shapes, f'{path}[{same[-1]}]', vectors
 
 
-def probe_teacher(teacher: Config, size: Size | None = None, features: str | None = None) -> tuple[Probed, Size]:
-    """Probes a teacher alone, see :func:`probe_pair`."""
-    model_cfg, scope = find_model(teacher)
-    model = build_model(without_pretrained(model_cfg), scope)
-    return first_accepted(
-        [model], size, lambda size: (probe_built(model, 'teacher', size, features), size), config_size(teacher)
-    )
-
-
-def probe_pair(
-    student: Config, teacher: Config, size: Size | None = None, features: tuple[str | None, str | None] = (None, None)
-) -> tuple[Probed, Probed, Size]:
-    """Probes student and teacher with one image size that both take.
+def probe_models(
+    configs: dict[str, Config], size: Size | None = None, features: dict[str, str] | None = None
+) -> tuple[list[Probed], Size]:
+    """Probes models with one image size that all of them take.
 
     Args:
-        student: The student's config.
-        teacher: The teacher's.
-        size: Height and width where the user chose them; otherwise what the student's pipeline cuts or scales to,
+        configs: The configs of the student, the teacher, or both, by their roles.
+        size: Height and width where the user chose them; otherwise what the first one's pipeline cuts or scales to,
             made smaller, or where a model refuses that, a size that the models name, or a larger one.
         features: Taps where the user chose them.
     """
-    built = [build_model(without_pretrained(cfg), scope) for cfg, scope in map(find_model, (student, teacher))]
+    built = {}
+    for role, cfg in configs.items():
+        model_cfg, scope = find_model(cfg)
+        built[role] = build_model(without_pretrained(model_cfg), scope)
 
-    def probe(size: Size) -> tuple[Probed, Probed, Size]:
-        own = probe_built(built[0], 'student', size, features[0])
-        return own, probe_built(built[1], 'teacher', size, features[1]), size
+    def probe(size: Size) -> tuple[list[Probed], Size]:
+        return [probe_built(model, role, size, (features or {}).get(role)) for role, model in built.items()], size
 
-    return first_accepted(built, size, probe, config_size(student))
+    return first_accepted(list(built.values()), size, probe, config_size(next(iter(configs.values()))))
 
 
-def _shapes(model: nn.Module, path: str, role: str, size: tuple[int, int]) -> tuple[Shape, ...]:
-    tap = Tap.parse(path)
-    recorder = TapRecorder(model, [tap], role)
-    probe_model(model, recorder, size)
-    shapes = level_shapes(recorder.levels([tap]))
+def _levels(model: nn.Module, tap: str, role: str, size: Size, training: bool = False) -> Levels:
+    """Returns what a tap gives for a dummy image."""
+    taps = [Tap.parse(tap)]
+    recorder = TapRecorder(model, taps, role)
+    probe_model(model, recorder, size, training=training)
+    levels = recorder.levels(taps)
     recorder.clear()
-    return shapes  # type: ignore[return-value]
+    return tuple(levels)
+
+
+def _shapes(model: nn.Module, tap: str, role: str, size: Size) -> tuple[Shape, ...]:
+    return cast(Tuple[Shape, ...], level_shapes(_levels(model, tap, role, size)))
 
 
 def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> tuple[str | None, int, bool, str]:

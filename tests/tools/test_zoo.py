@@ -11,6 +11,7 @@ import pytest
 from mmengine.config import Config
 from narrow_models import fewer_layers, narrower
 
+from freekd_mm.datasets.classes import CLASSES
 from freekd_mm.runtime.config import find_model, load_config
 from tools.zoo_step import distilled_step
 
@@ -23,15 +24,23 @@ FAMILIES = {
     'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': {'neck': 5},
     'mmdet::solov2/solov2_r50_fpn_1x_coco.py': {'neck': 5},
     'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py': {'neck': 1},
-    'mmdet::tridentnet/tridentnet_r50-caffe_1x_coco.py': {'backbone': 1},
     'mmdet::detr/detr_r50_8xb2-150e_coco.py': {'neck': 1},
     'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py': {'backbone': 4},
     'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py': {'backbone[-1:]': 1, 'decode_head.bottleneck': 1},
     'mmseg::ocrnet/ocrnet_hr18s_4xb2-80k_cityscapes-512x1024.py': {'backbone': 4},
-    'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py': {'backbone': 4},
-    'mmseg::ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py': {'backbone[1]': 1},
+    'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py': {
+        'backbone': 4,
+        'decode_head.fusion_conv': 1,
+    },
+    'mmseg::ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py': {
+        'backbone[1]': 1,
+        'decode_head.head': 1,
+    },
     'mmseg::segmenter/segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py': {'backbone': 1},
-    'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py': {'backbone': 1},
+    'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py': {
+        'backbone': 4,
+        'decode_head.fpn_bottleneck': 1,
+    },
 }
 
 
@@ -41,8 +50,9 @@ def test_a_narrower_student_takes_a_distilled_step(name: str, tmp_path: Path) ->
     for role, factor in (('student', 1 / 8), ('teacher', 1 / 4)):
         cfg = load_config(name)
         model, scope = find_model(cfg)
-        model = narrower(fewer_layers(model, 6).to_dict(), factor)
-        pipeline = cfg.get('train_pipeline')
+        model = narrower(fewer_layers(model, len(CLASSES)).to_dict(), factor)
+        # What is loaded stays, crops and scales go.
+        pipeline = [step for step in cfg.get('train_pipeline', []) if 'Annotations' in step['type']]
         paths.append(tmp_path / f'{role}.py')
         Config({'model': model, 'default_scope': scope, 'train_pipeline': pipeline}).dump(paths[-1])
     found = distilled_step(str(paths[0]), str(paths[1]), picture=128)

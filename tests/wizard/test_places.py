@@ -80,6 +80,7 @@ def test_a_model_without_neck_and_backbone_is_tapped_before_its_heads() -> None:
 def test_a_tap_of_the_user_is_taken() -> None:
     probed = probe_built(Odd(), 'student', SIZE, 'encoder[1]')
     assert (probed.features, probed.shapes) == ('encoder[1]', ((8, 16, 16),))
+    assert '4x32x32' in probe_built(Odd(), 'student', SIZE, 'encoder[1]').listing()
     with pytest.raises(ValueError, match=r"should be a module of the student, but Odd has no 'encodr'.*'encoder'"):
         probe_built(Odd(), 'student', SIZE, 'encodr')
 
