@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
@@ -103,11 +104,10 @@ def small(model: Any) -> Any:
 
 
 def _ready(model: Any) -> Any:
-    """Initialises a model, for one process; some count epochs."""
+    """Initialises a model, for one process; some ask which epoch it is."""
+    MessageHub.get_current_instance().update_info('epoch', 0)
     model.init_weights()
-    model = revert_sync_batchnorm(model)
-    getattr(model, 'set_epoch', lambda _: None)(0)
-    return model
+    return revert_sync_batchnorm(model)
 
 
 def batch(model: nn.Module, size: int, masks: bool, count: int = 2) -> dict[str, list]:

@@ -9,12 +9,12 @@ import copy
 import importlib.util
 import uuid
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_configs
 from leftovers import clear_leftovers
 from mmengine.config import Config, ConfigDict
+from narrow_models import fewer_layers
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.datasets.classes import CLASSES, THINGS
@@ -37,55 +37,21 @@ RECIPES = {
     'dino_r50_swin-l': 'coco/bbox_mAP',
     'segformer_b0_b5': 'mIoU',
 }
-#: Fewer layers, queries, points and classes, by the names of the options; features keep their names and channels.
-FEWER = {
-    'deepen_factor': 0.1,
-    'depths': (1, 1, 1, 1),
-    'num_queries': 20,
-    'num_csp_blocks': 1,
-    'stacked_convs': 1,
-    'batch_augments': None,
-    'size': (64, 64),
-    'norm_eval': False,
-    'score_thr': 0.0,
-    'nms_pre': 20,
-    'max_per_img': 10,
-    'num': 16,
-    'filter_thr': 0.0,
-    'num_things_classes': len(THINGS),
-    'num_stuff_classes': len(CLASSES) - len(THINGS),
-}
-
-
-def narrow(model: Any, classes: int) -> Any:
-    """Makes a model's config small."""
-    for key, value in list(model.items()):
-        if key in FEWER:
-            model[key] = FEWER[key]
-        elif key == 'num_classes':
-            model[key] = classes
-        elif key == 'class_weight' and isinstance(value, list):
-            model[key] = [1.0] * classes + [0.1]
-        elif key == 'num_layers':
-            model[key] = [1] * len(value) if isinstance(value, list) else min(value, 2)
-        elif key == 'num_points' and value > 100:
-            model[key] = 50
-        elif isinstance(value, dict):
-            narrow(value, classes)
-    return model
 
 
 def shrink(cfg: Config, kind: str, root: Path, folder: Path) -> Config:
     """Puts the scenes, three iterations and smaller models in place of the data, the schedule and the models."""
     classes = {'mIoU': len(CLASSES), 'coco_panoptic/PQ': len(CLASSES)}.get(kind, len(THINGS))
     teacher, _ = find_model(load_config(cfg.model.teacher.cfg_path))
-    models = [narrow(ConfigDict(without_pretrained(model)), classes) for model in (cfg.model.architecture, teacher)]
+    models = [
+        fewer_layers(ConfigDict(without_pretrained(model)), classes) for model in (cfg.model.architecture, teacher)
+    ]
     for model in models:
         if kind == 'mIoU':
             model.test_cfg = {'mode': 'whole'}
         elif 'semantic_head' in model:  # things have heads of their own
-            narrow(model.rpn_head, 1)
-            narrow(model.roi_head, len(THINGS))
+            fewer_layers(model.rpn_head, 1)
+            fewer_layers(model.roi_head, len(THINGS))
     cfg.model.architecture = models[0]
     cfg.model.teacher = dict(model={**models[1], '_scope_': cfg.default_scope}, allow_random=True)
     tiny = tiny_configs.segmenter(root) if kind == 'mIoU' else tiny_configs.detector(root)
