@@ -187,7 +187,7 @@ of the family are tried, and where none trains, the table has the error of the f
 
 Made on {date} by the command
 
-```
+```bash
 {command}
 ```
 

@@ -150,10 +150,11 @@ class TapRecorder:
     def __init__(
         self, model: nn.Module, taps: Sequence[Tap], role: str, on_record: Callable[[], None] | None = None
     ) -> None:
-        self.role, self.on_record = role, on_record
-        self.modules = {tap.path: check_module(model, tap.path, role) for tap in taps}
+        self.model, self.role, self.on_record = model, role, on_record
+        for tap in taps:
+            check_module(model, tap.path, role)
         #: What each module returned, one item for each run.
-        self.outputs: dict[str, list[Any]] = {path: [] for path in self.modules}
+        self.outputs: dict[str, list[Any]] = {tap.path: [] for tap in taps}
         self._entered = ExitStack()
 
     def counts(self) -> dict[str, int]:
@@ -183,7 +184,9 @@ class TapRecorder:
 
     def __enter__(self) -> TapRecorder:
         self.clear()
-        for path, module in self.modules.items():
+        for path in self.outputs:
+            # The runner may have put other modules in place of some: it converts and reverts SyncBN.
+            module = check_module(self.model, path, self.role)
             handle = module.register_forward_hook(partial(self._record, path))
             self._entered.callback(handle.remove)
             self._entered.enter_context(hooks_on_forward(module))

@@ -164,4 +164,13 @@ def test_copy_records_itself(model):
         other(torch.ones(1, 3, 8, 8))
     assert other.recorder.counts() == {'head': 1}
     assert model.recorder.counts() == {'head': 0}
-    assert other.recorder.modules['head'] is other.head
+    assert other.recorder.model is other
+
+
+def test_a_module_that_was_replaced_is_recorded(model):
+    """The runner converts SyncBN after the model is built, which puts new modules in place."""
+    recorder = TapRecorder(model, [Tap('backbone.1')], 'student')
+    model.backbone[1] = nn.Sigmoid()
+    with recorder:
+        model(torch.zeros(1, 3, 8, 8))
+    assert recorder.levels([Tap('backbone.1')])[0].min() > 0
