@@ -57,7 +57,8 @@ def _is_users(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     file = trace.tb_frame.f_code.co_filename if trace is not None else ''
-    return not isinstance(error, (AssertionError, AttributeError)) and any(str(place) in file for place in SPEAKING)
+    is_fault = isinstance(error, (AssertionError, AttributeError, IndexError, NameError)) or ' ' not in str(error)
+    return not is_fault and any(str(place) in file for place in SPEAKING)
 
 
 def _log(error: Exception) -> list[str]:
@@ -71,6 +72,7 @@ def _log(error: Exception) -> list[str]:
 
 def _block(error: Exception, files: list[str]) -> str:
     said = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip() or type(error).__name__
+    said = f'a config should be Python, but has a mistake: {said}' if isinstance(error, SyntaxError) else said
     said = said if len(said) <= LONGEST else f'{said[:LONGEST]} ...'
     return f'error: {said}\n({"the log has the traceback: " + files[0] if files else "--traceback shows where"})'
 
@@ -91,6 +93,9 @@ def add_common_options(parser: Parser) -> None:
         default=[],
         metavar='FILE',
         help='load these files by plain unpickling, which runs any code in them: only for files that you made yourself',
+    )
+    parser.add_argument(
+        '--no-check', dest='check', action='store_false', help='do not look at the data and at --cfg-options first'
     )
     # torch.distributed.launch passes it, torchrun sets the variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -113,6 +118,10 @@ def prepare_config(args: argparse.Namespace) -> Any:
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options:
+        if args.check:
+            from freekd_mm.engine.preflight import check_keys
+
+            check_keys(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg

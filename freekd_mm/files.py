@@ -15,6 +15,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+#: What closes the comment with the mark, by format.
+ENDS = (b'\n', b' -->\n', b'"\n}\n')
 #: Follows what a tool wrote, as a comment of its format, before a digest of all that is above.
 MARK = b'all above is as the tool wrote it: '
 
@@ -78,7 +80,7 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 def is_unedited(path: Path) -> bool:
     """Whether a file is as :func:`write_kept` left it: then no work is lost when it is made again."""
     body, found, rest = path.read_bytes().rpartition(MARK) if path.is_file() else (b'', b'', b'')
-    return bool(found) and rest.startswith(_digest(body))
+    return bool(found) and rest in [_digest(body) + end for end in ENDS]
 
 
 def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike], force: bool = False) -> None:

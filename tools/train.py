@@ -33,7 +33,7 @@ def main() -> None:
 
     # With torchrun the last lines then say which process failed first, and why.
     cfg = prepare_config(args)
-    record(train)(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume)
+    record(train)(cfg, amp=args.amp, auto_scale_lr=args.auto_scale_lr, resume=args.resume, check=args.check)
     if is_first_process(cfg.launcher):
         from freekd_mm.report.summary import summary
 

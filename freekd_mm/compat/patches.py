@@ -139,9 +139,9 @@ CHANGES = (
     ),
     Change(
         'engine.terminal',
-        'Runner._log_env while a runner is built: the config goes to the log file alone',
-        'an error would stand below hundreds of lines of config',
-        'tests/test_wrong_use.py',
+        'Runner._log_env and dump_config while one is built: its config goes to the log alone, and is dumped later',
+        'an error would stand below hundreds of lines of config, and a refused resume would change the record',
+        'tests/test_wrong_tools.py',
     ),
     Change(
         'engine.cleanup',

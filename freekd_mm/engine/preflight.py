@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from difflib import get_close_matches
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import Runner
 
 from freekd_mm.engine.data_checks import check_files
 from freekd_mm.engine.distributed import unwrapped_model
@@ -15,6 +18,9 @@ from freekd_mm.registry import SCOPE
 from freekd_mm.runtime.compatibility import check_classes
 from freekd_mm.runtime.components import check_component
 from freekd_mm.runtime.config import is_distilled
+
+#: Settings that a config need not have.
+TOP = (*inspect.signature(Runner).parameters, 'reliability', 'compile', 'find_unused_parameters', 'model_wrapper_cfg')
 
 
 def check_config(cfg: Config) -> None:
@@ -26,6 +32,35 @@ def check_config(cfg: Config) -> None:
             options = {key: value for key, value in hook.items() if key != 'priority'}
             check_component(options, 'hook of custom_hooks', HOOKS, OUR_HOOKS)
     check_files(cfg)
+
+
+def check_keys(cfg: Config, given: dict[str, Any]) -> None:
+    """Raises for keys of ``--cfg-options`` that look like a slip: one letter off, or at the top and known to nobody.
+
+    Args:
+        cfg: The config before they are merged.
+        given: Values by dotted key.
+    """
+    for key in given:
+        *parents, last = key.split('.')
+        place: Any = cfg._cfg_dict
+        for index, part in enumerate((*parents, last)):
+            if isinstance(place, (list, tuple)):
+                known: list[str] = [str(number) for number in range(len(place))]
+            elif isinstance(place, dict):
+                known = [*place, *(TOP if index == 0 else ())]
+            else:
+                break
+            if part not in known:
+                near = get_close_matches(part, known, n=1, cutoff=0.8)
+                if near or index == 0 or isinstance(place, (list, tuple)):
+                    hint = f" Did you mean '{'.'.join((*parents[:index], near[0]))}'?" if near else ''
+                    raise ValueError(
+                        f'--cfg-options should name settings of the config, but got {key!r}.{hint} '
+                        '--no-check takes any key'
+                    )
+                break
+            place = place[int(part)] if isinstance(place, (list, tuple)) else place.get(part)
 
 
 def compare_classes(runner: Any) -> None:

@@ -26,9 +26,12 @@ def log_error(error: Exception) -> list[str]:
 
 
 @contextmanager
-def short_terminal() -> Iterator[None]:
-    """Keeps the config, hundreds of lines, out of the terminal while a runner is built; the log file has it."""
-    log_env = Runner._log_env
+def quiet_building() -> Iterator[None]:
+    """While a runner is built, its config, hundreds of lines, goes to the log file alone, and is not yet dumped.
+
+    The dumped config is the record of what was trained: a resume that is refused leaves it as it is.
+    """
+    log_env, dump_config = Runner._log_env, Runner.dump_config
 
     def _log_env(self: Any, env_cfg: dict) -> None:
         terminal = [handler for handler in self.logger.handlers if not isinstance(handler, logging.FileHandler)]
@@ -39,11 +42,11 @@ def short_terminal() -> Iterator[None]:
             handler.removeFilter(_is_no_config)
 
     vars_of_class: Any = Runner
-    vars_of_class._log_env = _log_env
+    vars_of_class._log_env, vars_of_class.dump_config = _log_env, lambda self: None
     try:
         yield
     finally:
-        vars_of_class._log_env = log_env
+        vars_of_class._log_env, vars_of_class.dump_config = log_env, dump_config
 
 
 def _is_no_config(record: logging.LogRecord) -> bool:

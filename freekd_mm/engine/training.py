@@ -11,13 +11,17 @@ from mmengine.logging import print_log
 
 from freekd_mm.compat import install
 from freekd_mm.engine.checkpoint_hook import checkpoints_in, hook_of
+from freekd_mm.engine.data_checks import check_data
 from freekd_mm.engine.distributed import prepare_cpu_processes
+from freekd_mm.engine.workdir import is_first_process
 from freekd_mm.prompts.prompt_file import NAME, use_prompt
 
 OPTIONS = ('cfg_path', 'file')
 
 
-def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None) -> Any:
+def train(
+    cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None, check: bool = False
+) -> Any:
     """Trains a config; stage 1 runs first if its prompt file does not exist yet.
 
     Args:
@@ -26,15 +30,18 @@ def train(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: s
         amp: Mixed precision.
         auto_scale_lr: Scale the learning rate to the batch size.
         resume: A checkpoint, or ``'auto'`` for the newest in the work directory.
+        check: Look at the data first, and print what will be trained.
 
     Returns:
         The trained model.
     """
     install()
+    if check and is_first_process(cfg.get('launcher', 'none')):
+        check_data(cfg)
     stage1 = cfg.get(NAME)
     if stage1:
         ensure_prompt(dict(stage1), cfg)
-    return run(cfg, amp, auto_scale_lr, resume)
+    return run(cfg, amp, auto_scale_lr, resume, check)
 
 
 def ensure_prompt(stage1: dict, cfg: Config) -> None:
@@ -63,7 +70,9 @@ def ensure_prompt(stage1: dict, cfg: Config) -> None:
     print_log('stage 2 of 2: distillation', 'current')
 
 
-def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None) -> Any:
+def run(
+    cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None, check: bool = False
+) -> Any:
     """Trains a config, without a stage before it."""
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
@@ -71,10 +80,11 @@ def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str
     from freekd_mm.engine.cleanup import clean_up
     from freekd_mm.engine.earlier import keep_own_config, set_aside
     from freekd_mm.engine.failures import failing_together
+    from freekd_mm.engine.overview import show_overview
     from freekd_mm.engine.preflight import check_config
     from freekd_mm.engine.reliability import Reliability, check_resumed, resume_from
-    from freekd_mm.engine.terminal import short_terminal
-    from freekd_mm.engine.workdir import is_first_process, own_work_dir
+    from freekd_mm.engine.terminal import quiet_building
+    from freekd_mm.engine.workdir import own_work_dir
 
     install()
     reliability = Reliability.from_config(cfg)
@@ -96,12 +106,16 @@ def run(cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str
         keep_own_config(cfg)
         if point is None and is_first_process(launcher):
             set_aside(cfg)
-        with short_terminal():
+        with quiet_building():
             runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
         try:
             if point is not None:
                 check_resumed(runner, point.path)
+            if isinstance(runner, Runner):
+                runner.dump_config()
             with reliability.attached(runner):
+                if check and is_first_process(launcher):
+                    show_overview(runner)
                 return runner.train()
         finally:
             clean_up(runner)

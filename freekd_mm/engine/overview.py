@@ -1,0 +1,118 @@
+"""One screen before a training: its data, what is distilled, where results go; and soon after, how long it takes."""
+
+from __future__ import annotations
+
+import copy
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS
+
+from freekd_mm.engine.distributed import unwrapped_model
+from freekd_mm.progress import format_seconds
+
+#: Annotations that are counted, and label maps that are read, at most.
+BOXES, MAPS = 20000, 20
+#: Iterations before the time is taken, and while it is taken.
+FIRST, TIMED = 3, 10
+WIDTH = 110
+
+
+def show_overview(runner: Any) -> None:
+    """Prints the screen, and lets the runner say the expected time after its first iterations.
+
+    Args:
+        runner: A runner that has not trained yet, its training data loader built.
+    """
+    lines = [('train', _data(getattr(runner._train_dataloader, 'dataset', None)))]
+    if isinstance(runner._val_dataloader, dict):
+        lines.append(('val', _data(DATASETS.build(copy.deepcopy(runner._val_dataloader['dataset'])))))
+    for entry in getattr(getattr(unwrapped_model(runner), 'distillation', None), 'entries', {}).values():
+        taps = [', '.join(map(str, taps)) for taps in (entry.student_taps, entry.teacher_taps)]
+        loss = type(entry.losses[0]).__name__
+        lines.append((f'distils {entry.name}', f'{taps[0]} of the student, {taps[1]} of the teacher, with {loss}'))
+    lines += [('results', str(runner.work_dir)), ('log', str(runner.log_dir))]
+    shown = [textwrap.fill(f'{name}: {text}', WIDTH, subsequent_indent='    ') for name, text in lines]
+    print_log('\n'.join(('before the training', *shown)), 'current')
+    runner.register_hook(ExpectedTimeHook(), priority='LOWEST')
+
+
+def _data(dataset: Any) -> str:
+    """Returns how many images a data set has and of which sizes, and boxes or pixels per class."""
+    if dataset is None:
+        return 'unknown'
+    inner = dataset
+    while not hasattr(inner, 'get_data_info') and hasattr(inner, 'dataset'):
+        inner = inner.dataset
+    text = f'{len(dataset)} images'
+    if not hasattr(inner, 'get_data_info') or not len(inner):
+        return text
+    first = inner.get_data_info(0)
+    is_maps = 'instances' not in first and bool(first.get('seg_map_path'))
+    step = -(-len(inner) // (MAPS if is_maps else BOXES))
+    infos = (inner.get_data_info(index) for index in range(0, len(inner), step))
+    counts, sizes = _pixels(inner, infos) if is_maps else _boxes(infos)
+    total = max(sum(counts.values()), 1)
+    names = (getattr(inner, 'metainfo', None) or {}).get('classes') or ()
+    cells = [
+        f'{name} {counts[index] / total:.1%}' if is_maps else f'{name} {counts[index]}'
+        for index, name in enumerate(names)
+    ]
+    of = f' of {_range(sizes)}' if sizes else ''
+    sample = f' (every {step}th image)' if step > 1 else ''
+    what = 'pixels' if is_maps else 'boxes'
+    return f'{text}{of}; {what} per class{sample}: {", ".join(cells) or "no classes are named"}'
+
+
+def _boxes(infos: Iterable[dict]) -> tuple[Counter, list[tuple[int, int]]]:
+    counts: Counter = Counter()
+    sizes = []
+    for info in infos:
+        counts.update(box['bbox_label'] for box in info.get('instances', ()) if not box.get('ignore_flag'))
+        if info.get('width'):
+            sizes.append((info['width'], info['height']))
+    return counts, sizes
+
+
+def _pixels(dataset: Any, infos: Iterable[dict]) -> tuple[Counter, list[tuple[int, int]]]:
+    counts: Counter = Counter()
+    sizes = []
+    load = next(step for step in dataset.pipeline.transforms if type(step).__name__ == 'LoadAnnotations')
+    for info in infos:
+        labels = load(info)['gt_seg_map']
+        sizes.append((labels.shape[1], labels.shape[0]))
+        values, pixels = np.unique(labels[labels != dataset.ignore_index], return_counts=True)
+        counts.update(dict(zip(values.tolist(), pixels.tolist())))
+    return counts, sizes
+
+
+def _range(sizes: list[tuple[int, int]]) -> str:
+    """Returns the smallest and the largest size, by area."""
+    ends = [min(sizes, key=lambda size: size[0] * size[1]), max(sizes, key=lambda size: size[0] * size[1])]
+    return ' to '.join(dict.fromkeys(f'{width}x{height}' for width, height in ends))
+
+
+class ExpectedTimeHook(Hook):
+    """Says how long the training will take, once its iterations have found their pace."""
+
+    def __init__(self) -> None:
+        self._done = 0
+        self._since = 0.0
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Takes the time."""
+        self._done += 1
+        if self._done == FIRST:
+            self._since = time.monotonic()
+        elif self._done == FIRST + TIMED:
+            step, left = (time.monotonic() - self._since) / TIMED, runner.max_iters - runner.iter - 1
+            text = f'{left} iterations of {step:.2f} s to go: {format_seconds(step * left)}, and the evaluations'
+            print_log(f'expected time: {text}', 'current')
