@@ -173,15 +173,15 @@ def markdown(results: list[dict[str, Any]], args: argparse.Namespace) -> str:
 
 {counts['distilled']} of {len(results)} model families of MMDetection and MMSegmentation take a distilled training step.
 
-A family is a folder of configs of one of the packages. Of each, one small config is tried: the student and the teacher
-are both built from it with random weights, `make_config` wires them with the method `{args.method}`, and they train for
-one step on two generated pictures. A family counts as distilled where
+A family is a folder of configs in one of the packages. One small config per family is tried: both the student and the
+teacher are built from it with random weights. `make_config` connects them with the method `{args.method}`, and they
+train for one step on two generated pictures. A family counts as distilled if
 
 - the gradient of the distillation loss alone reaches every level of the student that is compared, and
 - the exported student predicts exactly what the plain model with these weights predicts.
 
-Where this fails, the plain model trains the same step without a teacher. If that fails as well, up to two other configs
-of the family are tried, and where none trains, the table has the error of the first.
+If this fails, the plain model trains the same step without a teacher. If that fails too, up to two other configs
+of the family are tried. If none trains, the table has the error of the first one.
 
 {table(summary, ['result', 'families'])}
 
