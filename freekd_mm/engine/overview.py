@@ -1,4 +1,4 @@
-"""One screen before a training: its data, what is distilled, where results go; and soon after, how long it takes."""
+"""One screen before a training: its data, what is distilled, where results go; and soon after the start, its time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WIDTH = 110
 
 
 def show_overview(runner: Any) -> None:
-    """Prints the screen, and lets the runner say the expected time after its first iterations.
+    """Prints the screen, and lets the runner print the expected time after its first iterations.
 
     Args:
         runner: A runner that has not trained yet, its training data loader built.
@@ -99,7 +99,7 @@ def _range(sizes: list[tuple[int, int]]) -> str:
 
 
 class ExpectedTimeHook(Hook):
-    """Says how long the training will take, once its iterations have found their pace."""
+    """Prints how long the training will take, when the time per iteration is steady."""
 
     def __init__(self) -> None:
         self._done = 0

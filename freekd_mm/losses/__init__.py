@@ -1,4 +1,4 @@
-"""Distillation losses on tensors or tuples of all levels; they need mmengine alone."""
+"""Distillation losses on tensors or tuples of all levels; they need only mmengine."""
 
 from __future__ import annotations
 

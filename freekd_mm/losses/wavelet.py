@@ -16,7 +16,7 @@ from freekd_mm.losses.bands.loss import BandLoss, of_mean_one, per_band
 from freekd_mm.registry import MODELS
 
 LevelWeights = Union[Literal['equal', 'root', 'area'], typing.Sequence[float]]
-#: Power of the area (in positions) that a feature level weighs by.
+#: A feature level is weighted by this power of its area (in positions).
 POWERS = {'equal': 0.0, 'root': 0.5, 'area': 1.0}
 
 
@@ -36,13 +36,13 @@ class WaveletLoss(BandLoss):
     and not how much.
 
     Args:
-        channels: Channels of the features: one number, or one for each feature level.
+        channels: Channels of the features: one number, or one per feature level.
         levels: Wavelet levels J.
         level_weights: Weights v of the feature levels: ``'equal'``, ``'area'`` (a level weighs by its positions, so
             that each position of the features counts the same), ``'root'`` (by the root of them, in between), each
-            with a sum of 1; or one number for each level, divided by their count.
-        min_positions: A feature level goes only as deep as leaves so many positions in every band of an image; one that
-            has too few for a single step is left out. 0 for no limit.
+            with a sum of 1; or one number per level, divided by their count.
+        min_positions: Positions that every band keeps: a feature level has only as many wavelet levels; one that
+            has too few positions for one wavelet level is left out. 0 for no limit.
         prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
             :class:`freekd_mm.prompts.PoIMaskGenerator`. None for no masks.
         loss_weight: Factor on the returned value.
@@ -100,7 +100,7 @@ class WaveletLoss(BandLoss):
     def position_masks(
         self, students: Sequence[Tensor], teachers: Sequence[Tensor], depths: Sequence[int]
     ) -> list[list[Tensor] | None]:
-        """Returns the weights of the positions, (N, 4, h, w) for each wavelet level of each feature level."""
+        """Returns the weights of the positions, (N, 4, h, w) per wavelet level of each feature level."""
         if not self.has_prompt:
             return [None] * len(teachers)
         return [
@@ -113,5 +113,5 @@ class WaveletLoss(BandLoss):
         return per_band(depth, 0.0, share / (3 * max(depth, 1)))
 
     def judge(self) -> Judge:
-        """Returns what is made of the means of products."""
+        """Returns what is computed from the means of products."""
         return standardised

@@ -1,4 +1,4 @@
-"""Writes a distillation config for any student and teacher: probes both, chooses taps, spells the wiring out."""
+"""Writes a distillation config for any student and teacher: probes both, chooses taps, writes out the wiring."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Plan:
 
     Attributes:
         files: The text of each file.
-        inputs: Files that must not be written over.
-        probed: Student and teacher, or the teacher alone.
-        wiring: What is compared with what; None where only stage 1 is written.
+        inputs: Files that must not be overwritten.
+        probed: Student and teacher, or only the teacher.
+        wiring: What is compared with what; None if only stage 1 is written.
     """
 
     files: dict[Path, str]
@@ -84,7 +84,7 @@ def plan_config(
     features: Sequence[str] = (),
     check: bool = True,
 ) -> Plan:
-    """Probes both models and plans the config, and the one of stage 1 beside it where the method needs a new prompt.
+    """Probes both models and plans the config, and the one of stage 1 if the method needs a new prompt.
 
     Args:
         student_cfg: The student's config: a file, or ``mmdet::...``.
@@ -92,16 +92,16 @@ def plan_config(
         checkpoint: The teacher's checkpoint, a file or a URL.
         method: A name of ``METHODS``, or several joined by ``+``.
         out: The file to write.
-        stage: ``'distill'``, or ``'prompt'`` to write the config of stage 1 alone.
+        stage: ``'distill'``, or ``'prompt'`` to write only the config of stage 1.
         prompt: A prompt file made before, instead of stage 1; with any method of wavelets.
         prompt_iters: Iterations of stage 1; a fifth of the training by default.
         prompt_dir: Work directory of stage 1; ``work_dirs/<its config>`` by default.
-        inherit: Modules of the student that start with the teacher's weights; empty for all that fit but the
+        inherit: Modules of the student that start with the teacher's weights; empty for all that fit except the
             backbone, None for none.
-        head: Whether to compare what the decode heads of segmenters classify as well.
+        head: Whether to compare also what the decode heads of segmenters classify.
         size: Height and width of the dummy image; by default from the configs.
         features: Tap of the features of both, or of student and teacher; by default chosen.
-        check: Whether to look at checkpoint, prompt and data before anything is planned.
+        check: Whether to check checkpoint, prompt and data before anything is planned.
     """
     names = parse_methods(method)
     out = Path(out)

@@ -1,4 +1,4 @@
-"""Finds out what of a student and a teacher can be compared: their features, logits, and what the head classifies."""
+"""Finds what can be compared between a student and a teacher: their features, logits, and what the head classifies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Levels = Tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Probed:
-    """A model as its config describes it, and what a dummy image gave.
+    """A model as its config describes it, and what a dummy image showed.
 
     Attributes:
         model: The model, without weights.
@@ -44,7 +44,7 @@ class Probed:
     modules: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
     def listing(self) -> str:
-        """Returns the modules that can be tapped with the shapes that they give, as a table."""
+        """Returns the modules that can be tapped, with the shapes of their outputs, as a table."""
         rows = [[path, _sizes(shapes)] for path, shapes in self.modules.items()]
         return table(rows, [f'module of {type(self.model).__name__}', 'gives'])
 
@@ -54,7 +54,7 @@ def _sizes(shapes: Sequence[Sequence[int]]) -> str:
 
 
 class Outputs:
-    """What every module of a model gives while it is entered, as tensors without values; serves the probe."""
+    """The outputs of every module of a model while it is entered, as tensors without values; for the probe."""
 
     def __init__(self, model: nn.Module, role: str, size: Size) -> None:
         self.model, self.role, self.size = model, role, size
@@ -62,7 +62,7 @@ class Outputs:
         self._stack = ExitStack()
 
     def counts(self) -> dict[str, int]:
-        """Returns how many modules gave features; none where a neck refused the image, which another may suit."""
+        """Returns how many modules gave features; none if a neck refused the image: another image may fit."""
         necks = [path for path, _ in self.model.named_modules() if path.split('.')[-1] == 'neck']
         refused = necks and not any(path in self.runs for path in necks)
         return {'features': 0 if refused else sum(1 for _ in self.candidates())}
@@ -92,12 +92,12 @@ class Outputs:
         return hook
 
     def levels(self, path: str) -> tuple[Levels, bool]:
-        """Returns what a module that ran once gave, and whether an index counts its levels."""
+        """Returns the output of a module that ran once, and whether an index counts its levels."""
         runs = self.runs.get(path, [])
         return runs[0] if len(runs) == 1 else ((), False)
 
     def maps(self, path: str) -> Levels:
-        """Returns the feature maps of one image that a module gave, none where it gave something else."""
+        """Returns the feature maps of one image that a module returned, none if it returned something else."""
         levels = without_vectors(self.levels(path)[0])
         try:
             maps = as_maps(levels, self.size)
@@ -111,7 +111,7 @@ class Outputs:
         return {path: shapes for path, shapes in found.items() if any(len(shape) > 1 for shape in shapes)}
 
     def candidates(self) -> Iterator[str]:
-        """Yields the modules that give features: necks, backbones, other modules before the heads, their parts."""
+        """Yields the modules that return features: necks, backbones, other modules before the heads, their parts."""
         names = [path for path in self.runs if self.maps(path)]
 
         def rank(path: str) -> tuple[bool, int, bool]:
@@ -119,7 +119,7 @@ class Outputs:
             return parts[-1] != 'neck', len(parts), parts[0] != self.role
 
         named = [path for path in names if path.split('.')[-1] in ('neck', 'backbone')]
-        # Modules finish in the order of their depth: the last are nearest to the heads.
+        # Modules finish in the order of their depth: the last ones are nearest to the heads.
         others = [path for path in reversed(names) if 'head' not in path and path not in named]
         shallow = sorted((path for path in others if path.count('.') < 2), key=lambda path: path.count('.'))
         yield from (*sorted(named, key=rank), *shallow)
@@ -128,14 +128,14 @@ class Outputs:
 def probe_config(cfg: Config, role: str, size: Size, features: str | None = None) -> Probed:
     """Builds a model without weights and finds the tap of its features.
 
-    A neck is tapped whole. Without one: all levels of the backbone where their strides increase, else (as in
+    A neck is tapped whole. Without one: all levels of the backbone if their strides increase, else (as in
     dilated segmentation backbones) the last.
 
     Args:
         cfg: The model's config.
         role: ``'student'`` or ``'teacher'``.
         size: Height and width of the dummy image.
-        features: The tap, where the user chose one.
+        features: The tap, if the user chose one.
     """
     model_cfg, scope = find_model(cfg)
     return probe_built(build_model(without_pretrained(model_cfg), scope), role, size, features)
@@ -165,13 +165,13 @@ def probe_built(model: nn.Module, role: str, size: Size, features: str | None = 
 
 
 def _as_trained(path: str, trained: Outputs, evaluated: Outputs) -> tuple[str, tuple[Shape, ...], str, int] | None:
-    """Returns a module's tap, shapes, tap in training and number of vectors; None where training gives other maps."""
+    """Returns a module's tap, shapes, tap in training and number of vectors; None if training gives other maps."""
     maps, own = evaluated.maps(path), trained.maps(path)
     shapes = cast(Tuple[Shape, ...], level_shapes(maps))
     levels, flat = evaluated.levels(path)
     vectors = len(levels) - len(maps)
     index = ''
-    # Backbones that keep a resolution say most at the end of it; a neck's levels all count.
+    # Backbones that keep a resolution are best compared at its end; a neck's levels all count.
     if not path.endswith('neck') and len({shape[1:] for shape in shapes}) < len(shapes):
         last = max(i for i, level in enumerate(levels) if level.dim() > 2)
         index = f'[{last}]' if flat and vectors else '[-1:]'
@@ -193,8 +193,8 @@ def probe_models(
     Args:
         configs: The configs of the student, the teacher, or both, by their roles.
         size: Height and width where the user chose them; otherwise what the first one's pipeline cuts or scales to,
-            made smaller, or where a model refuses that, a size that the models name, or a larger one.
-        features: Taps where the user chose them.
+            made smaller, or if a model refuses that, a size that the models name, or a larger one.
+        features: Taps if the user chose them.
     """
     built = {}
     for role, cfg in configs.items():
@@ -222,7 +222,7 @@ def _shapes(model: nn.Module, tap: str, role: str, size: Size) -> tuple[Shape, .
 
 
 def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> tuple[str | None, int, bool, str]:
-    """Returns the tap of comparable logits, the classes, whether they are sigmoids, or what is in the way."""
+    """Returns the tap of comparable logits, the classes, whether they are sigmoids, or why there is none."""
     for path, test in (('bbox_head[0]', _is_dense_head), ('decode_head', _is_decode_head)):
         heads: list[Any] = [getattr(model, path.split('.')[0].split('[')[0], None) for model in (student, teacher)]
         if not all(head is not None and test(head) for head in heads):
@@ -256,10 +256,10 @@ def _is_decode_head(head: Any) -> bool:
 
 
 def find_classified(model: nn.Module, size: Size) -> str | None:
-    """Returns the module whose output the classifier of the decode head reads, None where there is no such module.
+    """Returns the module whose output the classifier of the decode head reads, None if there is no such module.
 
-    Modules that hand their input on (dropout in eval mode, activations in place) do not count, and of a module and its
-    last part, which give the same tensor, the whole is returned.
+    Modules that return their input (dropout in eval mode, activations in place) do not count. If a module and its
+    last part return the same tensor, the whole is returned.
     """
     head: Any = getattr(model, 'decode_head', None)
     if not _is_decode_head(head):
@@ -299,7 +299,7 @@ def find_wiring(student: Probed, teacher: Probed, size: Size, head: bool = False
         student: The student.
         teacher: The teacher.
         size: Height and width of the dummy image.
-        head: Whether to find what the decode heads classify as well.
+        head: Whether to find also what the decode heads classify.
     """
     pairs = match_levels(student.shapes, teacher.shapes, 'features', logits=False)
     logits, classes, sigmoid, why = find_logits(student.model, teacher.model, size)

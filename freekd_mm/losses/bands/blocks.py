@@ -1,8 +1,8 @@
 """Sums and gradients of Haar bands on any device, in few calls: square blocks of pixels times one orthogonal matrix.
 
 Haar is local: the bands of ``depth`` levels of a map are those of its blocks of 2^depth x 2^depth pixels, and those of
-a block are a product with one matrix, here with rows in the order of :func:`coefficients`. That makes a few large calls
-where a transform by levels makes many small ones.
+a block are a product with one matrix, here with rows in the order of :func:`coefficients`. This gives a few large calls
+instead of the many small ones of a transform by levels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from freekd_mm.compat.versions import cache, zip_equal
 
-# Values of one map in a block of channels: what is held beside the gradient stays small.
+# Values of one map in a block of channels: little memory beside the gradient.
 BLOCK = 2**21
 
 
@@ -48,7 +48,7 @@ def to_device(values: Sequence | np.ndarray, like: Tensor) -> Tensor:
 
 
 def _blocks(x: Tensor, depth: int, out: Tensor) -> None:
-    """Copies x (N, C, H, W) to blocks (C, N, rows, columns, side, side); below and right of it lie zeros."""
+    """Copies x (N, C, H, W) to blocks (C, N, rows, columns, side, side); below and right of it there are zeros."""
     side = 2**depth
     if x.shape[3] % side:
         x = F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side))
@@ -75,7 +75,7 @@ def _maps(rows: Tensor, shape: torch.Size, depth: int, out: Tensor) -> None:
 
 
 def in_blocks(weights: Sequence[Tensor], depth: int) -> Tensor:
-    """Returns weights of the positions, (N, 4, h, w) a level, as (N * rows * columns, 4^depth)."""
+    """Returns weights of the positions, (N, 4, h, w) per level, as (N * rows * columns, 4^depth)."""
     batch, _, height, width = weights[-1].shape
     parts = []
     for level, band, _ in coefficients(depth):
@@ -150,7 +150,7 @@ def gradient(
     for channel, rows, matrix in _parts((student, teacher), depth, difference=False):
         mixed = spread[:, channel].unsqueeze(2)
         if scale is None:
-            # All in one product a channel and map: transform, scale, transform back.
+            # All in one product per channel and map: transform, scale, transform back.
             operator = torch.matmul(matrix.T * mixed, matrix)
             result = torch.baddbmm(torch.bmm(rows[0], operator[0]), rows[1], operator[1])
         else:

@@ -1,12 +1,12 @@
-"""The two distances between wavelet bands that all losses here are made of, with their gradients.
+"""The two distances between wavelet bands that all losses here use, with their gradients.
 
 *Correlation.* With the sums of products of student b and teacher a of one channel in one band, bb, ab and aa, over all
 images and positions, the squared difference of standardised bands is a closed form,
 
     mean (b / sb - a / sa)^2 = 1 + 1 - 2 r,    r = ab / sqrt(aa bb),
 
-and its gradient in the band is own * b + other * a with one pair of factors for a channel and band. With weights w of
-the positions the sums are weighted. Several processes have to add up these sums and nothing else.
+and its gradient in the band is own * b + other * a with one pair of factors per channel and band. With weights w of
+the positions the sums are weighted. Several processes only have to add up these sums.
 
 *Absolute difference.* The weighted sum of |b - a| of each image and channel, with the gradient w * sign(b - a).
 """
@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from freekd_mm.compat.versions import uncompiled, zip_equal
 from freekd_mm.losses.bands import blocks, walk
 
-# A band whose mean square in the teacher is below this is constant, and says nothing.
+# A band whose mean square in the teacher is below this is constant, and has no information.
 TINY = 1e-12
 # A deviation is at least this share of the teacher's: bounds the gradient of a nearly constant band of the student.
 FLOOR = 1e-2
@@ -49,7 +49,7 @@ class Level(NamedTuple):
         teacher: a (N, C, H, W).
         depth: Wavelet levels.
         weights: Weight of each band (depth, 4): low, vertical, horizontal, diagonal; 0 for a band that does not count.
-        masks: Weights of the positions, (N, 4, h, w) a wavelet level; None for 1.
+        masks: Weights of the positions, (N, 4, h, w) per wavelet level; None for 1.
     """
 
     teacher: Tensor
@@ -68,7 +68,7 @@ def standardised(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor
     .. math::
         D = \langle (b / s_b - a / s_a)^2 \rangle, \quad s_b^2 = \langle b^2 \rangle + \epsilon^2 \langle a^2 \rangle
 
-    Both deviations hold :math:`\epsilon` = 1e-2 times the teacher's. A band that is constant in the teacher gives 0.
+    Both deviations include :math:`\epsilon` = 1e-2 times the teacher's. A band that is constant in the teacher gives 0.
 
     Args:
         means: Means of bb, ab, aa (..., 3).
@@ -103,7 +103,7 @@ class _Correlation(torch.autograd.Function):
                 continue
             factors = None
             if needed and world == 1:
-                # A block holds all there is to know of its channels: its gradient is made while it is in the cache.
+                # A block has all values of its channels: its gradient is made while it is in the cache.
                 ctx.gradients[index] = _room(student, level)
                 factors = _factors_of(judge, weights, positions)
             sums.append(walk.correlate(student, level.teacher, level.depth, root, factors, ctx.gradients[index]))
@@ -121,7 +121,7 @@ class _Correlation(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         found, (owns, others, world) = [], ctx.factors
         for index, (student, level, root) in enumerate(zip_equal(ctx.saved_tensors, ctx.levels, ctx.roots)):
-            # It is handed out, so a second backward through a retained graph makes it anew.
+            # It is given away, so a second backward through a retained graph makes it again.
             gradient, ctx.gradients[index] = ctx.gradients[index], None
             if gradient is not None:
                 gradient.mul_(factor[index])
@@ -134,7 +134,7 @@ class _Correlation(torch.autograd.Function):
 
 
 def _room(student: Tensor, level: Level) -> Tensor:
-    """Returns room for a gradient, in at least float32: it is not scaled yet. 0 where nothing is compared."""
+    """Returns a tensor for a gradient, in at least float32: it is not scaled yet. 0 if nothing is compared."""
     make = torch.empty_like if level.depth else torch.zeros_like
     dtype = torch.promote_types(student.dtype, torch.float32)
     return make(student, dtype=dtype, memory_format=torch.contiguous_format)
@@ -186,7 +186,7 @@ def _judge_all(
 
 
 def _reduce(sums: Sequence[Tensor], positions: Sequence[Tensor], most: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Adds up over all processes, in one call; with images of other sizes they may reach less deep."""
+    """Adds up over all processes, in one call; with images of other sizes they may have fewer levels."""
     parts = [*sums, *(count.expand(1, -1, -1) for count in positions)]
     padded = [part.new_zeros(part.shape[0], most, *part.shape[2:]) for part in parts]
     for part, into in zip_equal(parts, padded):
@@ -208,14 +208,14 @@ def correlation(students: Sequence[Tensor], levels: Sequence[Level], most: int, 
         students: b of each level (N, C, H, W).
         levels: What they are compared with.
         most: The most wavelet levels that any process may have.
-        judge: What is made of the means of products, see :func:`standardised`.
+        judge: What is computed from the means of products, see :func:`standardised`.
     """
     needed = torch.is_grad_enabled() and any(student.requires_grad for student in students)
     return _Correlation.apply(levels, judge, most, needed, *students)
 
 
 class _Absolute(torch.autograd.Function):
-    """The weighted sum of absolute differences of each plane, (N, C) a level."""
+    """The weighted sum of absolute differences of each plane, (N, C) per level."""
 
     @staticmethod
     def forward(ctx: Any, levels: Sequence[Level], needed: bool, *students: Tensor) -> tuple[Tensor, ...]:
@@ -246,7 +246,7 @@ def _planes(student: Tensor, level: Level, gradient: Tensor | None) -> Tensor:
 
 
 def position_weights(level: Level) -> list[Tensor]:
-    """Returns the weights of the bands and of their positions, (N or 1, 4, h, w) a wavelet level."""
+    """Returns the weights of the bands and of their positions, (N or 1, 4, h, w) per wavelet level."""
     found = []
     dtype = torch.promote_types(level.teacher.dtype, torch.float32)
     for index, size in enumerate(band_sizes(level.teacher, level.depth)):
@@ -259,7 +259,7 @@ def position_weights(level: Level) -> list[Tensor]:
 
 @uncompiled
 def absolute(students: Sequence[Tensor], levels: Sequence[Level]) -> tuple[Tensor, ...]:
-    """Returns the sum over bands and positions of weight times absolute difference, (N, C) a level.
+    """Returns the sum over bands and positions of weight times absolute difference, (N, C) per level.
 
     Args:
         students: b of each level (N, C, H, W).

@@ -1,4 +1,4 @@
-"""The base of the losses on wavelet bands: how deep a level goes, its masks, and what it is compared with."""
+"""The base of the losses on wavelet bands: wavelet levels, masks, and what is compared."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from freekd_mm.tensors import check_same_shapes, shapes
 
 
 class BandLoss(DistillLoss):
-    """Compares Haar bands of all levels of student and teacher, where the teacher's prompt looks.
+    """Compares Haar bands of all levels of student and teacher, at the positions that the teacher's prompt selects.
 
     Attributes:
         standardises: Bands are divided by their deviations.
         compares_low: The low band is compared too.
 
     Args:
-        channels: Channels of the features: one number, or one for each feature level.
+        channels: Channels of the features: one number, or one per feature level.
         levels: Wavelet levels.
-        min_positions: A feature level goes only as deep as leaves so many positions in every band of an image; one that
-            has too few for a single step is left out. 0 for no limit.
+        min_positions: Positions that every band keeps: a feature level has only as many wavelet levels; one that
+            has too few positions for one wavelet level is left out. 0 for no limit.
         prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
             :class:`freekd_mm.prompts.PoIMaskGenerator`. None for no masks.
         loss_weight: Factor on the returned value.
@@ -67,7 +67,7 @@ class BandLoss(DistillLoss):
         return bool(getattr(self.masks, 'has_prompt', True))
 
     def depths(self, features: Sequence[Tensor]) -> list[int]:
-        """Returns how many wavelet levels each feature level takes; said once where these are not all."""
+        """Returns how many wavelet levels each feature level has; logged once if these are not all."""
         sizes = [(level.shape[2], level.shape[3]) for level in features]
         found = [usable_levels(size, self.levels, min_positions=self.min_positions) for size in sizes]
         if min(found) < self.levels:
@@ -84,14 +84,14 @@ class BandLoss(DistillLoss):
             print_log(message, 'current')
 
     def level_masks(self, features: Sequence[Tensor], depths: Sequence[int]) -> list[list[Tensor] | None]:
-        """Returns the masks of each feature level, (N, T, 4, h, w) for each of its wavelet levels; None without."""
+        """Returns the masks of each feature level, (N, T, 4, h, w) per wavelet level; None without masks."""
         return [
             stack_bands(masks, depth) if masks is not None else None
             for masks, depth in zip_equal(self.masks(features, depths), depths)
         ]
 
     def check(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> None:
-        """Raises ValueError where the features do not fit the options or each other."""
+        """Raises ValueError if the features do not fit the options or each other."""
         name = type(self).__name__
         if not isinstance(self.channels, int) and len(self.channels) != len(teachers):
             raise ValueError(
@@ -109,7 +109,7 @@ class BandLoss(DistillLoss):
 
 
 def stack_bands(bands: WaveletBands, depth: int) -> list[Tensor]:
-    """Returns bands (N, T, h, w) as (N, T, 4, h, w) a wavelet level; the low band stands in the last."""
+    """Returns bands (N, T, h, w) as (N, T, 4, h, w) per wavelet level; the low band is in the last."""
     found = []
     for index, detail in enumerate(bands.high[:depth]):
         low = bands.low if index == depth - 1 else torch.ones_like(detail.vertical)
@@ -123,5 +123,5 @@ def of_mean_one(weights: Tensor) -> Tensor:
 
 
 def per_band(depth: int, low: float, high: float) -> list[list[float]]:
-    """Returns the weight of each band (depth, 4); the low band counts at the last level alone."""
+    """Returns the weight of each band (depth, 4); the low band counts only at the last level."""
     return [[low if level == depth - 1 else 0.0, high, high, high] for level in range(depth)]

@@ -1,10 +1,10 @@
 """Sums and gradients of Haar bands on a CPU: a few channels of all images at a time, in buffers that are reused.
 
-On a CPU the walk through memory is the price. So all wavelet levels of a block of channels are made, summed, scaled and
+On a CPU the access to memory costs most. So all wavelet levels of a block of channels are made, summed, scaled and
 transformed back while they are in the cache; the maps are read once and the gradient is written once.
 
 The step along the width needs pairs of neighbours, which PyTorch's loops do not vectorise: it is done as a product of
-complex numbers, (a + ib)(1 - i)/2 = (a + b)/2 + i(b - a)/2. That takes 0.07 ns a value where strided adds take 0.4 and
+complex numbers, (a + ib)(1 - i)/2 = (a + b)/2 + i(b - a)/2. That takes 0.07 ns per value; strided adds take 0.4 and
 products with a Haar matrix 1.1 to 1.4 (docs/speed.md). It leaves low and vertical band, and horizontal and diagonal
 band, side by side.
 """
@@ -151,9 +151,9 @@ def correlate(
         student: b (N, C, H, W).
         teacher: a (N, C, H, W).
         depth: Wavelet levels.
-        roots: Square roots of the weights of the positions, (N, 4, h, w) a level; None for 1.
-        factors: Gives the factors of both maps' bands in the gradient for a block's sums.
-        gradient: Takes the gradient (N, C, H, W); None for none.
+        roots: Square roots of the weights of the positions, (N, 4, h, w) per level; None for 1.
+        factors: Returns the factors of both maps' bands in the gradient, for a block's sums.
+        gradient: Tensor for the gradient (N, C, H, W); None for none.
     """
     weights = [interleave(root) for root in roots] if roots is not None else None
     out = student.new_empty(student.shape[1], depth, 4, 3, dtype=torch.promote_types(student.dtype, torch.float32))
@@ -192,8 +192,8 @@ def absolute(
         student: (N, C, H, W).
         teacher: (N, C, H, W).
         depth: Wavelet levels.
-        weights: Weights of the positions, (N or 1, 4, h, w) a level; 0 for a low band that has a deeper level.
-        gradient: Takes the gradient of each plane (N, C, H, W); None for none.
+        weights: Weights of the positions, (N or 1, 4, h, w) per level; 0 for a low band that has a deeper level.
+        gradient: Tensor for the gradient of each plane (N, C, H, W); None for none.
     """
     rows = [interleave(weight) for weight in weights]
     columns = [row.flatten(1).unsqueeze(2) for row in rows]

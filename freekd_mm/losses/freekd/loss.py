@@ -26,7 +26,7 @@ Auto = Literal['auto']
 
 @MODELS.register_module()
 class FreeKDLoss(BandLoss):
-    r"""Absolute differences of the Haar bands of student and teacher where the teacher's prompt looks.
+    r"""Absolute differences of Haar bands, at the positions that the teacher's prompt selects.
 
     With :math:`a_k, b_k` the raw bands of teacher and student and :math:`M_i` the T masks of the prompt.
     ``mode='paper'`` is one sum over all coefficients of all bands of all feature levels, divided by their number n so
@@ -35,7 +35,7 @@ class FreeKDLoss(BandLoss):
     .. math::
         L = \frac{1}{n} \sum_{levels} \sum_k \sum_i \omega_r \, \| M_i b_k - M_i a_k \|_1
 
-    ``mode='code'`` is the released formula to the letter: high bands alone, with :math:`\langle \cdot \rangle` the mean
+    ``mode='code'`` is exactly the released formula: only high bands, with :math:`\langle \cdot \rangle` the mean
     over images, channels and positions, summed over feature levels and over the orientations o of each wavelet level j:
 
     .. math::
@@ -45,13 +45,13 @@ class FreeKDLoss(BandLoss):
     channels times positions is made. Masks get no gradient.
 
     Args:
-        channels: Channels of the features: one number, or one for each feature level.
+        channels: Channels of the features: one number, or one per feature level.
         levels: Wavelet levels.
         mode: ``'paper'`` or ``'code'``. ``'code'`` takes neither relation nor min_positions.
-        relation: ``'bounded'`` (a gate that cannot take the loss away; the default of ``'paper'``), ``'printed'`` (the
+        relation: ``'bounded'`` (a gate that cannot switch the loss off; the default of ``'paper'``), ``'printed'`` (the
             paper's, which can) or None; see :class:`~freekd_mm.losses.freekd.relation.RelationGate`.
-        min_positions: A feature level goes only as deep as leaves so many positions in every band of an image; one that
-            has too few for a single step is left out. 16 in ``'paper'``, where 0 is the paper to the letter.
+        min_positions: Positions that every band keeps: a feature level has only as many wavelet levels; one that
+            has too few positions for one wavelet level is left out. 16 in ``'paper'``, where 0 is exactly the paper.
         prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
             :class:`freekd_mm.prompts.PoIMaskGenerator`. None for no masks.
         loss_weight: Factor on the returned value.

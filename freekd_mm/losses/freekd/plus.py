@@ -1,4 +1,4 @@
-"""An interpretation of FreeKD+, the journal extension of FreeKD whose text is not public in full."""
+"""An interpretation of FreeKD+, the journal extension of FreeKD whose full text is not public."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def relaxed_and_strong(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, 
 class FreeKDPlusLoss(WaveletLoss):
     r"""FreeKD+ as we read it: relaxed for the high bands, strong for the low band, masks refined by the student.
 
-    **An interpretation.** The extension's text is not public in full; this follows what is known of it.
+    **An interpretation.** The extension's full text is not public; this follows what is known of it.
 
-    - High bands, relaxed: :math:`1 - r`, with r the correlation of each channel over the batch. The pattern has to
+    - High bands, relaxed: :math:`1 - r`, with r the correlation of each channel over the batch. The pattern must
       agree, the scale is free.
-    - Low band, strong: :math:`\langle (b - a)^2 \rangle / \langle a^2 \rangle`. The values have to agree.
+    - Low band, strong: :math:`\langle (b - a)^2 \rangle / \langle a^2 \rangle`. The values must agree.
     - Masks, refined: with the masks :math:`M^s` that the same prompt gives for the student's features, a position
-      weighs :math:`\sum_i M^t_i \, (1 + |M^t_i - M^s_i|)`: twice where the student misses entirely what the teacher's
-      prompt looks at. No gradient flows through the masks.
+      weighs :math:`\sum_i M^t_i \, (1 + |M^t_i - M^s_i|)`: twice as much if the student misses what the teacher's
+      prompt selects. No gradient flows through the masks.
 
     Args:
-        channels: Channels of the features: one number, or one for each feature level.
+        channels: Channels of the features: one number, or one per feature level.
         levels: Wavelet levels.
         level_weights: As in :class:`~freekd_mm.losses.WaveletLoss`.
         min_positions: As in :class:`~freekd_mm.losses.WaveletLoss`.
@@ -90,5 +90,5 @@ class FreeKDPlusLoss(WaveletLoss):
         return per_band(depth, share, share / (3 * max(depth, 1)))
 
     def judge(self) -> Any:
-        """Returns what is made of the means of products."""
+        """Returns what is computed from the means of products."""
         return relaxed_and_strong

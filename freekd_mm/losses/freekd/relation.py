@@ -15,11 +15,11 @@ from freekd_mm.tensors import full_precision
 Relation = Literal['bounded', 'printed']
 RELATIONS = ('bounded', 'printed')
 
-# Correlations lie in [-1, 1]; this spreads their softmax so that a strong one stands out of 256.
+# Correlations are in [-1, 1]; this spreads their softmax so that a strong one stands out of 256.
 TEMPERATURE = 0.1
-# A correlation over so many positions is known to 0.06, finer than the temperature tells apart.
+# A correlation over so many positions is known to 0.06, finer than the temperature distinguishes.
 MAX_PIXELS = 300
-# The weights are at least this, and 1 on average: a gate can never take more than half of the loss away.
+# The weights are at least this, and 1 on average: a gate can never remove more than half of the loss.
 FLOOR = 0.5
 
 
@@ -75,18 +75,18 @@ class RelationGate(nn.Module):
     (its column of A). The deepest level has no deeper one and is related to itself. Gates look at detached features,
     so the student cannot lower the loss by moving its weights.
 
-    - ``'printed'``: :math:`\omega_r = \omega_t \omega_s`, as the paper has it. The loss is the gate's only teacher: it
+    - ``'printed'``: :math:`\omega_r = \omega_t \omega_s`, as in the paper. The gate learns only from this loss: it
       learns that 0 is best. How the authors prevent that, and what G is, is not known to us.
     - ``'bounded'``: F and :math:`\psi(F)` have mean 0 and norm 1 over at most 300 positions, a temperature of 0.1, and
 
       .. math::
           \omega_r = \frac12 + \frac12 \, \frac{\omega_t \omega_s}{\mathrm{mean}_c(\omega_t \omega_s)},
 
-      which is 1 on average and at least 1/2: whatever the gate learns, the loss keeps at least half of its value.
+      which is 1 on average and at least 1/2: for any gate the loss keeps at least half of its value.
 
     Args:
         relation: ``'bounded'`` or ``'printed'``.
-        channels: Channels of the levels: one number for all (they share one MLP), or one for each level.
+        channels: Channels of the levels: one number for all (they share one MLP), or one per level.
         hidden: Width of the MLP.
     """
 
@@ -110,7 +110,7 @@ class RelationGate(nn.Module):
 
         Args:
             students: All levels of the student, each (N, C, H, W), finest first.
-            teachers: All levels of the teacher, likewise.
+            teachers: All levels of the teacher, in the same form.
         """
         sides = [_Pooled(teachers), _Pooled(students)]
         weights = []
