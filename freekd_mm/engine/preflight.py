@@ -35,7 +35,7 @@ def check_config(cfg: Config) -> None:
 
 
 def check_keys(cfg: Config, given: dict[str, Any]) -> None:
-    """Raises for keys of ``--cfg-options`` that look like a slip: one letter off, or at the top and known to nobody.
+    """Raises an error for keys of ``--cfg-options`` that look like a typo: one letter off, or unknown at the top.
 
     Args:
         cfg: The config before they are merged.

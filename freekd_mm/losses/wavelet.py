@@ -41,7 +41,7 @@ class WaveletLoss(BandLoss):
         level_weights: Weights v of the feature levels: ``'equal'``, ``'area'`` (a level weighs by its positions, so
             that each position of the features counts the same), ``'root'`` (by the root of them, in between), each
             with a sum of 1; or one number per level, divided by their count.
-        min_positions: Positions that every band keeps: a feature level has only as many wavelet levels; one that
+        min_positions: Least positions of a band. A feature level gets only the wavelet levels that leave them; one that
             has too few positions for one wavelet level is left out. 0 for no limit.
         prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
             :class:`freekd_mm.prompts.PoIMaskGenerator`. None for no masks.

@@ -29,7 +29,7 @@ class BandLoss(DistillLoss):
     Args:
         channels: Channels of the features: one number, or one per feature level.
         levels: Wavelet levels.
-        min_positions: Positions that every band keeps: a feature level has only as many wavelet levels; one that
+        min_positions: Least positions of a band. A feature level gets only the wavelet levels that leave them; one that
             has too few positions for one wavelet level is left out. 0 for no limit.
         prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
             :class:`freekd_mm.prompts.PoIMaskGenerator`. None for no masks.

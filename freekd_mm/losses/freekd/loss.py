@@ -50,7 +50,7 @@ class FreeKDLoss(BandLoss):
         mode: ``'paper'`` or ``'code'``. ``'code'`` takes neither relation nor min_positions.
         relation: ``'bounded'`` (a gate that cannot switch the loss off; the default of ``'paper'``), ``'printed'`` (the
             paper's, which can) or None; see :class:`~freekd_mm.losses.freekd.relation.RelationGate`.
-        min_positions: Positions that every band keeps: a feature level has only as many wavelet levels; one that
+        min_positions: Least positions of a band. A feature level gets only the wavelet levels that leave them; one that
             has too few positions for one wavelet level is left out. 16 in ``'paper'``, where 0 is exactly the paper.
         prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
             :class:`freekd_mm.prompts.PoIMaskGenerator`. None for no masks.
@@ -75,8 +75,8 @@ class FreeKDLoss(BandLoss):
         if mode == 'code' and options != DEFAULTS[mode]:
             changed = ', '.join(f'{name}={value!r}' for name, value in options.items() if value != DEFAULTS[mode][name])
             raise ValueError(
-                f"relation and min_positions should be left out with mode='code', which is the released "
-                f"formula to the letter, but got {changed}; mode='paper' takes them"
+                f"relation and min_positions should be left out with mode='code', which is exactly the "
+                f"released formula, but got {changed}; mode='paper' takes them"
             )
         super().__init__(channels, levels, options['min_positions'], prompt, loss_weight)
         self.mode, self.compares_low = mode, mode == 'paper'
