@@ -36,7 +36,7 @@ PARSED_ONLY = {
     r'tools/train\.py configs/(wavelet|freekd|famkd|figkd|dctkd|ld|crosskd|kl)/': 'COCO: tests/configs takes a step',
     r'tools/doctor\.py': 'imports every package in a child process: tests/doctor/test_doctor.py runs it',
     r'tools/robustness\.py': '75 evaluations: tests/robustness runs it',
-    r'work_dirs/demo/': 'goes on from the demo, which takes minutes: tests/report and tests/visualize run them small',
+    r'work_dirs/demo/': 'continues from the demo, which takes minutes: tests/report and tests/visualize run them small',
     r'tools/zoo\.py': 'the survey takes hours: tests/tools/test_zoo.py runs a sample',
     r'-m speed': 'takes times, which a busy machine spoils',
     r'tests/kill_and_resume\.py': 'half an hour: tests/engine/test_reliability_kill.py runs a part',

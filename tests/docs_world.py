@@ -57,7 +57,7 @@ CHECKPOINTS = {
 }
 #: Checkpoints that are only named.
 NAMED = ('alone/epoch_1.pth', 'wavelet/epoch_1.pth')
-#: Pages that go on from the distillation config of another page.
+#: Pages that continue from the distillation config of another page.
 WITH_KD_CONFIG = ('docs/reliability.md', 'docs/many-gpus.md', 'docs/choosing-weights.md', 'docs/faq.md')
 KD_CONFIG = """
 _base_ = ['student.py']
