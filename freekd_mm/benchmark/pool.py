@@ -1,4 +1,4 @@
-"""Runs jobs in parallel processes, shows how far they are, and keeps their results."""
+"""Runs jobs in parallel processes, shows their progress, and keeps their results."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ class Pool:
         return failed
 
     def _skip_hopeless(self, waiting: list[Job], running: dict[Job, subprocess.Popen]) -> int:
-        """Leaves out jobs that need what nobody is going to make."""
+        """Leaves out jobs that need a file that no job will make."""
         makers = {job.product for job in (*waiting, *running)}
         hopeless = [job for job in waiting if any(not file.is_file() and file not in makers for file in job.needs)]
         for job in hopeless:
             waiting.remove(job)
-            self._say(f'left out: {job.name}, as what it needs failed')
+            self._say(f'left out: {job.name}, because a job that it needs failed')
         return len(hopeless)
 
     def _start(self, job: Job) -> subprocess.Popen:
@@ -145,7 +145,7 @@ class Pool:
 
 
 def to_do(jobs: list[Job], done: dict[records.Key, records.Record]) -> list[Job]:
-    """Returns the jobs that are not done; a teacher or prompt whose file is gone only where a job needs it."""
+    """Returns the jobs that are not done; a teacher or prompt whose file is gone only if a job needs it."""
     waiting: list[Job] = []
     needed: set[Path | None] = set()
     for job in reversed(jobs):
@@ -157,7 +157,7 @@ def to_do(jobs: list[Job], done: dict[records.Key, records.Record]) -> list[Job]
 
 
 def _digest(file: Path) -> str:
-    """Returns the first 12 digits of a file's SHA-256: lines say which teacher taught."""
+    """Returns the first 12 digits of a file's SHA-256: lines say which teacher was used."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else ''
 
 

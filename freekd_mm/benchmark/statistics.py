@@ -18,10 +18,10 @@ def interval(differences: Sequence[float], level: float = 0.95, draws: int = 10_
     """Returns the percentile bootstrap interval of the mean over the runs.
 
     Args:
-        differences: One paired difference a run. With few of them the interval hardly leaves their range, and is too
+        differences: One paired difference per run. With few of them the interval hardly leaves their range, and is too
             narrow.
         level: Its probability.
-        draws: How often the runs are drawn anew, always in the same way.
+        draws: How often the runs are drawn again, always in the same way.
     """
     values = np.asarray(differences, dtype=float)
     picked = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
@@ -31,7 +31,7 @@ def interval(differences: Sequence[float], level: float = 0.95, draws: int = 10_
 def image_interval(
     pairs: Sequence[Callable[[np.ndarray], float]], images: int, level: float = 0.95, draws: int = IMAGE_DRAWS
 ) -> Interval:
-    """Returns the interval where runs and test images are both drawn anew.
+    """Returns the interval if runs and test images are both drawn again.
 
     Args:
         pairs: For each pair of runs the difference of the metric, given how often each image counts, (images,).
@@ -50,7 +50,7 @@ def image_interval(
 
 
 def p_value(differences: Sequence[float]) -> float:
-    """Returns the two-sided p-value of a sign-flip test: how often signs by chance give a mean as far from zero.
+    """Returns the two-sided p-value of a sign-flip test: how often random signs give a mean as far from zero.
 
     With n runs it is never below 2 / 2 ** n: 0.25 for three, 0.03 for six.
     """
@@ -59,7 +59,7 @@ def p_value(differences: Sequence[float]) -> float:
         signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
     else:
         signs = np.random.default_rng(0).choice((1, -1), size=(2**EXACT, len(values)))
-    # Sums that differ by rounding alone are equal.
+    # Sums that differ only by rounding are equal.
     return float(np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-9))
 
 
