@@ -35,11 +35,10 @@ def detector(
         {'type': 'Resize', 'scale': (size, size), 'keep_ratio': True},
     ]
     keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-    train = _loader('mmdet.CocoDataset', root, {'img': 'train2017/'}, [*pipeline, {'type': 'PackDetInputs'}], 4)
+    pipeline.append({'type': 'PackDetInputs', 'meta_keys': keys})
+    train = _loader('mmdet.CocoDataset', root, {'img': 'train2017/'}, pipeline, 4)
     train['dataset'].update({'ann_file': 'annotations/instances_train2017.json', 'metainfo': DET_METAINFO})
-    val = _loader(
-        'mmdet.CocoDataset', root, {'img': 'val2017/'}, [*pipeline, {'type': 'PackDetInputs', 'meta_keys': keys}], 2
-    )
+    val = _loader('mmdet.CocoDataset', root, {'img': 'val2017/'}, pipeline, 2)
     val['dataset'].update(
         {'ann_file': 'annotations/instances_val2017.json', 'metainfo': DET_METAINFO, 'test_mode': True}
     )

@@ -79,7 +79,7 @@ class CrossHead(nn.Module):
         features, middle = [], len(students) // 2
         for index, (own, other) in enumerate(zip_equal(students, self.teacher.levels(self.taps))):
             # The models may have run on the training's device, and the student's features are on the CPU.
-            own = self.projections[index >= middle](own).to(other.device)
+            own = self.projections[int(index >= middle)](own).to(other.device)
             features.append(_like(own, other) if self.align else own)
         with self.teacher.autocast(features[0].device):
             scores, boxes, *_ = self._behind(features[:middle], features[middle:]).forward(tuple(features[:middle]))

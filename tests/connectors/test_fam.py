@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch_versions import HALF
 
 from freekd_mm.connectors import FAM, FAMConnector
 from freekd_mm.losses import FeatureMSELoss
@@ -172,7 +173,7 @@ def test_state_dict_and_deepcopy():
         torch.testing.assert_close(twin(levels), connector(levels))
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', HALF)
 def test_autocast(dtype):
     torch.manual_seed(0)
     connector = FAMConnector(8, 8, rank=4)

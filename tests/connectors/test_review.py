@@ -7,6 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch_versions import HALF, newer_torch
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.connectors import FAMReviewConnector, LocalCrossAttention
@@ -72,6 +73,7 @@ def test_attention_gradient():
     assert torch.autograd.gradcheck(lambda x, guide, *_: attention(x, guide), (x, guide, *parameters))
 
 
+@pytest.mark.filterwarnings('ignore:TypedStorage')
 def test_attention_keeps_no_nine_copies():
     """What autograd keeps, counted once a storage: projections and scores, not unfolded features."""
     channels, size = 64, 24
@@ -80,13 +82,13 @@ def test_attention_keeps_no_nine_copies():
     kept = {}
 
     def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        kept[tensor.storage().data_ptr()] = tensor.storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = attention(x, guide)
     output.sum().backward()
-    assert sum(kept.values()) < 7 * x.untyped_storage().nbytes()
+    assert sum(kept.values()) < 7 * x.storage().nbytes()
 
 
 def naive_review(connector, levels):
@@ -222,7 +224,7 @@ def test_small_batches(batch):
     assert all(parameter.grad is not None for parameter in connector.parameters())
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', HALF)
 def test_autocast(dtype):
     torch.manual_seed(0)
     connector = FAMReviewConnector(8, 8, num_levels=2, rank=4)
@@ -235,6 +237,7 @@ def test_autocast(dtype):
     assert all(torch.isfinite(parameter.grad).all() for parameter in connector.parameters())
 
 
+@newer_torch('autocast to float16 on the CPU')
 def test_scores_do_not_overflow_in_half_precision():
     attention = LocalCrossAttention(64, 1)
     for convolution in (attention.query, attention.key):

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from freekd_mm.doctor import checkup
 from freekd_mm.doctor.checkup import examine, find_stack, installed_distributions, probe
 from freekd_mm.doctor.pins import PIN_SETS, STACKS, fitting_pins, read_pins
-from freekd_mm.doctor.rules import PROBES
+from freekd_mm.doctor.rules import MMCV_LIKE, PROBES
 from freekd_mm.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +33,13 @@ def without(stack: str, *names: str) -> dict[str, str]:
 
 def missing(module: str) -> str:
     return f"ModuleNotFoundError: No module named '{module}'"
+
+
+@pytest.fixture(autouse=True)
+def _python311(monkeypatch):
+    """Whatever runs the tests: the doctor sees Python 3.11, and an mmdet and an mmseg of the default line."""
+    monkeypatch.setattr(checkup, 'sys', SimpleNamespace(version_info=(3, 11, 7), executable=sys.executable))
+    monkeypatch.setattr(checkup, 'accepted_mmcv', lambda: {'mmdet': '2.2.0', 'mmseg': '2.2.0'})
 
 
 @pytest.mark.parametrize('stack', PIN_SETS)
@@ -273,12 +282,12 @@ def test_find_stack():
     assert find_stack({'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'mmdet': '3.3.0'}) == 'onedl'
 
 
-def fake_package(folder: Path, name: str, code: str, version: str = '9.9') -> None:
+def fake_package(folder: Path, name: str, code: str, version: str = '9.9', distribution: str = '') -> None:
     (folder / name).mkdir(parents=True)
     (folder / name / '__init__.py').write_text(code)
     info = folder / f'{name}-{version}.dist-info'
     info.mkdir()
-    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {distribution or name}\nVersion: {version}\n')
 
 
 def test_probe_survives_whatever_an_import_does(tmp_path, monkeypatch):
@@ -309,8 +318,12 @@ def test_half_removed_package_does_not_stop_the_listing(tmp_path, monkeypatch):
 
 def test_the_command_on_a_broken_environment(tmp_path):
     """The real thing: a broken mmdet and a broken mmcv come first on the path."""
-    fake_package(tmp_path, 'mmcv', 'raise RuntimeError("no way\\nthe last line")', '2.1.0')
-    fake_package(tmp_path, 'mmdet', 'import mmcv')
+    here = installed_distributions()
+    mmcv, mmdet = (
+        next(name for name in names if name in here) for names in (MMCV_LIKE, ('mmdet', 'onedl-mmdetection'))
+    )
+    fake_package(tmp_path, 'mmcv', 'raise RuntimeError("no way\\nthe last line")', here[mmcv], mmcv)
+    fake_package(tmp_path, 'mmdet', 'import mmcv', distribution=mmdet)
     environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
     command = [sys.executable, str(ROOT / 'tools' / 'doctor.py')]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)

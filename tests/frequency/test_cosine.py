@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import scipy.fft
 import torch
+from torch_versions import HALF
 
 from freekd_mm.frequency import dct2d, idct2d
 
@@ -40,7 +41,7 @@ def test_gradients() -> None:
 
 
 @pytest.mark.parametrize('device', DEVICES)
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', HALF)
 def test_half_precision_and_autocast(dtype: torch.dtype, device: str) -> None:
     x = torch.randn(2, 3, 25, 42, device=device)
     with torch.autocast(device, dtype=dtype):

@@ -12,6 +12,7 @@ import pytest
 import pywt
 import torch
 from torch import Tensor
+from torch_versions import HALF, newer_torch
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import (
@@ -190,7 +191,7 @@ def test_layouts(layout: str, wavelet: str) -> None:
 
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('wavelet', ['haar', 'db2'])
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', HALF)
 def test_half_precision_and_autocast(dtype: torch.dtype, wavelet: str, device: str) -> None:
     x = images(2, 3, 25, 42, dtype=torch.float32, device=device)
     wanted = tensors(dwt2d(x, 3, wavelet))
@@ -236,6 +237,7 @@ class RoundTrip(torch.nn.Module):
         return bands, idwt2d(weaker), idwt1d(dwt1d(x, 2, dim=-2))
 
 
+@newer_torch('torch.export that is not strict')
 @pytest.mark.parametrize('strict', [False, True])
 @pytest.mark.parametrize('size', [(25, 42), (1, 1)])
 def test_export(size: tuple[int, int], strict: bool) -> None:
@@ -253,6 +255,7 @@ class Analysis(torch.nn.Module):
         return dwt2d(x, 2)
 
 
+@newer_torch('torch.export.Dim')
 def test_export_of_a_size_that_changes() -> None:
     auto = torch.export.Dim.AUTO
     program = torch.export.export(
@@ -265,6 +268,7 @@ def test_export_of_a_size_that_changes() -> None:
         assert bands.shape == shape[-2:]
 
 
+@newer_torch('compilation of autograd functions')
 def test_compile() -> None:
     def loss(x: Tensor, y: Tensor) -> Tensor:
         bands = dwt2d(x - y, 2)

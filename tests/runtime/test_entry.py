@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from distill_cases import CWD, L2
+from distill_cases import CWD, L2, needs_mmrazor
 from mmengine.model import BaseModule
 from torch import nn
 
@@ -88,6 +88,7 @@ def test_connector_false_and_any_shape_compare_as_it_is():
     assert wired(students, students, connector=False).connector is None
 
 
+@needs_mmrazor
 def test_loss_that_cannot_compare_names_the_shapes():
     students, teachers = levels((4, 8, 8)), levels((6, 4, 4))
     entry = wired(students, teachers, connector=False, loss=CWD)

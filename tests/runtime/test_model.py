@@ -172,10 +172,9 @@ def test_activation_checkpoints():
 
 def test_mmengine_activation_checkpointing():
     """It replaces the forward method of the modules that a config names; a tap on such a module is behind it."""
-    from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
-
+    checkpointing = pytest.importorskip('mmengine.runner.activation_checkpointing')
     model = build(model_config({'kd': {'student': 'backbone.layer3', 'loss': CWD}})).train()
-    turn_on_activation_checkpointing(model, ['backbone.layer3'])
+    checkpointing.turn_on_activation_checkpointing(model, ['backbone.layer3'])
     wrapped = model.backbone.layer3.forward
     total(loss(model)).backward()
     assert model.backbone.layer3[0].conv1.weight.grad.abs().sum() > 0

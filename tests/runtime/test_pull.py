@@ -180,10 +180,10 @@ def measure_on(rank: int, folder: Path) -> None:
     # Norms 3 and 4 of the loss, 1 and 1 of the task: the square root of 25 / 2.
     levels, own, task = two_losses((3.0, 4.0)[rank], 1.0)
     pull.measure(own, task, levels)
-    torch.save(pull.log_ratio, folder / f'{rank}.pth')
+    torch.save(torch.tensor(pull.log_ratio, dtype=torch.float64), folder / f'{rank}.pth')
 
 
 def test_two_processes_agree(tmp_path):
     run_two_ranks(measure_on, tmp_path)
-    first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in range(2))
+    first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True).item() for rank in range(2))
     assert first == second == pytest.approx(0.5 * math.log(12.5))

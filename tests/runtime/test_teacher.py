@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 import tiny_configs
 import torch
-from distill_cases import CWD, Calls, build, det_samples, distilled, images, save_weights, seg_samples, total
+from distill_cases import (
+    CWD,
+    Calls,
+    build,
+    det_samples,
+    distilled,
+    images,
+    needs_mmrazor,
+    save_weights,
+    seg_samples,
+    total,
+)
+from torch_versions import HALF, newer_torch
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime import teacher as teacher_module
@@ -160,7 +172,10 @@ def computing_in_half(monkeypatch, able):
     monkeypatch.setattr(teacher_module, 'computes_in', lambda dtype, device: able)
 
 
-@pytest.mark.parametrize(('name', 'dtype', 'tolerance'), [('bf16', torch.bfloat16, 0.1), ('fp16', torch.half, 0.02)])
+@pytest.mark.parametrize(
+    ('name', 'dtype', 'tolerance'),
+    [('bf16', torch.bfloat16, 0.1), pytest.param('fp16', torch.half, 0.02, marks=HALF[0].marks)],
+)
 def test_half_precision(monkeypatch, checkpoint, name, dtype, tolerance):
     computing_in_half(monkeypatch, True)
     full = student({'model': TEACHER, 'checkpoint': checkpoint})
@@ -204,6 +219,7 @@ def test_no_half_precision_where_it_is_imitated(monkeypatch, checkpoint):
     assert {level.dtype for level in teacher.levels(taps)} == {torch.bfloat16}
 
 
+@newer_torch('question to the CPU')
 def test_which_devices_compute_in_half_precision():
     supported = {
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
@@ -233,6 +249,7 @@ def test_keeps_its_precision_whatever_the_student_becomes(model):
     assert loss(model.float())['distill.loss_kd'] > 0
 
 
+@needs_mmrazor
 def test_double_precision_student(model):
     model.double()
     losses = model.loss(images().double(), det_samples())
