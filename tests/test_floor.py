@@ -119,6 +119,33 @@ def test_only_names_that_the_oldest_torch_has(folder):
     assert not wrong, '\n'.join(wrong)
 
 
+def subscripted(tree: ast.Module) -> Iterator[str]:
+    """Types that a file subscripts when it runs, which Python 3.8 knows of those of typing alone."""
+    types = {'dict', 'frozenset', 'list', 'set', 'tuple', 'type'}
+    annotations: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == 'collections.abc':
+            types |= {item.asname or item.name for item in node.names}
+        for field in ('annotation', 'returns'):
+            if isinstance(getattr(node, field, None), ast.AST):
+                annotations |= set(ast.walk(getattr(node, field)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and node not in annotations and isinstance(node.value, ast.Name):
+            yield from {node.value.id} & types
+
+
+@pytest.mark.parametrize('folder', ['freekd_mm', 'tools', 'configs', 'speed', 'tests'])
+def test_only_types_of_typing_are_subscripted(folder):
+    """vermin looks for these in annotations alone."""
+    found = {path: sorted(subscripted(ast.parse(path.read_text()))) for path in sorted((ROOT / folder).rglob('*.py'))}
+    assert not {path: names for path, names in found.items() if names}
+
+
+def test_a_subscripted_type_would_be_seen():
+    code = 'from collections.abc import Callable\nx: list[int] = []\nA = Callable[[int], int]\nB = dict[str, int]'
+    assert sorted(subscripted(ast.parse(code))) == ['Callable', 'dict']
+
+
 def test_a_newer_name_or_keyword_would_be_seen():
     tree = ast.parse(
         'import torch.nn.functional as F\nfrom torch import nn\n'

@@ -13,8 +13,8 @@ the positions the sums are weighted. Several processes only have to add up these
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Tuple
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple, Tuple
 
 import torch
 import torch.distributed as dist

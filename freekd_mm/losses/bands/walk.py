@@ -11,8 +11,8 @@ band, side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Tuple
+from collections.abc import Iterator, Sequence
+from typing import Callable, Tuple
 
 import torch
 from torch import Tensor
