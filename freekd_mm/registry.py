@@ -64,7 +64,6 @@ MODELS = TableRegistry(
         'connectors.review': ['FAMReviewConnector'],
         'runtime.encoder': ['FeatureEncoder'],
         'runtime.model': ['DistilledModel'],
-        'benchmark.efficientnet_lite': ['EfficientNetLite'],
     },
 )
 HOOKS = TableRegistry(

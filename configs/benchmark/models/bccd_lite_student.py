@@ -1,5 +1,5 @@
 # BCCD: the data and schedule of bccd_student.py, on EfficientNet-Lite0 with ImageNet weights.
-_base_ = ['./bccd_student.py']
+_base_ = ['./bccd_student.py', './_base_/backbone.py']
 
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.2))))
 model = dict(

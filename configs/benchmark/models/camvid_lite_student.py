@@ -1,5 +1,5 @@
 # CamVid: the data and schedule of camvid_student.py, on EfficientNet-Lite0 with ImageNet weights, stride 16.
-_base_ = ['./camvid_student.py']
+_base_ = ['./camvid_student.py', './_base_/backbone.py']
 
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.2))))
 model = dict(

@@ -1,6 +1,11 @@
 # VOC: photographs of 20 classes, long side 192. A GFL on EfficientNet-Lite0 with ImageNet weights; neck and head are as
 # wide as the teacher's, so that they fit.
-_base_ = ['mmdet::_base_/default_runtime.py', '../../demo/_base_/gfl.py', '../../demo/_base_/det_schedule.py']
+_base_ = [
+    'mmdet::_base_/default_runtime.py',
+    '../../demo/_base_/gfl.py',
+    '../../demo/_base_/det_schedule.py',
+    './_base_/backbone.py',
+]
 
 # tools/benchmark.py puts --data-root in its place.
 data_root = 'data/voc07/'
