@@ -118,38 +118,27 @@ def _average_precision(by_category: list, weights: np.ndarray) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
-def pair_interval(
-    records: Sequence[Record], plan: Plan, names: tuple[str, str], runs: Sequence[tuple[int, str]], work_dir: Path
-) -> Interval | None:
-    """Returns the interval of the difference of two rows over runs and test images.
+def images_file(record: Record, plan: Plan, work_dir: Path) -> Path:
+    """Returns where the run of a line keeps what each image adds."""
+    folder = kind_folder(work_dir, kind(record)) / RUNS / plan.task
+    return folder / folder_name(record['method'], record['seed'], record['hash']) / IMAGES_FILE
+
+
+def pair_interval(pairs: Sequence[tuple[Path, Path]], factor: float) -> Interval | None:
+    """Returns the interval of the metric's difference over runs and test images.
 
     Args:
-        records: The newest lines.
-        plan: Their plan.
-        names: The two rows.
-        runs: Seed and kind of the pairs.
-        work_dir: Where the runs lie.
+        pairs: The files of two runs each.
+        factor: What the metric is multiplied by.
 
     Returns:
         None where a run left no file.
     """
-    pairs = []
-    images = 0
-    for run in runs:
-        both = []
-        for name in names:
-            file = _file(
-                next(r for r in records if r['method'] == name and (r['seed'], kind(r)) == run), plan, work_dir
-            )
-            if not file.is_file():
-                return None
-            arrays = dict(np.load(file))
-            images = len(arrays['positives' if 'positives' in arrays else 'union'])
-            both.append(metric_of(arrays))
-        pairs.append(lambda weights, both=both: plan.factor * (both[0](weights) - both[1](weights)))
-    return image_interval(pairs, images)
-
-
-def _file(record: Record, plan: Plan, work_dir: Path) -> Path:
-    folder = kind_folder(work_dir, kind(record)) / RUNS / plan.task
-    return folder / folder_name(record['method'], record['seed'], record['hash']) / IMAGES_FILE
+    if not all(file.is_file() for pair in pairs for file in pair):
+        return None
+    arrays = [[dict(np.load(file)) for file in pair] for pair in pairs]
+    functions = [[metric_of(run) for run in pair] for pair in arrays]
+    differences = [lambda weights, one=one, other=other: factor * (one(weights) - other(weights))
+                   for one, other in functions]  # fmt: skip
+    counted = arrays[0][0]
+    return image_interval(differences, len(counted.get('union', counted.get('positives'))))

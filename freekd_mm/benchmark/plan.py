@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,6 @@ import yaml
 from freekd_mm.checks import check_choice, check_options, check_positive, did_you_mean
 
 STUDENT, TEACHER = 'student', 'teacher'
-PLAN_OPTIONS = (
-    'base', 'name', 'task', 'title', 'student', 'teacher', 'teacher_seed', 'teacher_dtype', 'seeds', 'metric', 'unit',
-    'factor', 'prompts', 'methods', 'options', 'inherit', 'compare', 'share_teacher', 'head',
-)  # fmt: skip
-METHOD_OPTIONS = ('entries', 'prompt', 'set', 'hooks', 'inherit', 'options', 'group', 'weight', 'title')
 REQUIRED = ('name', 'student', 'teacher', 'metric', 'seeds', 'methods')
 
 
@@ -120,6 +115,10 @@ class Plan:
         return replace(self, methods=methods, seeds=tuple(seeds) if seeds else self.seeds)
 
 
+METHOD_OPTIONS = tuple(option.name for option in fields(Method) if option.name != 'name')
+PLAN_OPTIONS = ('base', 'inherit', *(option.name for option in fields(Plan)))
+
+
 def load_plan(path: str | os.PathLike) -> Plan:
     """Reads a plan; ``base: other.yaml`` gives what the plan itself does not say.
 
@@ -130,10 +129,10 @@ def load_plan(path: str | os.PathLike) -> Plan:
     missing = [name for name in REQUIRED if name not in content]
     if missing:
         raise ValueError(f'{path} should have {", ".join(REQUIRED)}, but has no {", ".join(missing)}')
-    prompts = {name: dict(options or {}) for name, options in (content.get('prompts') or {}).items()}
-    common = {'inherit': content.get('inherit') or []}
-    methods = {
-        row: _method(row, {**common, **row_spec}, prompts, path)
+    content['prompts'] = {name: options or {} for name, options in content['prompts'].items()}
+    common = {'inherit': content.pop('inherit', None) or []}
+    methods = content['methods'] = {
+        row: _method(row, {**common, **row_spec}, content['prompts'], path)
         for name, spec in content['methods'].items()
         for row, row_spec in _searched(str(name), spec or {})
     }
@@ -142,25 +141,12 @@ def load_plan(path: str | os.PathLike) -> Plan:
             raise ValueError(f'{path}: {name!r} is a row of every plan and should not be among the methods')
     for seed in content['seeds']:
         check_positive('seeds', seed, integer=True, zero=True)
+    content['seeds'] = tuple(content['seeds'])
     names = {STUDENT, *methods, *(method.group for method in methods.values())}
-    compare = tuple((str(one), str(other)) for one, other in content.get('compare') or ())
-    for name in (name for pair in compare for name in pair):
+    content['compare'] = tuple((str(one), str(other)) for one, other in content.get('compare') or ())
+    for name in (name for pair in content['compare'] for name in pair):
         check_choice(f'{path}: compare', name, sorted(names - {''}))
-    optional = ('teacher_seed', 'teacher_dtype', 'unit', 'factor', 'title', 'share_teacher', 'head')
-    known = {key: content[key] for key in optional if key in content}
-    return Plan(
-        name=content['name'],
-        task=content.get('task', content['name']),
-        student=content['student'],
-        teacher=content['teacher'],
-        metric=content['metric'],
-        seeds=tuple(content['seeds']),
-        methods=methods,
-        prompts=prompts,
-        options=content.get('options') or {},
-        compare=compare,
-        **known,
-    )
+    return Plan(**content)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -173,14 +159,12 @@ def _read(path: Path) -> dict[str, Any]:
     for key in (STUDENT, TEACHER):
         if key in content and '::' not in content[key]:
             content[key] = str((path.parent / content[key]).resolve())
-    if 'base' not in content:
-        return content
-    base = _read(path.parent / content.pop('base'))
+    base = _read(path.parent / content.pop('base')) if 'base' in content else {}
     if 'methods' in content:
         base.pop('compare', None)
-    content.setdefault('task', base.get('task', base.get('name')))
+    content.setdefault('task', base.get('task', content.get('name')))
     for key in ('prompts', 'options'):
-        content[key] = {**(base.get(key) or {}), **(content.get(key) or {})}
+        content[key] = {**base.get(key, {}), **(content.get(key) or {})}
     return {**base, **content}
 
 

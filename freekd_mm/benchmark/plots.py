@@ -10,7 +10,7 @@ from typing import Any
 
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
 from freekd_mm.benchmark.records import Record, by_kind
-from freekd_mm.benchmark.table import summarize
+from freekd_mm.benchmark.table import summarize, titles
 
 
 def write_plots(records: Sequence[Record], plan: Plan, folder: Path) -> list[Path]:
@@ -29,20 +29,13 @@ def write_plots(records: Sequence[Record], plan: Plan, folder: Path) -> list[Pat
     return [file for file in files if file is not None]
 
 
-def _title(plan: Plan, name: str) -> str:
-    return {TEACHER: 'teacher', STUDENT: 'student alone'}.get(name) or plan.methods[name].title
-
-
-def _rows(plan: Plan, found: Any) -> list[str]:
-    return [name for name in (STUDENT, *plan.methods) if name in found]
-
-
 def _bars(records: Sequence[Record], plan: Plan, split: str, file: Path) -> Path | None:
     """Mean and spread of every method, each seed as a dot, student alone and teacher as lines."""
     from matplotlib.figure import Figure
 
     summaries = summarize(records, plan, split)
-    names = _rows(plan, summaries)
+    title = titles(plan)
+    names = [name for name in title if name in summaries and name != TEACHER]
     if not names:
         return None
     names.sort(key=lambda name: summaries[name].mean)
@@ -56,8 +49,8 @@ def _bars(records: Sequence[Record], plan: Plan, split: str, file: Path) -> Path
         axes.plot(list(summary.values.values()), [row] * len(summary.values), '|', color=color, alpha=0.6)
     for name, style in ((STUDENT, ':'), (TEACHER, '--')):
         if name in summaries:
-            axes.axvline(summaries[name].mean, color='#555555', linestyle=style, linewidth=1, label=_title(plan, name))
-    axes.set_yticks(range(len(names)), [f'{_title(plan, name)} ({len(summaries[name].values)})' for name in names])
+            axes.axvline(summaries[name].mean, color='#555555', linestyle=style, linewidth=1, label=title[name])
+    axes.set_yticks(range(len(names)), [f'{title[name]} ({len(summaries[name].values)})' for name in names])
     axes.set_xlabel(f'{split} {plan.unit or plan.metric}, mean and standard deviation (number of seeds)')
     axes.legend(loc='lower right', fontsize='small')
     return _save(figure, axes, plan, file)
@@ -68,29 +61,22 @@ def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    histories: dict[str, list[list[list[float]]]] = {}
+    points: dict[str, dict[float, list[float]]] = {}
     for record in records:
-        if record.get('history'):
-            histories.setdefault(record['method'], []).append(record['history'])
-    names = [name for name in (TEACHER, *_rows(plan, histories)) if name in histories]
+        for share, value in record.get('history') or ():
+            own = points.setdefault(record['method'], {}).setdefault(round(100 * share, 1), [])
+            own.append(value * plan.factor)
+    names = [name for name in titles(plan) if name in points]
     if not names:
         return None
     figure = Figure((7, 4 + 0.1 * len(names)), layout='constrained')
     axes = figure.add_subplot()
     for number, name in enumerate(names):
-        points: dict[float, list[float]] = {}
-        for history in histories[name]:
-            for share, value in history:
-                points.setdefault(round(100 * share, 1), []).append(value * plan.factor)
         color = colormaps['tab20'](number % 20)
         style = {'color': '#222222', 'linestyle': '--'} if name == TEACHER else {'color': color}
-        axes.plot(
-            sorted(points),
-            [mean(points[share]) for share in sorted(points)],
-            marker='.',
-            label=_title(plan, name),
-            **style,
-        )
+        shares = sorted(points[name])
+        means = [mean(points[name][share]) for share in shares]
+        axes.plot(shares, means, marker='.', label=titles(plan)[name], **style)
     axes.set_xlabel('share of the training (%)')
     axes.set_ylabel(f'val {plan.unit or plan.metric}')
     # Below the plot: with many methods it would hide the curves.

@@ -84,10 +84,8 @@ class Pool:
         job.folder.mkdir(parents=True, exist_ok=True)
         (job.folder / RESULT).unlink(missing_ok=True)
         job.config().dump(str(job.folder / CONFIG))
-        write_text(
-            job.folder / JOB,
-            json.dumps({'method': job.method, 'seed': job.seed, 'hash': job.hash, 'metric': self.plan.metric}),
-        )
+        known = {'method': job.method, 'seed': job.seed, 'hash': job.hash, 'metric': self.plan.metric}
+        write_text(job.folder / JOB, json.dumps({'task': self.plan.task, **known}))
         log = open(job.folder / 'log.txt', 'a', encoding='utf-8')  # noqa: SIM115 - the process owns it
         with log:
             process = subprocess.Popen(
@@ -102,11 +100,7 @@ class Pool:
     def _collect(self, job: Job, code: int, count: str) -> int:
         result = read_json(job.folder / RESULT) or {'error': f'the process ended with status {code}'}
         record = {
-            'task': self.plan.task,
-            'method': job.method,
-            'seed': job.seed,
-            'hash': job.hash,
-            'metric': self.plan.metric,
+            **(read_json(job.folder / JOB) or {}),
             **result,
             **({'teacher': _digest(job.needs[0])} if job.needs else {}),
             'commit': records.commit(),

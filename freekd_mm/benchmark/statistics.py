@@ -43,9 +43,8 @@ def image_interval(
     means = []
     for _ in range(draws):
         weights = np.bincount(generator.integers(images, size=images), minlength=images)
-        picked = generator.integers(len(pairs), size=len(pairs))
-        values = {index: pairs[index](weights) for index in set(picked.tolist())}
-        means.append(np.mean([values[index] for index in picked.tolist()]))
+        drawn = np.bincount(generator.integers(len(pairs), size=len(pairs)))
+        means.append(sum(times * pair(weights) for times, pair in zip(drawn, pairs) if times) / len(pairs))
     return _percentiles(np.array(means), level)
 
 

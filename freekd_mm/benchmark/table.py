@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Dict, Tuple
+from typing import Dict, List, Tuple
 
-from freekd_mm.benchmark.images import pair_interval
+from freekd_mm.benchmark.images import images_file, pair_interval
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
 from freekd_mm.benchmark.records import Record, by_kind, kind
 from freekd_mm.benchmark.statistics import interval, p_value
@@ -18,6 +18,7 @@ from freekd_mm.text import table as text_table
 #: Seed and kind of machine: only what agrees in both is paired.
 Run = Tuple[int, str]
 Values = Dict[Run, float]
+Table = Tuple[str, List[str], List[List[str]]]
 HEADER = ('method', 'seeds', 'val {}', 'gain', 'gap closed', 'test {}', 'gain', 'gap closed', 'min/run')
 COMPARED = ('test {}', 'pairs', 'difference', '95 % interval', 'with images', 'p')
 
@@ -116,25 +117,29 @@ def comparisons(records: Sequence[Record], plan: Plan, work_dir: Path | None = N
         work_dir: Where the runs lie; with what they left about each image the interval holds the images, too.
     """
     val, test = (values_of(records, plan, split) for split in ('val', 'test'))
+    names = titles(plan)
     found = []
     for sides in plan.compare:
-        one, other = (_best(plan, side, val) for side in sides)
-        paired = differences(test.get(one, {}), test.get(other, {}))
+        rivals = [_best(plan, side, val) for side in sides]
+        paired = differences(*(test.get(name, {}) for name in rivals))
         if not paired:
             continue
-        gains = list(paired.values())
-        images = pair_interval(records, plan, (one, other), list(paired), work_dir) if work_dir else None
+        gains, images = list(paired.values()), None
+        if work_dir:
+            files = {(r['method'], (r['seed'], kind(r))): images_file(r, plan, work_dir) for r in records}
+            one, other = rivals
+            images = pair_interval([(files[one, run], files[other, run]) for run in paired], plan.factor)
+        several = len(gains) > 1
         found.append(
             [
                 ' less '.join(
-                    titles(plan)[name] + (f' (best of {side})' if side != name else '')
-                    for name, side in zip((one, other), sides)
+                    names[name] + (f' (best of {side})' if side != name else '') for name, side in zip(rivals, sides)
                 ),
                 str(len(gains)),
                 f'{mean(gains):+.1f}',
-                _range(interval(gains)) if len(gains) > 1 else '',
+                _range(interval(gains)) if several else '',
                 _range(images) if images else '',
-                f'{p_value(gains):.2f}' if len(gains) > 1 else '',
+                f'{p_value(gains):.2f}' if several else '',
             ]
         )
     return found
@@ -147,37 +152,38 @@ def _best(plan: Plan, side: str, val: dict[str, Values]) -> str:
 
 def markdown(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> str:
     """Returns the Markdown page of a plan: a table for each kind of machine, and what is compared."""
-    unit = plan.unit or plan.metric
-    parts = [f'# {plan.title or plan.name}']
-    for where, own in by_kind(records).items():
-        parts += [f'## {where or "Machine not recorded"}', _markdown(HEADER, rows(own, plan), unit)]
-    found = comparisons(records, plan, work_dir)
-    if found:
-        parts += ['## Compared', _markdown(COMPARED, found, unit), _legend(records, plan)]
-    return '\n\n'.join(parts) + '\n'
+    tables = _tables(records, plan, work_dir)
+    parts = [f'## {heading}\n\n{_markdown(header, cells)}' for heading, header, cells in tables]
+    return '\n\n'.join([f'# {plan.title or plan.name}', *parts, *_legend(records, plan)]) + '\n'
 
 
 def plain(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> str:
     """Returns the same for a terminal."""
+    tables = _tables(records, plan, work_dir)
+    parts = [f'{heading}\n{text_table(cells, header)}' for heading, header, cells in tables]
+    return '\n'.join([*parts, *_legend(records, plan)])
+
+
+def _tables(
+    records: Sequence[Record], plan: Plan, work_dir: Path | None
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Returns heading, header and cells of each table."""
+    tables = [(where or 'Machine not recorded', HEADER, rows(own, plan)) for where, own in by_kind(records).items()]
+    tables.append(('Compared', COMPARED, comparisons(records, plan, work_dir)))
     unit = plan.unit or plan.metric
-    parts = []
-    for where, own in by_kind(records).items():
-        parts += [where or 'machine not recorded', text_table(rows(own, plan), [name.format(unit) for name in HEADER])]
-    found = comparisons(records, plan, work_dir)
-    if found:
-        parts += [text_table(found, [name.format(unit) for name in COMPARED]), _legend(records, plan)]
-    return '\n'.join(parts)
+    return [(heading, [name.format(unit) for name in header], cells) for heading, header, cells in tables if cells]
 
 
-def _legend(records: Sequence[Record], plan: Plan) -> str:
+def _legend(records: Sequence[Record], plan: Plan) -> list[str]:
     compared = len({record['method'] for record in records} & set(plan.methods))
-    return f'Pairs share machine kind and seed. Rows chosen on val among {compared}, reported on test; p: sign flips.'
+    text = f'Pairs share machine kind and seed. Rows chosen on val among {compared}, reported on test; p: sign flips.'
+    return [text] if plan.compare else []
 
 
-def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]], unit: str) -> str:
-    lines = [[name.format(unit) for name in header], ['---'] * len(header), *cells]
+def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     # A bar in a title would begin a new cell.
-    return '\n'.join(f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in line)} |' for line in lines)
+    escaped = [[cell.replace('|', r'\|') for cell in line] for line in cells]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in (header, ['---'] * len(header), *escaped))
 
 
 def _cells(summary: Summary | None) -> list[str]:
