@@ -140,5 +140,5 @@ def pair_interval(pairs: Sequence[tuple[Path, Path]], factor: float) -> Interval
     functions = [[metric_of(run) for run in pair] for pair in arrays]
     differences = [lambda weights, one=one, other=other: factor * (one(weights) - other(weights))
                    for one, other in functions]  # fmt: skip
-    counted = arrays[0][0]
-    return image_interval(differences, len(counted.get('union', counted.get('positives'))))
+    first = arrays[0][0]
+    return image_interval(differences, len(first['union' if 'union' in first else 'positives']))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Callable, Tuple
 
 from mmengine.config import Config
 
@@ -16,6 +18,8 @@ from freekd_mm.prompts.prompt_file import PROMPT_FILE
 PROMPT_PREFIX = 'prompt:'
 TEACHER_FILE = 'teacher.pth'
 RUNS = 'runs'
+Make = Callable[[], Config]
+Needs = Tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Job:
     seed: int
     folder: Path
     hash: str
-    config: Callable[[], Config]
+    config: Make
     product: Path | None = None
-    needs: tuple[Path, ...] = ()
+    needs: Needs = ()
 
     @property
     def name(self) -> str:
@@ -64,50 +68,27 @@ def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path, kind: str = '') ->
             plans, ``runs/`` the rest.
     """
     work_dir = kind_folder(work_dir, kind)
+    cache, runs = work_dir / 'cache' / plan.task, work_dir / RUNS / plan.task
 
-    def job(method: str, seed: int, make: Callable[[], Config], parent: Path, **files: object) -> Job:
+    def job(parent: Path, method: str, seed: int, make: Make, needs: Needs = (), product: str = '') -> Job:
         digest = config_hash(make(), work_dir)
         folder = parent / folder_name(method, seed, digest)
-        product = files.pop('product', None)
-        return Job(kind, method, seed, folder, digest, make, product and folder / str(product), **files)  # type: ignore[arg-type]
+        return Job(kind, method, seed, folder, digest, make, folder / product if product else None, needs)
 
-    cache = work_dir / 'cache' / plan.task
-    teacher = job(TEACHER, plan.teacher_seed, maker.teacher, cache, product=TEACHER_FILE)
-    checkpoint = teacher.product
-    assert checkpoint is not None
-    prompts = {}
-    for name in dict.fromkeys(method.prompt for method in plan.methods.values() if method.prompt is not None):
-        prompts[name] = job(
-            PROMPT_PREFIX + name,
-            plan.teacher_seed,
-            lambda name=name: maker.prompt(name, checkpoint),  # type: ignore[misc]
-            cache,
-            product=PROMPT_FILE,
-            needs=(checkpoint,),
-        )
-    runs = work_dir / RUNS / plan.task
-    jobs = [teacher]
-    for seed in plan.seeds:
-        jobs.append(job(STUDENT, seed, lambda seed=seed: maker.student(seed), runs))  # type: ignore[misc]
-    for seed in plan.seeds:
-        for method in plan.methods.values():
-            prompt = None
-            if method.prompt is not None:
-                prompt = prompts[method.prompt].product
-                # Right before its first use: what needs no prompt does not wait for it.
-                if prompts[method.prompt] not in jobs:
-                    jobs.append(prompts[method.prompt])
-            jobs.append(
-                job(
-                    method.name,
-                    seed,
-                    lambda method=method, seed=seed, prompt=prompt: maker.distilled(  # type: ignore[misc]
-                        method, seed, checkpoint, prompt
-                    ),
-                    runs,
-                    needs=() if method.alone else (checkpoint,) if prompt is None else (checkpoint, prompt),
-                )
-            )
+    teacher = job(cache, TEACHER, plan.teacher_seed, maker.teacher, product=TEACHER_FILE)
+    checkpoint = teacher.folder / TEACHER_FILE
+    jobs = [teacher, *(job(runs, STUDENT, seed, partial(maker.student, seed)) for seed in plan.seeds)]
+    prompts: dict[str | None, Path | None] = {None: None}
+    for seed, (name, method) in itertools.product(plan.seeds, plan.methods.items()):
+        if method.prompt not in prompts:
+            # Right before its first use: what needs no prompt does not wait for it.
+            make = partial(maker.prompt, str(method.prompt), checkpoint)
+            made = job(cache, f'{PROMPT_PREFIX}{method.prompt}', plan.teacher_seed, make, (checkpoint,), PROMPT_FILE)
+            prompts[method.prompt] = made.product
+            jobs.append(made)
+        prompt = prompts[method.prompt]
+        needs = () if method.alone else (checkpoint,) if prompt is None else (checkpoint, prompt)
+        jobs.append(job(runs, name, seed, partial(maker.distilled, method, seed, checkpoint, prompt), needs))
     return jobs
 
 

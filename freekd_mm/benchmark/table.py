@@ -164,14 +164,12 @@ def plain(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -
     return '\n'.join([*parts, *_legend(records, plan)])
 
 
-def _tables(
-    records: Sequence[Record], plan: Plan, work_dir: Path | None
-) -> list[tuple[str, list[str], list[list[str]]]]:
+def _tables(records: Sequence[Record], plan: Plan, work_dir: Path | None) -> list[Table]:
     """Returns heading, header and cells of each table."""
-    tables = [(where or 'Machine not recorded', HEADER, rows(own, plan)) for where, own in by_kind(records).items()]
-    tables.append(('Compared', COMPARED, comparisons(records, plan, work_dir)))
+    found = [(where or 'Machine not recorded', HEADER, rows(own, plan)) for where, own in by_kind(records).items()]
+    compared = ('Compared', COMPARED, comparisons(records, plan, work_dir))
     unit = plan.unit or plan.metric
-    return [(heading, [name.format(unit) for name in header], cells) for heading, header, cells in tables if cells]
+    return [(name, [text.format(unit) for text in head], cells) for name, head, cells in (*found, compared) if cells]
 
 
 def _legend(records: Sequence[Record], plan: Plan) -> list[str]:
