@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 
-from speed import fam, growth, layer, loss, parallel, startup, step
+from speed import fam, growth, launches, layer, loss, parallel, startup, step
 from speed.tables import Report, machine, targets_table, write_records
 from speed.timing import CLOCKS, Options
 
 PARTS = {
+    'launches': launches.measure,
     'layer': layer.measure,
     'loss': loss.measure,
     'step': step.measure,

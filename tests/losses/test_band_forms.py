@@ -68,7 +68,7 @@ def test_sums_of_products_and_their_gradient(monkeypatch, size, weighted, shape,
         walk.correlate(student, teacher, levels, roots, lambda channels, _: (own[channels], other[channels]), outs[0]),
         blocks.correlate(student, teacher, levels, roots),
     )
-    blocks.gradient(student, teacher, levels, roots, own, other, outs[1])
+    blocks.gradient(student, teacher, levels, roots, torch.stack((own, other)), outs[1])
     for found, out in zip_equal(sums, outs):
         torch.testing.assert_close(found[:, :, 1:], wanted[:, :, 1:])
         torch.testing.assert_close(found[:, -1], wanted[:, -1])

@@ -156,4 +156,4 @@ def test_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
         main(['lose'])
     error = capsys.readouterr().err
-    assert 'part should be one of layer, loss, step, fam, growth, parallel, startup, but got lose' in error
+    assert 'part should be one of launches, layer, loss, step, fam, growth, parallel, startup, but got lose' in error

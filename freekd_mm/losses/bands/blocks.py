@@ -1,23 +1,27 @@
 """Sums and gradients of Haar bands on any device, in few calls: square blocks of pixels times one orthogonal matrix.
 
 Haar is local: the bands of ``depth`` levels of a map are those of its blocks of 2^depth x 2^depth pixels, and those of
-a block are a product with one matrix, here with rows in the order of :func:`coefficients`. This gives a few large calls
-instead of the many small ones of a transform by levels.
+a block x are H x with one matrix H, its rows in the order of :func:`coefficients`. With H_k the rows of band k and
+P_k = H_k^T H_k, sums of products of bands need no bands, and neither does a gradient:
+
+    sum over blocks of (H_k x) . (H_k y) = <P_k, sum of x y^T>,    sum_k f_k H_k^T (H_k x) = (sum_k f_k P_k) x
+
+That makes a few large calls where a transform by levels makes many small ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freekd_mm.compat.versions import cache, zip_equal
+from freekd_mm.compat.versions import cache
 
 # Values of one map in a block of channels: little memory beside the gradient.
-BLOCK = 2**21
+BLOCK = 5 * 2**19
 
 
 @cache
@@ -41,15 +45,45 @@ def coefficients(depth: int) -> list[tuple[int, int, int]]:
     return [*high, (depth - 1, 0, 1)]
 
 
-def to_device(values: Sequence | np.ndarray, like: Tensor) -> Tensor:
+def to_device(values: Sequence, like: Tensor) -> Tensor:
     """Returns numbers as a tensor like another, without waiting for the device."""
     found = torch.as_tensor(values, dtype=like.dtype)
     return found.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else found.to(like.device)
 
 
-def _blocks(x: Tensor, depth: int, out: Tensor) -> None:
-    """Copies x (N, C, H, W) to blocks (C, N, rows, columns, side, side); below and right of it there are zeros."""
-    side = 2**depth
+@cache
+def _segments(depth: int) -> np.ndarray:
+    """Returns which rows of the matrix are those of which band, (4 * depth, 4^depth) of 0 and 1; 4 bands a level."""
+    found, start = np.zeros((4 * depth, 4**depth)), 0
+    for level, band, count in coefficients(depth):
+        found[4 * level + band, start : start + count] = 1
+        start += count
+    return found
+
+
+@cache
+def _projectors(depth: int) -> np.ndarray:
+    """Returns P of each band, (4 * depth, 4^depth, 4^depth)."""
+    return np.einsum('kr,ri,rj->kij', _segments(depth), _haar(depth), _haar(depth))
+
+
+@cache
+def _products(depth: int) -> np.ndarray:
+    """Returns what takes bb, ab and aa of each band (12 * depth) from the products of (b, a) with (b, a)."""
+    found = np.zeros((4 * depth, 3, 2, 4**depth, 2, 4**depth))
+    for index, (first, second) in enumerate(((0, 0), (0, 1), (1, 1))):
+        found[:, index, first, :, second] = _projectors(depth)
+    return found.reshape(12 * depth, -1)
+
+
+@cache
+def _constant(table: Callable[[int], np.ndarray], depth: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Returns one of the tables above on a device, where it stays."""
+    return torch.as_tensor(table(depth), dtype=dtype, device=device)
+
+
+def _blocks(x: Tensor, side: int, out: Tensor) -> None:
+    """Copies x (N, C, H, W) to blocks (C, N, rows, columns, side, side); below it they are left as they are."""
     if x.shape[3] % side:
         x = F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side))
     view, (whole, rest) = out.permute(1, 0, 2, 4, 3, 5), divmod(x.shape[2], side)
@@ -57,7 +91,6 @@ def _blocks(x: Tensor, depth: int, out: Tensor) -> None:
     view[:, :, :whole] = x[:, :, : whole * side].unflatten(2, (whole, side)).unflatten(-1, (columns, side))
     if rest:
         view[:, :, whole, :rest] = x[:, :, whole * side :].unflatten(-1, (columns, side))
-        view[:, :, whole, rest:] = 0
 
 
 def _maps(rows: Tensor, shape: torch.Size, depth: int, out: Tensor) -> None:
@@ -76,58 +109,59 @@ def _maps(rows: Tensor, shape: torch.Size, depth: int, out: Tensor) -> None:
 
 def in_blocks(weights: Sequence[Tensor], depth: int) -> Tensor:
     """Returns weights of the positions, (N, 4, h, w) per level, as (N * rows * columns, 4^depth)."""
-    batch, _, height, width = weights[-1].shape
+    height, width = weights[-1].shape[2:]
     parts = []
-    for level, band, _ in coefficients(depth):
-        side, weight = 2 ** (depth - level - 1), weights[level][:, band]
-        weight = F.pad(weight, (0, width * side - weight.shape[2], 0, height * side - weight.shape[1]))
-        parts.append(weight.view(batch, height, side, width, side).transpose(2, 3).flatten(3))
-    return torch.cat(parts, 3).flatten(0, 2)
+    for level, weight in enumerate(weights):
+        side = 2 ** (depth - level - 1)
+        weight = weight[:, 1:] if level < depth - 1 else weight.roll(-1, 1)
+        weight = F.pad(weight, (0, width * side - weight.shape[3], 0, height * side - weight.shape[2]))
+        squares = weight.unflatten(3, (width, side)).unflatten(2, (height, side))
+        parts.append(squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2))
+    return torch.cat(parts, 1)
 
 
-def _parts(maps: Sequence[Tensor], depth: int, difference: bool) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yields a slice of the channels and blocks of its maps, (maps, k, M, K) in a buffer that is reused; the matrix."""
+def _parts(maps: Sequence[Tensor], depth: int, difference: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    """Yields a slice of the channels and the blocks of its maps, (k, blocks, maps, 4^depth) in one buffer."""
     batch, channels, height, width = maps[0].shape
     side = 2**depth
     grid = -(-height // side), -(-width // side)
     count = -(-channels // max(1, min(channels, BLOCK // max(batch * height * width, 1))))
     planes = -(-channels // count)
     dtype = torch.promote_types(maps[0].dtype, torch.float32)
-    sides = 1 if difference else len(maps)
-    buffer = maps[0].new_empty(sides, planes, batch, *grid, side, side, dtype=dtype)
-    matrix = to_device(_haar(depth), buffer)
+    buffer = maps[0].new_empty(planes, batch, *grid, 1 if difference else len(maps), side, side, dtype=dtype)
+    if height % side and not width % side:
+        # Below the maps lie zeros, and stay.
+        buffer[:, :, -1, ..., height % side :, :].zero_()
     for start in range(0, channels, planes):
         channel = slice(start, min(start + planes, channels))
-        used = buffer[:, : channel.stop - start]
+        used = buffer[: channel.stop - start]
         parts = [x[:, channel] for x in maps]
-        if difference:
-            parts = [torch.sub(parts[0].to(dtype), parts[1])]
-        for x, into in zip_equal(parts, used):
-            _blocks(x, depth, into)
-        yield channel, used.flatten(2, 4).flatten(3), matrix
+        for index, x in enumerate([torch.sub(parts[0].to(dtype), parts[1])] if difference else parts):
+            _blocks(x, side, used[..., index, :, :])
+        yield channel, used.flatten(5).flatten(1, 3)
 
 
 def correlate(student: Tensor, teacher: Tensor, depth: int, roots: Sequence[Tensor] | None) -> Tensor:
     """Returns the sums of products of all bands (C, depth, 4, 3), as :func:`freekd_mm.losses.bands.walk.correlate`."""
+    dtype = torch.promote_types(student.dtype, torch.float32)
     if not depth:
-        return student.new_zeros(student.shape[1], 0, 4, 3, dtype=torch.promote_types(student.dtype, torch.float32))
-    scale = in_blocks(roots, depth) if roots is not None else None
-    found = []
-    for _, rows, matrix in _parts((student, teacher), depth, difference=False):
-        bands = torch.matmul(rows, matrix.T)
-        if scale is not None:
-            bands.mul_(scale)
-        own, other = bands.transpose(2, 3), bands
-        # All products of a channel's coefficients; those of one with itself are the diagonals.
-        grams = [torch.bmm(own[first], other[second]) for first, second in ((0, 0), (0, 1), (1, 1))]
-        found.append(torch.stack([gram.diagonal(dim1=1, dim2=2) for gram in grams], 2))
-    sums = torch.cat(found) if len(found) > 1 else found[0]
-    out = sums.new_zeros(len(sums), depth, 4, 3)
-    start = 0
-    for level, band, count in coefficients(depth):
-        out[:, level, band] = sums[:, start : start + count].sum(1)
-        start += count
-    return out
+        return student.new_zeros(student.shape[1], 0, 4, 3, dtype=dtype)
+    like = student.new_empty(0, dtype=dtype)
+    out = like.new_empty(student.shape[1], 4 * depth, 3)
+    bands_of = _constant(_products if roots is None else _segments, depth, like.device, dtype)
+    scale = in_blocks(roots, depth).unsqueeze(1) if roots is not None else None
+    matrix = _constant(_haar, depth, like.device, dtype) if roots is not None else None
+    for channel, rows in _parts((student, teacher), depth):
+        if matrix is None or scale is None:
+            flat = rows.flatten(2)
+            grams = torch.bmm(flat.transpose(1, 2), flat).flatten(1)
+            out[channel] = torch.matmul(grams, bands_of.T).unflatten(1, (4 * depth, 3))
+        else:
+            bands = torch.matmul(rows, matrix.T).mul_(scale)
+            own, other = bands.unbind(2)
+            pairs = torch.stack([(x * y).sum(1) for x, y in ((own, own), (own, other), (other, other))], 1)
+            out[channel] = torch.matmul(pairs, bands_of.T).transpose(1, 2)
+    return out.unflatten(1, (depth, 4))
 
 
 def gradient(
@@ -135,27 +169,26 @@ def gradient(
     teacher: Tensor,
     depth: int,
     roots: Sequence[Tensor] | None,
-    own: Tensor,
-    other: Tensor,
+    factors: Tensor,
     out: Tensor,
 ) -> None:
-    """Writes the gradient that has own * b + other * a in the bands, factors (C, depth, 4) each, to (N, C, H, W)."""
+    """Writes the gradient that has own * b + other * a in the bands to (N, C, H, W), factors (2, C, depth, 4)."""
     if not depth:
         return
-    scale = in_blocks(roots, depth) if roots is not None else None
-    factors = torch.stack((own, other))
-    spread = torch.cat(
-        [factors[:, :, level, band, None].expand(-1, -1, count) for level, band, count in coefficients(depth)], 2
-    )
-    for channel, rows, matrix in _parts((student, teacher), depth, difference=False):
-        mixed = spread[:, channel].unsqueeze(2)
-        if scale is None:
-            # All in one product per channel and map: transform, scale, transform back.
-            operator = torch.matmul(matrix.T * mixed, matrix)
-            result = torch.baddbmm(torch.bmm(rows[0], operator[0]), rows[1], operator[1])
+    size, factors = 4**depth, factors.flatten(2).transpose(0, 1)
+    if roots is None:
+        bands_of = _constant(_projectors, depth, factors.device, factors.dtype).flatten(1)
+    else:
+        scale = in_blocks(roots, depth).square().unsqueeze(1)
+        matrix = _constant(_haar, depth, factors.device, factors.dtype)
+        spread = torch.matmul(factors, _constant(_segments, depth, factors.device, factors.dtype))
+    for channel, rows in _parts((student, teacher), depth):
+        if roots is None:
+            operator = torch.matmul(factors[channel], bands_of).view(-1, 2 * size, size)
+            result = torch.bmm(rows.flatten(2), operator)
         else:
-            bands = torch.matmul(rows, matrix.T).mul_(scale * scale).mul_(mixed)
-            result = torch.matmul(bands[0].add_(bands[1]), matrix)
+            bands = torch.matmul(rows, matrix.T).mul_(scale).mul_(spread[channel].unsqueeze(1))
+            result = torch.matmul(bands.sum(2), matrix)
         _maps(result, student[:, channel].shape, depth, out[:, channel])
 
 
@@ -167,8 +200,9 @@ def absolute(
     batch = student.shape[0]
     scale = scale.expand(batch, *scale.shape) if len(weights[0]) < batch else scale.unflatten(0, (batch, -1))
     found = []
-    for channel, rows, matrix in _parts((student, teacher), depth, difference=True):
-        bands = torch.matmul(rows[0], matrix.T)
+    matrix = _constant(_haar, depth, scale.device, scale.dtype)
+    for channel, rows in _parts((student, teacher), depth, difference=True):
+        bands = torch.matmul(rows[:, :, 0], matrix.T)
         sizes = bands.abs().unflatten(1, (batch, -1)).flatten(2).transpose(0, 1)
         found.append(torch.bmm(sizes, scale.flatten(1).unsqueeze(2)).squeeze(2))
         if gradient is not None:

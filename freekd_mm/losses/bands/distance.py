@@ -101,34 +101,34 @@ class _Correlation(torch.autograd.Function):
             if student.device.type != 'cpu':
                 sums.append(blocks.correlate(student, level.teacher, level.depth, root))
                 continue
-            factors = None
+            of_block = None
             if needed and world == 1:
                 # A block has all values of its channels: its gradient is made while it is in the cache.
                 ctx.gradients[index] = _room(student, level)
-                factors = _factors_of(judge, weights, positions)
-            sums.append(walk.correlate(student, level.teacher, level.depth, root, factors, ctx.gradients[index]))
+                of_block = _factors_of(judge, weights, positions)
+            sums.append(walk.correlate(student, level.teacher, level.depth, root, of_block, ctx.gradients[index]))
         if world > 1:
             sums, positions = _reduce(sums, [table[1] for table in tables], most)
             tables = [(weights, count) for (weights, _), count in zip_equal(tables, positions)]
-        values, own, other = _judge_all(judge, sums, tables)
+        values, factors = _judge_all(judge, sums, tables)
         ctx.save_for_backward(*students)
         # Means over all processes: DDP divides the gradients by their number.
-        ctx.levels, ctx.roots, ctx.factors = levels, roots, (own, other, world)
+        ctx.levels, ctx.roots, ctx.factors, ctx.world = levels, roots, factors, world
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        found, (owns, others, world) = [], ctx.factors
+        lengths = [s.shape[1] * level.depth for s, level in zip_equal(ctx.saved_tensors, ctx.levels)]
+        scale = torch.cat([part.expand(length) for part, length in zip_equal(factor.unbind(), lengths)])
+        factors, found = (ctx.factors * (scale * ctx.world).unsqueeze(1)).split(lengths, 1), []
         for index, (student, level, root) in enumerate(zip_equal(ctx.saved_tensors, ctx.levels, ctx.roots)):
             # It is given away, so a second backward through a retained graph makes it again.
             gradient, ctx.gradients[index] = ctx.gradients[index], None
             if gradient is not None:
                 gradient.mul_(factor[index])
             else:
-                scale = factor[index] * world
-                own, other = owns[index] * scale, others[index] * scale
-                gradient = _gradient(student, level, root, own, other)
+                gradient = _gradient(student, level, root, factors[index].unflatten(1, (-1, max(level.depth, 1))))
             found.append(gradient.to(student.dtype))
         return None, None, None, None, *found
 
@@ -140,13 +140,13 @@ def _room(student: Tensor, level: Level) -> Tensor:
     return make(student, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def _gradient(student: Tensor, level: Level, roots: list[Tensor] | None, own: Tensor, other: Tensor) -> Tensor:
+def _gradient(student: Tensor, level: Level, roots: list[Tensor] | None, factors: Tensor) -> Tensor:
     gradient = _room(student, level)
     if student.device.type != 'cpu':
-        blocks.gradient(student, level.teacher, level.depth, roots, own, other, gradient)
+        blocks.gradient(student, level.teacher, level.depth, roots, factors, gradient)
         return gradient
     walk.correlate(
-        student, level.teacher, level.depth, roots, lambda channels, _: (own[channels], other[channels]), gradient
+        student, level.teacher, level.depth, roots, lambda channels, _: tuple(factors[:, channels]), gradient
     )
     return gradient
 
@@ -166,10 +166,8 @@ def _factors_of(judge: Judge, weights: Tensor, positions: Tensor) -> walk.Factor
     return factors
 
 
-def _judge_all(
-    judge: Judge, sums: Sequence[Tensor], tables: Sequence[tuple[Tensor, Tensor]]
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Returns the value of each level (levels,), and the factors of b and of a in its gradient."""
+def _judge_all(judge: Judge, sums: Sequence[Tensor], tables: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Returns the value of each level (levels,), and the factors of b and a of all levels in the gradient."""
 
     def flat(parts: Sequence[Tensor]) -> Tensor:
         """All levels in one: (entries, 4)."""
@@ -180,9 +178,7 @@ def _judge_all(
     values, own, other = judge(means, weights)
     lengths = [of.shape[0] * of.shape[1] for of in sums]
     total = torch.stack([part.sum() for part in values.split(lengths)])
-    owns, others = ((factor / positions).split(lengths) for factor in (own, other))
-    shaped = [[f.view(of.shape[:3]) for f, of in zip_equal(factors, sums)] for factors in (owns, others)]
-    return total, shaped[0], shaped[1]
+    return total, torch.stack((own, other)) / positions
 
 
 def _reduce(sums: Sequence[Tensor], positions: Sequence[Tensor], most: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -222,7 +218,8 @@ class _Absolute(torch.autograd.Function):
         ctx.save_for_backward(*students)
         ctx.levels = levels
         ctx.gradients = [_room(*pair) if needed else None for pair in zip_equal(students, levels)]
-        return tuple(map(_planes, students, levels, ctx.gradients))
+        ctx.weights = position_weights(levels, students[0])
+        return tuple(map(_planes, students, levels, ctx.weights, ctx.gradients))
 
     @staticmethod
     @once_differentiable
@@ -232,28 +229,28 @@ class _Absolute(torch.autograd.Function):
             gradient, ctx.gradients[index] = ctx.gradients[index], None
             if gradient is None:
                 gradient = _room(student, level)
-                _planes(student, level, gradient)
+                _planes(student, level, ctx.weights[index], gradient)
             found.append(gradient.mul_(factor[:, :, None, None]).to(student.dtype))
         return None, None, *found
 
 
-def _planes(student: Tensor, level: Level, gradient: Tensor | None) -> Tensor:
+def _planes(student: Tensor, level: Level, weights: list[Tensor], gradient: Tensor | None) -> Tensor:
     if not level.depth:
         return student.new_zeros(student.shape[:2], dtype=torch.promote_types(student.dtype, torch.float32))
     form = walk if student.device.type == 'cpu' else blocks
-    weights = position_weights(level)
     return form.absolute(student, level.teacher, level.depth, weights, gradient)
 
 
-def position_weights(level: Level) -> list[Tensor]:
-    """Returns the weights of the bands and of their positions, (N or 1, 4, h, w) per wavelet level."""
+def position_weights(levels: Sequence[Level], like: Tensor) -> list[list[Tensor]]:
+    """Returns the weights of the bands and of their positions of each level, (N or 1, 4, h, w) a wavelet level."""
     found = []
-    dtype = torch.promote_types(level.teacher.dtype, torch.float32)
-    for index, size in enumerate(band_sizes(level.teacher, level.depth)):
-        weight = level.teacher.new_empty(1, 4, *size, dtype=dtype)
-        for band, value in enumerate(level.weights[index]):
-            weight[:, band] = value
-        found.append(weight if level.masks is None else weight * level.masks[index])
+    for level, (table, _) in zip_equal(levels, _tables(levels, like)):
+        weights = [row.view(1, 4, 1, 1) for row in table.unbind()]
+        if level.masks is not None:
+            found.append([weight * mask for weight, mask in zip_equal(weights, level.masks)])
+        else:
+            sizes = band_sizes(level.teacher, level.depth)
+            found.append([weight.expand(1, 4, *size) for weight, size in zip_equal(weights, sizes)])
     return found
 
 

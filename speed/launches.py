@@ -1,0 +1,106 @@
+"""Kernels, bytes and memory of every loss on an accelerator, counted without one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freekd_mm.connectors.fam import FAMConnector
+from freekd_mm.losses import (
+    DCTAttentionLoss,
+    FeatureMSELoss,
+    FiGKDLoss,
+    FreeKDLoss,
+    FreeKDPlusLoss,
+    WaveletLoss,
+)
+from speed.accelerator import Launches, accelerator, available, count
+from speed.loss import QUICK_SHAPES, SHAPES, save_random_prompt
+from speed.tables import Report
+from speed.timing import Options, Spread
+
+CLASSES = 80
+#: The most kernels, sizes of traffic and sizes of memory of WaveletLoss.
+TARGETS = (200, 25.0, 1.5)
+
+
+class _Adapted(nn.Module):
+    """FAM on the student, and an MSE."""
+
+    def __init__(self, channels: int, levels: int) -> None:
+        super().__init__()
+        self.connector, self.loss = FAMConnector(channels, channels, num_levels=levels), FeatureMSELoss()
+
+    def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+        """Returns the loss."""
+        return self.loss(self.connector(tuple(students)), teachers)
+
+
+def losses(channels: int, levels: int) -> dict[str, Any]:
+    """Returns what is counted, on the CPU; FiGKD and MSE have no parameters and take any channels."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / 'prompt.pth')
+        save_random_prompt(Path(file), levels, 2, channels)
+        return {
+            'plain MSE': FeatureMSELoss(),
+            'WaveletLoss': WaveletLoss(channels),
+            'WaveletLoss, masks': WaveletLoss(channels, prompt=file),
+            'FreeKDLoss, paper': FreeKDLoss(channels, prompt=file),
+            'FreeKDLoss, paper, no relation': FreeKDLoss(channels, relation=None, prompt=file),
+            'FreeKDLoss, code': FreeKDLoss(channels, mode='code', prompt=file),
+            'FreeKDPlusLoss, masks': FreeKDPlusLoss(channels, prompt=file),
+            'DCTAttentionLoss': DCTAttentionLoss(),
+            'FiGKDLoss, 80 classes': FiGKDLoss(),
+            'FAM and MSE': _Adapted(channels, levels),
+        }
+
+
+def counted(shapes: Sequence[Sequence[int]], channels: int) -> dict[str, tuple[Launches, int]]:
+    """Returns the launches of each loss, forward and backward, and the bytes of the student's features."""
+    found = {}
+    made = losses(channels, len(shapes))
+    for name, loss in made.items():
+        width = CLASSES if 'classes' in name else channels
+        states = {key: (tuple(value.shape), value.dtype) for key, value in loss.state_dict().items()}
+        with accelerator() as device:
+            students = [torch.empty(2, width, *shape, device=device, requires_grad=True) for shape in shapes]
+            teachers = [torch.empty(2, width, *shape, device=device) for shape in shapes]
+            state = {key: torch.empty(shape, dtype=dtype, device=device) for key, (shape, dtype) in states.items()}
+            trained = {name for name, parameter in loss.named_parameters() if parameter.requires_grad}
+            sources = [*students, *(state[key].requires_grad_() for key in sorted(trained))]
+
+            def job(loss=loss, state=state, students=students, teachers=teachers, sources=sources) -> object:
+                value = torch.func.functional_call(loss, state, (students, teachers))
+                return torch.autograd.grad(value, sources, allow_unused=True)
+
+            size = sum(student.numel() * student.element_size() for student in students)
+            found[name] = count(job), size
+    return found
+
+
+def measure(options: Options) -> Report:
+    """Counts the launches of each loss."""
+    report = Report('launches', 'Kernel launches')
+    if not available():
+        report.say('This PyTorch cannot register a device in Python: nothing is counted.')
+        return report
+    shapes, channels = (QUICK_SHAPES, 16) if options.quick else (SHAPES, 256)
+    report.say(
+        f'Counted, not timed: forward and backward, {len(shapes)} levels from {shapes[0]}, batch 2, {channels} '
+        "channels. A size is that of the student's features."
+    )
+    rows = []
+    for name, (launches, size) in counted(shapes, channels).items():
+        kernels, traffic, peak = sum(launches.kernels.values()), launches.bytes / size, launches.peak / size
+        rows.append([name, kernels, f'{traffic:.1f}', f'{peak:.2f}'])
+        report.record(name, kernels=kernels, traffic=round(traffic, 2), peak=round(peak, 3))
+        if name == 'WaveletLoss':
+            for what, wanted, value in zip(('kernels', 'traffic', 'memory'), TARGETS, (kernels, traffic, peak)):
+                report.target(f'{name}: {what}', Spread.exactly(value), at_most=wanted)
+    report.table(['', 'kernels', 'traffic (sizes)', 'memory beside the inputs (sizes)'], rows)
+    return report
