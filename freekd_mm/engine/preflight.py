@@ -42,25 +42,19 @@ def check_keys(cfg: Config, given: dict[str, Any]) -> None:
         given: Values by dotted key.
     """
     for key in given:
-        *parents, last = key.split('.')
-        place: Any = cfg._cfg_dict
-        for index, part in enumerate((*parents, last)):
-            if isinstance(place, (list, tuple)):
-                known: list[str] = [str(number) for number in range(len(place))]
-            elif isinstance(place, dict):
-                known = [*place, *(TOP if index == 0 else ())]
-            else:
+        parts = key.split('.')
+        place: Any = {**dict.fromkeys(TOP), **cfg._cfg_dict}
+        for index, part in enumerate(parts):
+            if not isinstance(place, (dict, list, tuple)):
                 break
-            if part not in known:
-                near = get_close_matches(part, known, n=1, cutoff=0.8)
-                if near or index == 0 or isinstance(place, (list, tuple)):
-                    hint = f" Did you mean '{'.'.join((*parents[:index], near[0]))}'?" if near else ''
-                    raise ValueError(
-                        f'--cfg-options should name settings of the config, but got {key!r}.{hint} '
-                        '--no-check takes any key'
-                    )
-                break
-            place = place[int(part)] if isinstance(place, (list, tuple)) else place.get(part)
+            inner = {str(number): item for number, item in enumerate(place)} if not isinstance(place, dict) else place
+            near = get_close_matches(part, inner, n=1, cutoff=0.8)
+            if part not in inner and (near or index == 0):
+                hint = f" Did you mean '{'.'.join((*parts[:index], near[0]))}'?" if near else ''
+                raise ValueError(
+                    f'--cfg-options should name settings of the config, but got {key!r}.{hint} --no-check takes any key'
+                )
+            place = inner.get(part)
 
 
 def compare_classes(runner: Any) -> None:

@@ -184,7 +184,7 @@ def test_distillation_from_segmenter_to_evaluation(scenes_root, tmp_path):
     result = json.loads(out.read_text())
     assert result['mIoU'] == trained
     assert (Path(result['checkpoint']).name, result['sha256']) == ('iter_2.pth', short_hash(result['checkpoint']))
-    assert [json.loads(file.read_text()) for file in Path(config.work_dir).glob('*/result.json')] == [result]
+    assert [json.loads(file.read_text()) for file in Path(config.work_dir).glob('test/*/result.json')] == [result]
 
 
 def test_plain_config_leaves_the_users_hooks(scenes_root):
