@@ -37,7 +37,7 @@ def processes(folder: Path, action: Callable[[], Any], count: int = 2) -> list[t
                 sys.stdout = sys.stderr = open(folder / f'output{rank}', 'w', buffering=1)  # noqa: SIM115
                 os.environ.update({'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count)})
                 os.environ.update({'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store.port)})
-                os.environ['TORCHELASTIC_USE_AGENT_STORE'] = 'True'
+                os.environ.update({'TORCHELASTIC_USE_AGENT_STORE': 'True', 'TORCHELASTIC_RESTART_COUNT': '0'})
                 action()
                 status = 0
             except SystemExit as stop:

@@ -90,7 +90,9 @@ class ExactResumeHook(Hook):
             return
         if isinstance(loop, IterBasedTrainLoop):
             seeded.skip = point.iteration
-            loop.dataloader_iterator = AdvancedIterator(loop.dataloader, point.iteration)
+            # The forks' loop asks its iterator to skip, or not to.
+            walks = not hasattr(loop.dataloader_iterator, 'skip_iter')
+            loop.dataloader_iterator = AdvancedIterator(loop.dataloader, point.iteration if walks else 0)
         elif isinstance(loop, EpochBasedTrainLoop) and point.batches:
             seeded.skip = self._offset = self.batches = point.batches
             run_iter = loop.run_iter

@@ -140,7 +140,7 @@ def archive(folder: Path) -> None:
         file = folder / 'mmcv-2.1.0' / mmcv_source.OPERATORS / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f'// {name}\n')
-    (folder / 'mmcv-2.1.0' / 'setup.py').touch()
+    (folder / 'mmcv-2.1.0' / 'setup.py').write_text("args = ['-std=c++17']")
     shutil.make_archive(str(folder / 'mmcv-2.1.0'), 'gztar', folder, 'mmcv-2.1.0')
     shutil.rmtree(folder / 'mmcv-2.1.0')
 
@@ -158,7 +158,9 @@ class DownloadingSteps(FakeSteps):
 
 def test_source_in_groups(tmp_path):
     """Each file is compiled once, in a file that setup.py finds; those that clash are in different ones."""
-    source = mmcv_source.unpack(DownloadingSteps(tmp_path), ['pip'], tmp_path / 'build') / mmcv_source.OPERATORS
+    source = (
+        mmcv_source.unpack(DownloadingSteps(tmp_path), ['pip'], tmp_path / 'build', '2.13.0') / mmcv_source.OPERATORS
+    )
     found = {str(file.relative_to(source)): file.read_text() for file in source.rglob('*.cpp')}
     assert found.pop('grouped.cpp') == '#include "a.part"\n#include "b.part"\n'
     assert found.pop('cuda/cudabind.cpp')
@@ -171,8 +173,14 @@ def test_source_in_groups(tmp_path):
     assert next(text for text in found.values() if 'psamask' in text).endswith('"psamask.part"\n')
     # A second call finds what the first one left: compiled files lie there.
     (source / 'kept').touch()
-    mmcv_source.unpack(FakeSteps(tmp_path), ['pip'], tmp_path / 'build')
+    mmcv_source.unpack(FakeSteps(tmp_path), ['pip'], tmp_path / 'build', '2.13.0')
     assert (source / 'kept').exists()
+
+
+@pytest.mark.parametrize(('torch', 'standard'), [('1.13.1', 17), ('2.13.0', 17), ('2.14.1', 20), ('3.0.0', 20)])
+def test_headers_of_the_newest_torch_are_cpp20(tmp_path, torch, standard):
+    source = mmcv_source.unpack(DownloadingSteps(tmp_path), ['pip'], tmp_path / 'build', torch)
+    assert (source / 'setup.py').read_text() == f"args = ['-std=c++{standard}']"
 
 
 def test_groups_that_do_not_compile_are_compiled_file_by_file(tmp_path, monkeypatch, capsys):

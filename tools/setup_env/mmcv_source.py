@@ -14,26 +14,32 @@ OPERATORS = Path('mmcv/ops/csrc/pytorch')
 CLASHING = ('bezier_align.cpp', 'roi_align.cpp', 'roi_align_rotated.cpp', 'rotated_feature_align.cpp')
 #: Its macros ``min`` and ``max`` change all that comes after it.
 MACROS = 'psamask.cpp'
+#: The first PyTorch whose headers are C++20; mmcv asks for C++17.
+NEEDS_CPP20 = (2, 14)
 #: No debug information, and no optimisation that costs a third of the time and gives nothing here. The others are
 #: Python's own, which newer versions of setuptools replace by these.
 FLAGS = '-DNDEBUG -fwrapv -O2 -g0'
 
 
-def unpack(steps: Steps, command: Command, folder: Path, grouped: bool = True) -> Path:
+def unpack(steps: Steps, command: Command, folder: Path, torch: str, grouped: bool = True) -> Path:
     """Downloads and unpacks the source; what an interrupted build compiled there is used again.
 
     Args:
         steps: Runs the download.
         command: pip's download command without the destination.
         folder: Where the archive and the source go.
+        torch: Version of the PyTorch to compile for.
         grouped: Whether to group the files.
     """
     if not (folder / 'complete').exists():
         shutil.rmtree(folder, ignore_errors=True)
         steps.run([*command, '--dest', folder], 'mmcv-source')
         shutil.unpack_archive(str(next(folder.glob('*.tar.gz'))), folder)
+        setup = next(folder.glob('*/setup.py'))
+        if tuple(map(int, torch.split('.')[:2])) >= NEEDS_CPP20:
+            setup.write_text(setup.read_text(encoding='utf-8').replace('-std=c++17', '-std=c++20'), encoding='utf-8')
         if grouped:
-            group(next(folder.glob('*/setup.py')).parent)
+            group(setup.parent)
         (folder / 'complete').touch()
     return next(folder.glob('*/setup.py')).parent
 

@@ -202,11 +202,11 @@ def _build(steps: Steps, venv: Venv, target: Target) -> Path:
     # pip's own cache would hand out a wheel built against another PyTorch.
     command = [*_pip(venv, 'wheel --verbose --no-build-isolation --no-cache-dir'), '--wheel-dir', out]
     download = [*_pip(venv, 'download --no-binary=:all: --no-build-isolation'), f'{target.name}=={target.version}']
-    source = unpack(steps, download, venv.folder / 'build' / target.key)
+    source = unpack(steps, download, venv.folder / 'build' / target.key, target.torch)
     _, code = steps.try_run([*command, source], 'mmcv-build', env=env, progress=compiled_files)
     if code:
         steps.say('      files in groups do not compile here, so each is compiled alone: 5 to 15 minutes')
-        source = unpack(steps, download, venv.folder / 'build' / f'{target.key}-apart', grouped=False)
+        source = unpack(steps, download, venv.folder / 'build' / f'{target.key}-apart', target.torch, grouped=False)
         steps.run([*command, source], 'mmcv-build-apart', env=env, progress=compiled_files)
     return next(out.glob('*.whl'))
 
