@@ -116,11 +116,18 @@ class Method:
     with_head: bool = True
 
 
-def _bands(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
+def _features(name: str, loss: str, channels: bool = False, **options: object) -> Callable[[Wiring], Entries]:
+    """Returns how to write an entry on the features, with their channels where the loss asks for them."""
+
     def entries(wiring: Wiring) -> Entries:
-        return {name: wiring.feature_entry({'type': f'freekd_mm.{loss}', 'channels': wiring.channels_t, **options})}
+        known = {'channels': wiring.channels_t} if channels else {}
+        return {name: wiring.feature_entry({'type': loss, **known, **options})}
 
     return entries
+
+
+def _bands(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
+    return _features(name, f'freekd_mm.{loss}', channels=True, **options)
 
 
 def _fam(connector: str) -> Callable[[Wiring], Entries]:
@@ -182,13 +189,6 @@ def _crosskd(wiring: Wiring) -> Entries:
 def _dct(wiring: Wiring) -> Entries:
     # Made for the stages of a backbone after their ReLU; it compares any channels and sizes.
     return {'dctkd': {'student': 'backbone', 'teacher': 'backbone', 'loss': {'type': 'freekd_mm.DCTAttentionLoss'}}}
-
-
-def _mmrazor(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
-    def entries(wiring: Wiring) -> Entries:
-        return {name: wiring.feature_entry({'type': f'mmrazor.{loss}', **options})}
-
-    return entries
 
 
 def _mgd(wiring: Wiring) -> Entries:
@@ -258,15 +258,13 @@ METHODS: dict[str, Method] = {
     'dctkd': Method(
         "DCT of the attention maps of the backbone's stages: cheap, any channels and sizes", _dct, with_head=False
     ),
-    'mse': Method(
-        'plain L2 on the features, a baseline', lambda w: {'mse': w.feature_entry({'type': 'freekd_mm.FeatureMSELoss'})}
-    ),
+    'mse': Method('plain L2 on the features, a baseline', _features('mse', 'freekd_mm.FeatureMSELoss')),
     'pkd': Method(
-        "mmrazor's PKD (standardised features), a strong baseline", _mmrazor('pkd', 'PKDLoss', loss_weight=1.0)
+        "mmrazor's PKD (standardised features), a strong baseline", _features('pkd', 'mmrazor.PKDLoss', loss_weight=1.0)
     ),
     'cwd': Method(
         "mmrazor's channel-wise divergence, a baseline for segmentation",
-        _mmrazor('cwd', 'ChannelWiseDivergence', loss_weight=1.0),
+        _features('cwd', 'mmrazor.ChannelWiseDivergence', loss_weight=1.0),
     ),
     'mgd': Method("mmrazor's masked generative distillation, a baseline", _mgd),
 }
