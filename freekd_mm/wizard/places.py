@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Tuple, cast
 
@@ -15,7 +15,7 @@ from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.config import build_model, find_model, without_pretrained
 from freekd_mm.runtime.heads import find_head
 from freekd_mm.runtime.probe import ProbeError, Size, config_size, first_accepted, level_shapes, probe_model
-from freekd_mm.runtime.taps import Tap, TapRecorder, flatten, hooks_on_forward
+from freekd_mm.runtime.taps import Tap, TapRecorder, flatten
 from freekd_mm.runtime.wiring import as_maps, match_levels, without_vectors
 from freekd_mm.text import table
 from freekd_mm.wizard.methods import Shape, Wiring
@@ -53,52 +53,37 @@ def _sizes(shapes: Sequence[Sequence[int]]) -> str:
     return ', '.join('x'.join(map(str, shape)) for shape in shapes)
 
 
-class Outputs:
-    """The outputs of every module of a model while it is entered, as tensors without values; for the probe."""
+class Outputs(TapRecorder):
+    """Records the outputs of every module of a model, as tensors without values; for the probe."""
 
     def __init__(self, model: nn.Module, role: str, size: Size) -> None:
-        self.model, self.role, self.size = model, role, size
-        self.runs: dict[str, list[Any]] = {}
-        self._stack = ExitStack()
+        paths = [path for path, _ in model.named_modules() if path and 'data_preprocessor' not in path]
+        super().__init__(model, [Tap(path) for path in paths], role)
+        self.size = size
 
     def counts(self) -> dict[str, int]:
         """Returns how many modules gave features; none if a neck refused the image: another image may fit."""
-        necks = [path for path, _ in self.model.named_modules() if path.split('.')[-1] == 'neck']
-        refused = necks and not any(path in self.runs for path in necks)
+        necks = [runs for path, runs in self.outputs.items() if path.split('.')[-1] == 'neck']
+        refused = necks and not any(necks)
         return {'features': 0 if refused else sum(1 for _ in self.candidates())}
 
-    def __enter__(self) -> Outputs:
-        self.runs = {}
-        with ExitStack() as stack:
-            for path, module in self.model.named_modules():
-                if path and 'data_preprocessor' not in path:
-                    stack.callback(module.register_forward_hook(self._keep(path)).remove)
-                    stack.enter_context(hooks_on_forward(module))
-            self._stack = stack.pop_all()
-        return self
+    def _record(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        try:
+            levels = flatten(output, Tap(path))
+        except TypeError:  # something other than tensors
+            levels = []
+        flat = isinstance(output, (tuple, list)) and len(output) == len(levels)
+        run = tuple(torch.empty_like(level, device='meta') for level in levels), flat
+        self.outputs[path] = [*self.outputs.pop(path), run]  # in the order in which modules finish
 
-    def __exit__(self, *exc_info: Any) -> None:
-        self._stack.__exit__(*exc_info)
-
-    def _keep(self, path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            try:
-                levels = flatten(output, Tap(path))
-            except TypeError:  # something other than tensors
-                levels = []
-            flat = isinstance(output, (tuple, list)) and len(output) == len(levels)
-            self.runs.setdefault(path, []).append((tuple(torch.empty_like(x, device='meta') for x in levels), flat))
-
-        return hook
-
-    def levels(self, path: str) -> tuple[Levels, bool]:
+    def given(self, path: str) -> tuple[Levels, bool]:
         """Returns the output of a module that ran once, and whether an index counts its levels."""
-        runs = self.runs.get(path, [])
+        runs = self.outputs[path]
         return runs[0] if len(runs) == 1 else ((), False)
 
     def maps(self, path: str) -> Levels:
         """Returns the feature maps of one image that a module returned, none if it returned something else."""
-        levels = without_vectors(self.levels(path)[0])
+        levels = without_vectors(self.given(path)[0])
         try:
             maps = as_maps(levels, self.size)
         except ValueError:  # tokens of something other than the image
@@ -107,12 +92,12 @@ class Outputs:
 
     def shapes(self, depth: int = 3) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Returns the shapes of what modules of a depth gave, without those of vectors alone."""
-        found = {path: level_shapes(self.levels(path)[0]) for path in self.runs if path.count('.') < depth}
+        found = {path: level_shapes(self.given(path)[0]) for path in self.outputs if path.count('.') < depth}
         return {path: shapes for path, shapes in found.items() if any(len(shape) > 1 for shape in shapes)}
 
     def candidates(self) -> Iterator[str]:
         """Yields the modules that return features: necks, backbones, other modules before the heads, their parts."""
-        names = [path for path in self.runs if self.maps(path)]
+        names = [path for path in self.outputs if self.maps(path)]
 
         def rank(path: str) -> tuple[bool, int, bool]:
             parts = path.split('.')
@@ -149,10 +134,10 @@ def probe_built(model: nn.Module, role: str, size: Size, features: str | None = 
         kept = without_vectors(given)
         shapes = cast(Tuple[Shape, ...], level_shapes(as_maps(kept, size)))
         with suppress(ProbeError):  # only for the listing
-            probe_model(model, cast(TapRecorder, evaluated), size)
+            probe_model(model, evaluated, size)
         return Probed(model, features, shapes, features, len(given) - len(kept), evaluated.shapes())
     for outputs in (trained, evaluated):
-        probe_model(model, cast(TapRecorder, outputs), size, training=outputs is trained)
+        probe_model(model, outputs, size, training=outputs is trained)
     for path in evaluated.candidates():
         found = _as_trained(path, trained, evaluated)
         if found is not None:
@@ -168,7 +153,7 @@ def _as_trained(path: str, trained: Outputs, evaluated: Outputs) -> tuple[str, t
     """Returns a module's tap, shapes, tap in training and number of vectors; None if training gives other maps."""
     maps, own = evaluated.maps(path), trained.maps(path)
     shapes = cast(Tuple[Shape, ...], level_shapes(maps))
-    levels, flat = evaluated.levels(path)
+    levels, flat = evaluated.given(path)
     vectors = len(levels) - len(maps)
     index = ''
     # Backbones that keep a resolution are best compared at its end; a neck's levels all count.
@@ -178,7 +163,7 @@ def _as_trained(path: str, trained: Outputs, evaluated: Outputs) -> tuple[str, t
         shapes = shapes[-1:]
     if level_shapes(own) == level_shapes(maps):
         return f'{path}{index}', shapes, f'{path}{index}', vectors
-    given, flat = trained.levels(path)
+    given, flat = trained.given(path)
     same = [i for i, level in enumerate(given) if tuple(level.shape) == (1, *shapes[-1])]
     if len(maps) != 1 or not same or not flat:
         return None
