@@ -31,15 +31,6 @@ PROMPTS = sorted(path.relative_to(CONFIGS).as_posix() for path in (CONFIGS / 'fr
 NEEDS_MMPRETRAIN = ('figkd/resnet18_resnet50_mmpretrain.py', 'wavelet/encoder_r50_sam-vit-b.py')
 
 
-@pytest.fixture(autouse=True)
-def _few_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random RPN proposes a thousand boxes, and a cascade has three mask heads for each."""
-    from mmdet.models import RPNHead
-
-    all_of_them = RPNHead._bbox_post_process
-    monkeypatch.setattr(RPNHead, '_bbox_post_process', lambda *args, **options: all_of_them(*args, **options)[:8])
-
-
 def shrink(cfg: Config, root: Path, work_dir: Path) -> Config:
     """Puts the tiny pictures and one iteration in place of COCO or Cityscapes and the schedule."""
     segments = cfg.default_scope == 'mmseg'
