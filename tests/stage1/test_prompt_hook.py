@@ -6,17 +6,18 @@ import copy
 import itertools
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.runner import Runner
+from ranks import processes
 from torch import nn
 
 from freekd_mm.checkpoints.sources import sha256
@@ -322,21 +323,46 @@ def test_the_hook_is_found_by_name_alone():
     assert ROOT_HOOKS.get('freekd_mm.FrequencyPromptHook') is FrequencyPromptHook
 
 
+class Look(Hook):
+    """Keeps what a process of several sees and trains."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self):
+        self.seen = {'images': []}
+
+    @staticmethod
+    def tokens(runner):
+        return {name: p.detach().clone() for name, p in runner.model.module.named_parameters() if p.requires_grad}
+
+    def before_train(self, runner):
+        self.seen['bytes_in_buckets'] = runner.model._get_ddp_logging_data()['total_parameter_size_bytes']
+        self.seen['start'] = self.tokens(runner)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen['images'] += [sample.img_id for sample in data_batch['data_samples']]
+
+    def after_train(self, runner):
+        self.seen['tokens'] = self.tokens(runner)
+
+
 def test_two_processes_train_one_prompt(stage1, tmp_path):
-    """Under torchrun: DDP's buckets hold the tokens alone, both ranks end with the same ones, one file is written."""
+    """DDP's buckets hold the tokens alone, both ranks end with the same ones, one file is written."""
     cfg = stage1('ddp', max_iters=3)
-    cfg.dump(tmp_path / 'ddp_run.py')
-    worker = Path(__file__).parent / 'prompt_ddp_worker.py'
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(worker)]
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [*command, str(tmp_path / 'ddp_run.py'), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    cfg.launcher = 'pytorch'
+    cfg.env_cfg.dist_cfg = dict(backend='gloo')
+    cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+
+    def train():
+        if not torch.cuda.is_available():
+            torch.cuda.set_device = lambda device: None  # mmengine sets it without asking
+        runner, look = Runner.from_cfg(cfg), Look()
+        runner.register_hook(look)
+        runner.train()
+        torch.save(look.seen, tmp_path / f'rank{get_rank()}.pt')
+
+    for status, output in processes(tmp_path, train):
+        assert status == 0, output
     ranks = [torch.load(tmp_path / f'rank{rank}.pt') for rank in range(2)]
     for name, tokens in ranks[0]['tokens'].items():
         assert torch.equal(tokens, ranks[1]['tokens'][name])
