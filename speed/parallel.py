@@ -114,7 +114,7 @@ def measure(options: Options) -> Report:
         report.say('Measured on CPUs with gloo alone: not with this device.')
         return report
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (Path(folder), options), nprocs=2)
+        mp.start_processes(_worker, (Path(folder), options), nprocs=2, start_method='fork')
         found = json.loads((Path(folder) / 'found.json').read_text())
     report.say('Two processes under DDP with gloo, each with a batch of 2, against one process with its batch of 2.')
     rows = []
