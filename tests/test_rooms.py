@@ -111,11 +111,11 @@ def test_importing_the_package_loads_next_to_nothing():
 @pytest.mark.parametrize(
     'code',
     [
-        'from freekd_mm.losses import WaveletLoss; WaveletLoss(4)',
-        'from freekd_mm.losses import FiGKDLoss; FiGKDLoss()',
-        'from mmengine.registry import MODELS; MODELS.build(dict(type="freekd_mm.WaveletLoss", channels=4))',
-        'from mmengine.registry import MODELS; MODELS.build(dict(type="freekd_mm.DCTAttentionLoss"))',
+        'from freekd_mm.losses import FiGKDLoss, WaveletLoss; WaveletLoss(4), FiGKDLoss()',
+        'from mmengine.registry import MODELS; MODELS.build(dict(type="freekd_mm.WaveletLoss", channels=4)); '
+        'MODELS.build(dict(type="freekd_mm.DCTAttentionLoss"))',
     ],
+    ids=['class', 'registry'],
 )
 def test_building_a_loss_loads_no_room_below_it(code):
     loaded = loaded_by(code)
