@@ -113,7 +113,8 @@ def _stored(x: Tensor) -> int:
 def accelerator() -> Iterator[torch.device]:
     """Gives the device; within, all new tensors are fake."""
     _register()
-    with _mode():
+    # Python that runs in a thread of autograd's own can outlive the interpreter, which then aborts.
+    with _mode(), torch.autograd.set_multithreading_enabled(False):
         yield torch.device(NAME, 0)
 
 
@@ -132,3 +133,16 @@ def count(job: Callable[[], object]) -> Launches:
     with launches:
         job()
     return launches
+
+
+def move(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """Moves a module within :func:`accelerator`: its parameters and buffers keep their shapes and lose their values."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                trained = isinstance(tensor, torch.nn.Parameter)
+                tensors[name] = torch.nn.Parameter(fake, tensor.requires_grad) if trained else fake
+    return module

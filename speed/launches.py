@@ -19,7 +19,7 @@ from freekd_mm.losses import (
     FreeKDPlusLoss,
     WaveletLoss,
 )
-from speed.accelerator import Launches, accelerator, available, count
+from speed.accelerator import Launches, accelerator, available, count, move
 from speed.loss import QUICK_SHAPES, SHAPES, save_random_prompt
 from speed.tables import Report
 from speed.timing import Options, Spread
@@ -60,23 +60,23 @@ def losses(channels: int, levels: int) -> dict[str, Any]:
         }
 
 
-def counted(shapes: Sequence[Sequence[int]], channels: int) -> dict[str, tuple[Launches, int]]:
+def counted(
+    shapes: Sequence[Sequence[int]], channels: int, only: Sequence[str] | None = None
+) -> dict[str, tuple[Launches, int]]:
     """Returns the launches of each loss, forward and backward, and the bytes of the student's features."""
     found = {}
-    made = losses(channels, len(shapes))
-    for name, loss in made.items():
+    for name, loss in losses(channels, len(shapes)).items():
+        if only is not None and name not in only:
+            continue
         width = CLASSES if 'classes' in name else channels
-        states = {key: (tuple(value.shape), value.dtype) for key, value in loss.state_dict().items()}
         with accelerator() as device:
+            move(loss, device)
             students = [torch.empty(2, width, *shape, device=device, requires_grad=True) for shape in shapes]
             teachers = [torch.empty(2, width, *shape, device=device) for shape in shapes]
-            state = {key: torch.empty(shape, dtype=dtype, device=device) for key, (shape, dtype) in states.items()}
-            trained = {name for name, parameter in loss.named_parameters() if parameter.requires_grad}
-            sources = [*students, *(state[key].requires_grad_() for key in sorted(trained))]
+            sources = [*students, *(parameter for parameter in loss.parameters() if parameter.requires_grad)]
 
-            def job(loss=loss, state=state, students=students, teachers=teachers, sources=sources) -> object:
-                value = torch.func.functional_call(loss, state, (students, teachers))
-                return torch.autograd.grad(value, sources, allow_unused=True)
+            def job(loss=loss, students=students, teachers=teachers, sources=sources) -> object:
+                return torch.autograd.grad(loss(students, teachers), sources, allow_unused=True)
 
             size = sum(student.numel() * student.element_size() for student in students)
             found[name] = count(job), size
