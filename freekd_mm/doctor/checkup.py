@@ -110,8 +110,8 @@ class Report:
         pins = {name: read_pins(name) for name in sets}
         titles = [name + (' (this one)' if name == self.pins else '') for name in sets]
         rows = [('known to work together:', 'here', *titles)]
-        for name in ('torch', 'numpy'):
-            rows.append((name, self.installed.get(name, '-'), *(pins[each][name] for each in sets)))
+        for name in ('torch', 'torchvision', 'numpy'):
+            rows.append((name, self.installed.get(name, '-'), *(pins[each].get(name, '-') for each in sets)))
         for index, module in enumerate(MM_MODULES):
             candidates = (
                 MMCV_LIKE if module == 'mmcv' else dict.fromkeys(MM_DISTRIBUTIONS[line][index] for line in STACKS)

@@ -141,7 +141,16 @@ def find_limits(installed: Versions, pins: Versions, mmcv_below: Versions) -> li
             fitting = {**pins, 'mmcv': MMCV_BELOW.get(bound, pins.get('mmcv', bound))}
             problems.append(Problem('mmcv', text, install('mmcv', fitting)))
             break
-    torch, numpy = installed.get('torch', ''), installed.get('numpy', '')
+    torch, numpy, vision = (installed.get(name, '') for name in ('torch', 'numpy', 'torchvision'))
+    major, minor = (*numbers(torch), 0, 0)[:2]
+    needed = (0, minor + (15 if major == 2 else 1))
+    if torch and vision and numbers(vision) != needed:
+        wanted = '.'.join(map(str, needed))
+        text = f'{vision} is here, but PyTorch {torch} needs {wanted}; CrowdDet, timm and mmpretrain need it'
+        command = pip('install --no-deps', f'"torchvision=={wanted}.*"')
+        problems.append(
+            Problem('torchvision', text, f'{command}   (in a clone: make setup ENV=py311-torchvision)', False)
+        )
     if torch and numbers(torch) < (2, 3) and numpy and numbers(numpy) >= (2, 0):
         text = f'{numpy} is here, but PyTorch {torch} is compiled for NumPy 1 (2.3 is the first that works with 2)'
         problems.append(Problem('numpy', text, pip('install --no-deps "numpy<2"')))

@@ -111,8 +111,11 @@ def raise_if_missing(error: Exception, what: str) -> None:
     """Raises an error of one line with the command that installs a missing package."""
     name = missing_package(str(error))
     if name:
-        package = DISTRIBUTIONS.get(name, name)
-        raise ImportError(f'{what} needs the package {name}, which is not installed: pip install {package}') from error
+        command = f'pip install {DISTRIBUTIONS.get(name, name)}'
+        if name in ('torchvision', 'timm'):
+            # pip would bring the torchvision of another PyTorch, and that PyTorch with it.
+            command = 'docs/install.md says how (in a clone: make setup ENV=py311-torchvision)'
+        raise ImportError(f'{what} needs the package {name}, which is not installed: {command}') from error
 
 
 def missing_package(error: str) -> str | None:

@@ -211,7 +211,7 @@ UNFIT = {
     'numpy 2': ({'numpy': '2.0.2', 'torch': '2.1.2+cu118'}, 'numpy: 2.0.2 is here, but PyTorch 2.1.2', '"numpy<2"'),
     'old torch': ({'torch': '1.12.1'}, 'needs PyTorch 1.13 or newer, but this is PyTorch 1.12', 'torch==2.1.2'),
 }
-TOOLS = sorted(path.name for path in (ROOT / 'tools').glob('*.py') if path.name != 'doctor.py')
+TOOLS = sorted(path.name for path in (ROOT / 'tools').glob('*.py') if 'run(main)' in path.read_text())
 
 
 def run_with(tmp_path, changes, *command):
@@ -261,6 +261,19 @@ def test_what_fails_because_of_a_wrong_package_is_not_said_as_well():
     imports = {**FINE, 'mmdet.models': error, 'mmseg.models': error}
     report = examine(None, {**PINS['openmmlab'], 'mmdet': '2.28.2'}, imports, {'mmdet': '1.8.0', 'mmseg': '2.2.0'})
     assert list(problems(report)) == ['mmdet']
+
+
+@pytest.mark.parametrize(
+    ('torch', 'vision', 'needed'),
+    [('2.13.0', '0.29.1', '0.28'), ('1.13.1', '0.15.1', '0.14'), ('2.14.1', '0.29.1', ''), ('1.13.1', '0.14.1', '')],
+)
+def test_torchvision_of_another_torch(torch, vision, needed):
+    report = examine(None, {**PINS['openmmlab'], 'torch': torch, 'torchvision': vision}, FINE)
+    note = problems(report, fatal=False).get('torchvision', '')
+    assert bool(note) is bool(needed)
+    assert f'PyTorch {torch} needs {needed}' in note or not needed
+    assert report.ok
+    assert 'torchvision  ' in report.text()
 
 
 def test_the_tightest_limit_is_said_once():
