@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import linecache
 import os
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any, Callable
 
 from freekd_mm.doctor.checkup import obstacle
 
-#: Places whose errors say what is wrong with a config or a command.
-SPEAKING = (Path(__file__).parent, *(Path('mmengine') / part for part in ('registry', 'config')))
+#: Packages that raise errors to say what is wrong with a config or a command.
+SPEAKING = (Path(__file__).parent, Path('site-packages') / 'mmengine')
 LONGEST = 2000
 
 
@@ -56,9 +57,12 @@ def _is_users(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    file = trace.tb_frame.f_code.co_filename if trace is not None else ''
-    is_fault = isinstance(error, (AssertionError, AttributeError, IndexError, NameError)) or ' ' not in str(error)
-    return not is_fault and any(str(place) in file for place in SPEAKING)
+    if trace is None:
+        return False
+    file = trace.tb_frame.f_code.co_filename
+    # A fault in the code has an operation where these have a raise.
+    is_raised = linecache.getline(file, trace.tb_lineno).lstrip().startswith('raise')
+    return is_raised and any(str(place) in file for place in SPEAKING)
 
 
 def _log(error: Exception) -> list[str]:

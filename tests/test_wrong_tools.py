@@ -79,6 +79,7 @@ def own_files(folder: Path, scenes: Path, task: str) -> None:
     (folder / 'empty').mkdir()
     (folder / 'empty.pth').touch()
     (folder / 'broken.py').write_text('model = dict(\n')
+    (folder / 'no_model.py').write_text('x = 1\n')
     shutil.copy(next(iter((scenes / 'val2017').iterdir())), folder / 'picture.png')
     torch.save({'state_dict': Code()}, folder / 'code.pth')
     weights = load_checkpoint_file(folder / 'teacher.pth')
@@ -88,6 +89,8 @@ def own_files(folder: Path, scenes: Path, task: str) -> None:
     variants = {
         'kd': {
             'wrong_option': 'model = dict(distill=dict(mse=dict(loss=dict(wieght=1))))',
+            'wrong_loss': "model = dict(distill=dict(mse=dict(loss=dict(type='freekd_mm.FeatureMSELos'))))",
+            'wrong_backbone': "model = dict(architecture=dict(backbone=dict(type='ResNett')))",
             'wrong_teacher': "model = dict(teacher=dict(checkpont='x.pth'))",
             'nan_teacher': "model = dict(teacher=dict(checkpoint='nan.pth'))",
             'other_teacher': "model = dict(teacher=dict(checkpoint='student.pth'))",

@@ -38,6 +38,12 @@ BOTH = {
     ),
     # train.py
     'config of a training': ('train.py kdd.py', "config should be an existing file, but got 'kdd.py'"),
+    'config without a model': ('train.py no_model.py', "config should define 'model', but has "),
+    'loss that nobody knows': (
+        'train.py wrong_loss.py',
+        "should be a registered name, but got 'freekd_mm.FeatureMSELos'. Did you mean 'freekd_mm.FeatureMSELoss'?",
+    ),
+    'backbone that nobody knows': ('train.py wrong_backbone.py', 'ResNett is not in the '),
     'config that does not parse': ('train.py broken.py', 'a config should be Python, but has a mistake: '),
     'option of a loss': ('train.py wrong_option.py', "(FeatureMSELoss) has no option 'wieght'; available: loss_weight"),
     'option of a teacher': (

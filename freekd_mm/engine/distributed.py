@@ -10,12 +10,18 @@ from typing import Any
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
+from torch.nn.parallel import DistributedDataParallel
 
 
 def unwrapped_model(runner: Any) -> Any:
     """Returns the model of a runner without its wrapper for several processes."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def has_whole_weights(runner: Any) -> bool:
+    """Whether each process holds all weights of the model under their own names, as no sharded model does."""
+    return isinstance(runner.model, (BaseModel, DistributedDataParallel))
 
 
 def prepare_cpu_processes(cfg: Config) -> None:

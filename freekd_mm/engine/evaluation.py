@@ -14,7 +14,7 @@ from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.compat import install
 from freekd_mm.engine.cleanup import clean_up
-from freekd_mm.engine.distributed import prepare_cpu_processes, unwrapped_model
+from freekd_mm.engine.distributed import has_whole_weights, prepare_cpu_processes, unwrapped_model
 from freekd_mm.files import make_room, write_kept
 
 #: Below the work directory: an evaluation writes nothing beside what the training wrote.
@@ -83,8 +83,9 @@ def evaluate(
         _keep_predictions(cfg, out)
     runner = Runner.from_cfg(cfg)
     try:
-        model = unwrapped_model(runner)
-        load_whole(model.module if tta else model, weights, checkpoint)
+        if has_whole_weights(runner):
+            model = unwrapped_model(runner)
+            load_whole(model.module if tta else model, weights, checkpoint)
         del weights
         metrics = runner.test()
     finally:

@@ -17,7 +17,7 @@ from freekd_mm.registry import MODELS as OUR_MODELS
 from freekd_mm.registry import SCOPE
 from freekd_mm.runtime.compatibility import check_classes
 from freekd_mm.runtime.components import check_component
-from freekd_mm.runtime.config import is_distilled
+from freekd_mm.runtime.config import find_model, is_distilled
 
 #: Settings that a config need not have.
 TOP = (*inspect.signature(Runner).parameters, 'reliability', 'compile', 'find_unused_parameters', 'model_wrapper_cfg')
@@ -25,6 +25,7 @@ TOP = (*inspect.signature(Runner).parameters, 'reliability', 'compile', 'find_un
 
 def check_config(cfg: Config) -> None:
     """Raises an error for misspelt options of our parts, and for data files that do not exist."""
+    find_model(cfg)
     if is_distilled(cfg.model):
         check_component(cfg.model, 'model', MODELS, OUR_MODELS)
     for hook in cfg.get('custom_hooks') or []:

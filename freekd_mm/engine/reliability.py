@@ -10,15 +10,13 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from torch.nn.parallel import DistributedDataParallel
 
 from freekd_mm.checkpoints.fitting import load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checks import check_choice, check_options, check_positive
 from freekd_mm.engine.checkpoint_hook import ResumePoint, find_resume_point, hook_of, make_safe
-from freekd_mm.engine.distributed import unwrapped_model
+from freekd_mm.engine.distributed import has_whole_weights, unwrapped_model
 from freekd_mm.engine.exact import ExactResumeHook
 from freekd_mm.engine.failures import check_equal_steps
 from freekd_mm.engine.nonfinite import POLICIES, NonFiniteHook
@@ -83,7 +81,7 @@ def check_resumed(runner: Any, path: str) -> None:
     """Raises where the checkpoint to resume is one of another model; the runner loads it later."""
     file = load_checkpoint_file(path)
     # A checkpoint of stage 1 holds the prompt, which is not plugged in yet.
-    if NAME not in file and isinstance(runner.model, (BaseModel, DistributedDataParallel)):
+    if NAME not in file and has_whole_weights(runner):
         load_whole(unwrapped_model(runner), weights_of(file, path), path)
 
 
