@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import tiny_configs
+import torch
 from distill_cases import L2, build, det_samples, distilled, images, seg_samples, total
 from mmengine.hub import get_config
+from mmengine.structures import InstanceData
 
 
 def step(student: dict, teacher: dict, tap: str, samples: list, scope: str) -> None:
@@ -37,8 +39,9 @@ def crowddet(width: int) -> dict:
 def test_crowddet():
     pytest.importorskip('torchvision', exc_type=(ImportError, RuntimeError))
     samples = det_samples(2)
-    for sample in samples:
-        sample.gt_instances.labels.zero_()
+    for sample in samples:  # the assigner of mmdet needs two people in a picture
+        boxes = torch.tensor([[8.0, 8.0, 40.0, 44.0], [16.0, 8.0, 44.0, 48.0]])
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.zeros(2, dtype=torch.long))
     step(crowddet(8), crowddet(16), 'neck', samples, 'mmdet')
 
 
