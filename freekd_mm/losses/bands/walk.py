@@ -196,14 +196,16 @@ def absolute(
         gradient: Tensor for the gradient of each plane (N, C, H, W); None for none.
     """
     rows = [interleave(weight) for weight in weights]
-    columns = [row.flatten(1).unsqueeze(2) for row in rows]
+    columns = [row.flatten(1).expand(len(student), -1) for row in rows]
     total = student.new_zeros(student.shape[:2], dtype=torch.promote_types(student.dtype, torch.float32))
     for channel, steps, parts in _blocks((student, teacher), depth, difference=True, directly=False):
         for level, step in enumerate(steps):
             step.analyse(parts if level == 0 else steps[level - 1].low, difference=level == 0)
         for level, step in enumerate(steps):
             torch.abs(step.bands[0], out=step.spare)
-            total[:, channel] += torch.matmul(step.spare.flatten(2), columns[level]).squeeze(2)
+            # One product of a matrix and a vector for each image: several times faster than a batch of them.
+            for sums, sizes, column in zip_equal(total[:, channel], step.spare.flatten(2), columns[level]):
+                sums += torch.mv(sizes, column)
         if gradient is None:
             continue
         for level, step in enumerate(steps):
