@@ -11,6 +11,7 @@ import collections
 import datetime
 import importlib.metadata
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -250,6 +251,7 @@ def main() -> None:
     import zoo_step  # noqa: F401
 
     torch.set_num_threads(1)
+    logging.disable(logging.INFO)  # how each parameter was initialised
     families = [[path.resolve()] for path in args.configs] or choose_configs()
     results = [run_family(configs, args) for configs in families]
     print(f'{sum(map(succeeded, results))} of {len(results)} families distilled', flush=True)

@@ -104,8 +104,8 @@ def small(model: Any) -> Any:
 
 
 def _ready(model: Any) -> Any:
-    """Initialises a model, for one process; some ask which epoch it is."""
-    MessageHub.get_current_instance().update_info('epoch', 0)
+    """Initialises a model, for one process; some ask which step of the training it is."""
+    MessageHub.get_current_instance().update_info_dict({'epoch': 0, 'iter': 0})
     model.init_weights()
     return revert_sync_batchnorm(model)
 
