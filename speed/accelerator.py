@@ -2,15 +2,21 @@
 
 Tensors on it are fake (they have shapes and no values), so it needs no device and no time. A tensor on the wrong device
 raises, and so does whatever waits for the device, like ``.item()`` or ``bool(tensor)``.
+
+A registered device stays registered, and PyTorch then takes it for *the* accelerator, also where no tensor is on it. So
+whatever uses it runs :func:`apart`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import multiprocessing
+import traceback
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +47,32 @@ def available() -> bool:
     return hasattr(backend_registration, '_setup_privateuseone_for_python_backend')
 
 
+def apart(job: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function that runs in a fork of this process, so that this one never has the device."""
+
+    @functools.wraps(job)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        context = multiprocessing.get_context('fork')
+        here, there = context.Pipe(duplex=False)
+
+        def work() -> None:
+            try:
+                there.send((job(*args, **kwargs), None))
+            except BaseException:
+                there.send((None, traceback.format_exc()))
+
+        child = context.Process(target=work)
+        child.start()
+        there.close()
+        found, error = here.recv()
+        child.join()
+        if error:
+            raise RuntimeError(f'in a process of its own:\n{error}')
+        return found
+
+    return run
+
+
 def _register() -> None:
     if torch._C._get_privateuse1_backend_name() == NAME:
         return
@@ -52,18 +84,34 @@ def _register() -> None:
         device_count=lambda: 1,
         _is_in_bad_fork=lambda: False,
         manual_seed_all=lambda seed: None,
+        get_rng_state=lambda device=None: torch.empty(0, dtype=torch.uint8),
+        set_rng_state=lambda state, device=None: None,
         get_amp_supported_dtype=lambda: [torch.float16, torch.bfloat16],
     )
     registration._setup_privateuseone_for_python_backend(NAME, backend_module=module)
 
 
-class Launches(TorchDispatchMode):
+class Launches(NamedTuple):
+    """What ran on the accelerator.
+
+    Attributes:
+        kernels: Launches; one for each call that reads or writes values.
+        bytes: What they read and write; a tensor that is expanded counts as what is stored of it.
+        peak: The most bytes held at a time that were made meanwhile.
+    """
+
+    kernels: int
+    bytes: int
+    peak: int
+
+
+class _Counting(TorchDispatchMode):
     """Counts what runs on the accelerator.
 
     Attributes:
-        kernels: Launches by the name of the operator; one for each call that reads or writes values.
-        bytes: What they read and write; a tensor that is expanded counts as what is stored of it.
-        peak: The most bytes held at a time that were made here.
+        kernels: Launches by the name of the operator.
+        bytes: As in :class:`Launches`.
+        peak: As in :class:`Launches`.
     """
 
     def __init__(self) -> None:
@@ -129,10 +177,10 @@ def _mode() -> Any:
 def count(job: Callable[[], object]) -> Launches:
     """Counts a call within :func:`accelerator`; what it has made before, as it runs once for that, does not count."""
     job()
-    launches = Launches()
-    with launches:
+    counting = _Counting()
+    with counting:
         job()
-    return launches
+    return Launches(sum(counting.kernels.values()), counting.bytes, counting.peak)
 
 
 def move(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:

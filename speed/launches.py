@@ -19,7 +19,7 @@ from freekd_mm.losses import (
     FreeKDPlusLoss,
     WaveletLoss,
 )
-from speed.accelerator import Launches, accelerator, available, count, move
+from speed.accelerator import Launches, accelerator, apart, available, count, move
 from speed.loss import QUICK_SHAPES, SHAPES, save_random_prompt
 from speed.tables import Report
 from speed.timing import Options, Spread
@@ -60,6 +60,7 @@ def losses(channels: int, levels: int) -> dict[str, Any]:
         }
 
 
+@apart
 def counted(
     shapes: Sequence[Sequence[int]], channels: int, only: Sequence[str] | None = None
 ) -> dict[str, tuple[Launches, int]]:
@@ -96,7 +97,7 @@ def measure(options: Options) -> Report:
     )
     rows = []
     for name, (launches, size) in counted(shapes, channels).items():
-        kernels, traffic, peak = sum(launches.kernels.values()), launches.bytes / size, launches.peak / size
+        kernels, traffic, peak = launches.kernels, launches.bytes / size, launches.peak / size
         rows.append([name, kernels, f'{traffic:.1f}', f'{peak:.2f}'])
         report.record(name, kernels=kernels, traffic=round(traffic, 2), peak=round(peak, 3))
         if name == 'WaveletLoss':

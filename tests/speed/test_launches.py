@@ -9,7 +9,7 @@ from freekd_mm.connectors.fam import FAMConnector
 from freekd_mm.connectors.review import FAMReviewConnector
 from freekd_mm.losses import LogitKLLoss
 from freekd_mm.prompts import FrequencyPrompt
-from speed.accelerator import NAME, accelerator, available, count, move
+from speed.accelerator import NAME, accelerator, apart, available, count, move
 from speed.launches import TARGETS, counted
 from speed.loss import QUICK_SHAPES, SHAPES
 from speed.pair import STUDENT, TEACHER, config_of, distilled
@@ -41,14 +41,25 @@ OTHERS = {
 }
 
 
+def test_this_process_does_not_get_the_device():
+    def uses_it():
+        with accelerator() as device:
+            return torch.empty(3, device=device).device.type
+
+    assert apart(uses_it)() == NAME
+    assert torch._C._get_privateuse1_backend_name() != NAME
+    with pytest.raises(RuntimeError, match='ZeroDivisionError'):
+        apart(lambda: 1 / 0)()
+
+
 def test_wavelet_loss_keeps_its_targets_at_the_size_of_coco():
     launches, size = counted(SHAPES, 256, ['WaveletLoss'])['WaveletLoss']
-    assert sum(launches.kernels.values()) <= TARGETS[0]
+    assert launches.kernels <= TARGETS[0]
     assert launches.bytes <= TARGETS[1] * size
 
 
 def test_losses_launch_no_more_than_they_did():
-    found = {name: sum(launches.kernels.values()) for name, (launches, _) in counted(QUICK_SHAPES, 16).items()}
+    found = {name: launches.kernels for name, (launches, _) in counted(QUICK_SHAPES, 16).items()}
     assert found.keys() == LOSSES.keys()
     assert {name: number for name, number in found.items() if number > 1.1 * LOSSES[name]} == {}
 
@@ -81,6 +92,7 @@ def total(found):
     return sum(total(part) for part in found if isinstance(part, (torch.Tensor, tuple, list)))
 
 
+@apart
 def test_connectors_and_prompts_launch_no_more_than_they_did():
     found = {}
     for name, (module, shapes) in parts().items():
@@ -88,11 +100,12 @@ def test_connectors_and_prompts_launch_no_more_than_they_did():
             inputs = given(shapes, device)
             called = move(module, device) if name != 'KL' else lambda pair, loss=module: loss(*pair)
             launches = count(lambda called=called, inputs=inputs: total(called(inputs)).backward())
-            found[name] = sum(launches.kernels.values())
+            found[name] = launches.kernels
     assert found.keys() == OTHERS.keys()
     assert {name: number for name, number in found.items() if number > 1.1 * OTHERS[name]} == {}
 
 
+@apart
 def test_a_whole_step_of_the_distillation_stays_on_the_device_and_never_waits():
     """The pull is measured in some steps and read by the processor there; this is a step between them."""
     student, teacher = config_of(STUDENT, quick=True), config_of(TEACHER, quick=True)
@@ -113,9 +126,10 @@ def test_a_whole_step_of_the_distillation_stays_on_the_device_and_never_waits():
 
         losses = step()
         assert all(value.device.type == NAME for value in losses.values() if isinstance(value, torch.Tensor))
-        assert sum(count(step).kernels.values()) < 3000
+        assert count(step).kernels < 3000
 
 
+@apart
 def test_waiting_and_a_wrong_device_are_found():
     with accelerator() as device:
         x = torch.empty(3, device=device)
