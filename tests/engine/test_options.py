@@ -205,15 +205,6 @@ class TestRun:
         config['train_cfg']['max_epochs'] = 1
         return Config.fromfile(tiny_configs.write(tmp_path / 'run.py', config))
 
-    def test_auto_scale_lr(self, config):
-        with pytest.raises(ValueError, match=r'--auto-scale-lr needs auto_scale_lr = dict\(base_batch_size=...\)'):
-            training.run(copy.deepcopy(config), auto_scale_lr=True)
-
-    def test_amp_of_another_wrapper(self, config):
-        config.optim_wrapper.type = 'ApexOptimWrapper'
-        with pytest.raises(ValueError, match='--amp should be used with an OptimWrapper, but the config has Apex'):
-            training.run(config, amp=True)
-
     def test_resume_starts_from_load_from_while_there_is_no_checkpoint(self, config, tmp_path):
         """mmengine would resume from that file, with its iteration and its optimizer."""
         student = config.model.architecture.to_dict()

@@ -223,7 +223,6 @@ def test_nothing_to_train_on():
 @pytest.mark.parametrize(
     ('config', 'error', 'message'),
     [
-        (model_config({}), ValueError, 'distill should be a dict of named entries'),
         (model_config([NECK]), ValueError, 'distill should be a dict of named entries'),
         (model_config({'kd': {'loss': CWD, 'student': 'nek'}}), ValueError, "Did you mean 'neck'"),
         (model_config({'kd': {'loss': CWD, 'teacher': 'nek'}}), ValueError, 'module of the teacher'),

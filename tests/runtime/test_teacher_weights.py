@@ -32,27 +32,9 @@ def test_random_teacher_has_to_be_asked_for():
     assert build_teacher(RANDOM)[1] == 'RANDOM weights (allow_random=True)'
 
 
-def test_missing_file():
-    with pytest.raises(FileNotFoundError, match=r"checkpoint should be an existing file, but got '/nowhere/t.pth'"):
-        build_teacher({'model': TEACHER, 'checkpoint': '/nowhere/t.pth'})
-
-
-@pytest.mark.parametrize(
-    ('teacher', 'message'),
-    [
-        ({}, "either 'cfg_path' or 'model', but got nothing"),
-        ({'model': TEACHER, 'cfg_path': 'x.py'}, "either 'cfg_path' or 'model', but got model, cfg_path"),
-        ({'model': TEACHER, 'chekpoint': 'x'}, "teacher has no option 'chekpoint'; .*Did you mean 'checkpoint'"),
-    ],
-)
-def test_options(teacher, message):
-    with pytest.raises(ValueError, match=message):
-        build_teacher(teacher)
-
-
-def test_not_a_dict():
-    with pytest.raises(TypeError, match='teacher should be a dict with cfg_path, model'):
-        build_teacher('teacher.py')
+def test_neither_config_nor_model():
+    with pytest.raises(ValueError, match="either 'cfg_path' or 'model', but got nothing"):
+        build_teacher({})
 
 
 @pytest.mark.parametrize('path', ['/nowhere/teacher.py', 'mmdet::retinanet/no_such_config.py'])
@@ -137,12 +119,6 @@ def test_checkpoint_of_another_model(tmp_path):
     path = save_weights(SEGMENTER, tmp_path / 'segmenter.pth', 'mmseg')
     with pytest.raises(RuntimeError, match=r'should fit GFL, but only .*config and checkpoint belong together'):
         load_weights(build(TEACHER), str(path))
-
-
-def test_file_without_weights(tmp_path):
-    torch.save({'epoch': 3, 'meta': {}}, tmp_path / 'x.pth')
-    with pytest.raises(ValueError, match='should hold a state_dict, but holds epoch, meta'):
-        load_weights(build(TEACHER), str(tmp_path / 'x.pth'))
 
 
 # Downloads.
