@@ -25,9 +25,9 @@ TOP = (*inspect.signature(Runner).parameters, 'reliability', 'compile', 'find_un
 
 def check_config(cfg: Config) -> None:
     """Raises an error for misspelt options of our parts, and for data files that do not exist."""
-    find_model(cfg)
-    if is_distilled(cfg.model):
+    if is_distilled(cfg.get('model') or {}):
         check_component(cfg.model, 'model', MODELS, OUR_MODELS)
+    find_model(cfg)
     for hook in cfg.get('custom_hooks') or []:
         if isinstance(hook, dict) and str(hook.get('type')).startswith(f'{SCOPE}.'):
             options = {key: value for key, value in hook.items() if key != 'priority'}

@@ -30,6 +30,19 @@ class RootLoss(DistillLoss):
         return sum((student * 0).sum().sqrt() for student in students)
 
 
+@MODELS.register_module(force=True)
+class Damaged(ToyModel):
+    """Its file is sound, and a weight becomes infinite when it runs, as an overflow does."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+        self.backbone.register_forward_pre_hook(self._damage)
+
+    def _damage(self, *_):
+        self.get_parameter(self.weight).data.view(-1)[0] = torch.inf
+
+
 @HOOKS.register_module(force=True)
 class Watch(Hook):
     """Keeps the weights and statistics of every iteration, and what a checkpoint would hold."""
@@ -54,19 +67,20 @@ def distilled(folder, loss, weight=None, taps=('backbone', 'head'), **changes):
     Args:
         folder: For the teacher's weights.
         loss: Config of the loss.
-        weight: A weight of the teacher that is set to infinity.
+        weight: A weight of the teacher that becomes infinite.
         taps: What is compared.
     """
     torch.manual_seed(1)
     teacher = ToyModel()
-    if weight:
-        teacher.get_parameter(weight).data.view(-1)[0] = float('inf')
     folder.mkdir(exist_ok=True)
     torch.save({'state_dict': teacher.state_dict()}, folder / 'teacher.pth')
     model = {
         'type': 'freekd_mm.DistilledModel',
         'architecture': {'type': 'ToyModel'},
-        'teacher': {'model': {'type': 'ToyModel'}, 'checkpoint': str(folder / 'teacher.pth')},
+        'teacher': {
+            'model': {'type': 'Damaged', 'weight': weight} if weight else {'type': 'ToyModel'},
+            'checkpoint': str(folder / 'teacher.pth'),
+        },
         'distill': {'test': {'student': list(taps), 'loss': loss}},
         'probe_size': (8, 8),
     }

@@ -147,7 +147,7 @@ def test_frozen_student_features():
     student = copy.deepcopy(STUDENT)
     student['backbone']['frozen_stages'] = 1
     model = build(model_config({'kd': {'student': 'backbone.layer1', 'loss': CWD}}, student)).train()
-    message = 'features at backbone.layer1 should carry a gradient, but do not; they lie in a frozen stage'
+    message = 'features at backbone.layer1 should carry a gradient, but do not; they are in a frozen stage'
     with pytest.raises(RuntimeError, match=message):
         loss(model)
 
@@ -227,7 +227,7 @@ def test_nothing_to_train_on():
         (model_config({'kd': {'loss': CWD, 'student': 'nek'}}), ValueError, "Did you mean 'neck'"),
         (model_config({'kd': {'loss': CWD, 'teacher': 'nek'}}), ValueError, 'module of the teacher'),
         (model_config(student=STUDENT['backbone']), TypeError, 'for a bare backbone use freekd_mm.FeatureEncoder'),
-        (model_config(probe_size=(0, 64)), RuntimeError, 'Set probe_size to a size it takes'),
+        (model_config(probe_size=(0, 64)), RuntimeError, 'Set probe_size to a size that it accepts'),
     ],
     ids=['empty', 'list', 'student tap', 'teacher tap', 'backbone', 'probe'],
 )
