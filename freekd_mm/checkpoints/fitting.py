@@ -67,12 +67,7 @@ def weights_of(file: Any, source: Any) -> OrderedDict[str, Any]:
 
 
 def load_what_fits(model: nn.Module, weights: OrderedDict[str, Any]) -> Fit:
-    """Loads what has the names and shapes of the model's weights.
-
-    Args:
-        model: The built model.
-        weights: See :func:`weights_of`.
-    """
+    """Loads what has the names and shapes of the model's weights; ``weights`` are of :func:`weights_of`."""
     own = {key: tuple(value.shape) for key, value in model.state_dict().items() if not key.endswith(UNCOUNTED)}
     fitting = weights.copy()
     fitting._metadata = getattr(weights, '_metadata', {})  # type: ignore[attr-defined]
@@ -92,11 +87,7 @@ def load_whole(
 ) -> Fit:
     """Loads weights; raises an error unless the file has all of the model's, without NaN or infinity.
 
-    Args:
-        model: The built model.
-        weights: See :func:`weights_of`.
-        source: The file, for the error.
-        allow_mismatch: Accept missing and other shapes if most is covered; None if that is not an option.
+    ``allow_mismatch`` accepts missing and other shapes if most is covered; None if that is not an option.
     """
     fit = load_what_fits(model, weights)
     if not fit.is_whole:

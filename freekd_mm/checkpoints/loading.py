@@ -61,23 +61,15 @@ def _allowed() -> dict[str, Any]:
     return allowed
 
 
-def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu', trusted: bool = False) -> Any:
-    """Loads a local checkpoint without running code from it.
+def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
+    """Loads a local checkpoint without running code from it; an error if it holds more than tensors and plain data.
 
-    Args:
-        path: A local file.
-        map_location: As for ``torch.load``.
-        trusted: Plain unpickling, which runs any code in the file, as for the files named to :func:`trust`. Only
-            for a file that you made yourself.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        UntrustedCheckpointError: The file holds something other than tensors and plain data.
+    Only files that were named to :func:`trust` are unpickled plainly, which runs any code in them.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint should be an existing file, but got {str(path)!r}')
-    if trusted or is_trusted(path):
+    if is_trusted(path):
         return torch.load(path, map_location=map_location, weights_only=False)
     try:
         return load_as_data(path, map_location, _allowed())

@@ -41,11 +41,7 @@ class _Sink:
 
 
 def save_atomically(content: Any, path: str | os.PathLike) -> Path:
-    """``torch.save`` that leaves either the old file or the whole new one.
-
-    Raises:
-        OSError: The disk is full, or the folder cannot be written; the old file is intact.
-    """
+    """``torch.save`` that leaves either the old file or the whole new one, also if the disk is full."""
     path = Path(path)
     size = 0
 

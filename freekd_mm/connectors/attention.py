@@ -39,14 +39,9 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
-        """Returns (N, C, H, W).
+        """Returns (N, C, H, W) of the scaled query (N, C, H, W), keys and values padded to (N, C, H + 2, W + 2).
 
-        Args:
-            ctx: Autograd's context.
-            query: (N, C, H, W), scaled.
-            keys: (N, C, H + 2, W + 2), padded.
-            values: (N, C, H + 2, W + 2), padded.
-            position: Scores of the relative positions, (N, heads, 9, H, W).
+        The scores of the relative positions are (N, heads, 9, H, W).
         """
         heads = position.shape[1]
         query_by_head = _by_head(query, heads)
@@ -118,12 +113,7 @@ class LocalCrossAttention(nn.Module):
         return torch.cat((rows, columns)).flatten(1)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """Returns y (N, C, H, W).
-
-        Args:
-            x: Features that are attended to, (N, C, H, W).
-            guide: Features that make the queries, (N, C, H, W).
-        """
+        """Returns y (N, C, H, W) for x and the guide, which makes the queries, of the same shape."""
         query, key, value = self.query(guide), self.key(x), self.value(x)
         with torch.autocast(x.device.type, enabled=False):
             return self._attend(full_precision(query), full_precision(key), full_precision(value))

@@ -138,11 +138,7 @@ class FAMConnector(nn.Module):
         )
 
     def forward(self, features: Levels) -> Tensor | tuple[Tensor, ...]:
-        """Returns the adapted features: a tensor for a tensor, else a tuple of all levels.
-
-        Args:
-            features: Student's feature (N, C, H, W), or all levels of them.
-        """
+        """Returns the adapted features: a tensor for a tensor (N, C, H, W), else a tuple of all levels."""
         levels = check_levels(type(self).__name__, features, self.in_channels)
         outputs = tuple(fam(level) for fam, level in zip_equal(self.levels, self.fuse(levels)))
         return outputs[0] if isinstance(features, Tensor) else outputs

@@ -176,12 +176,7 @@ class ResumePoint:
 
 
 def read_resume_point(path: str | os.PathLike) -> ResumePoint:
-    """Reads a whole checkpoint and returns what a resume needs.
-
-    Raises:
-        RuntimeError: It is damaged.
-        ValueError: It is not a training checkpoint.
-    """
+    """Reads a whole training checkpoint and returns what a resume needs; an error if it is damaged or another file."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -195,18 +190,12 @@ def read_resume_point(path: str | os.PathLike) -> ResumePoint:
 
 
 def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | None = None) -> ResumePoint | None:
-    """Returns the checkpoint to continue from.
+    """Returns the checkpoint to continue from; None if ``'auto'`` finds none at all.
 
     Args:
-        resume: A checkpoint, or ``'auto'`` for the newest in the work directory that is whole.
-        work_dir: The work directory.
+        resume: A checkpoint, or ``'auto'`` for the newest whole one.
+        work_dir: Where ``'auto'`` looks.
         hook: Config of the checkpoint hook, for its ``filename_tmpl`` and ``out_dir``.
-
-    Returns:
-        None if ``'auto'`` finds no checkpoint at all.
-
-    Raises:
-        RuntimeError: There are checkpoints, but all are damaged.
     """
     if resume != 'auto':
         return read_resume_point(_existing(resume, Path(work_dir)))

@@ -19,13 +19,7 @@ ENTRY_TERM = re.compile(r'^distill\.(?P<entry>\w+)\.(?P<term>.+)$')
 
 
 def diagnose(model: nn.Module, losses: dict[str, Any], batch: Any) -> str:
-    """Returns sentences that name what is not finite: losses, features, images, or gradients; '' if all is finite.
-
-    Args:
-        model: The student, its gradients computed.
-        losses: What it returned in this step, and the terms for the log.
-        batch: The batch as the data loader gave it.
-    """
+    """Returns what is not finite: losses (or their terms), features, images, or gradients; '' if all is finite."""
     images = image_files(batch)
     parts = [*_losses(model, losses), *_features(model, batch, images)] or _gradients(model)
     return f'{"; ".join(parts)}. Images of the batch: {listed(images) or "unknown"}.' if parts else ''

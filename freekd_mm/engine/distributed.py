@@ -28,9 +28,6 @@ def prepare_cpu_processes(cfg: Config) -> None:
     """Lets ``--launcher pytorch`` run on CPUs: joins the processes with gloo and wraps the model without devices.
 
     mmengine 0.10.7 sets a CUDA device for each process, and gives DDP and FSDP its number.
-
-    Args:
-        cfg: The config to run; the wrapper of its model is completed in place.
     """
     if cfg.get('launcher') != 'pytorch' or get_device() != 'cpu':
         return

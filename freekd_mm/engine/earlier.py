@@ -17,11 +17,7 @@ from freekd_mm.prompts.prompt_file import PROMPT_FILE
 
 
 def set_aside(cfg: Config) -> None:
-    """Moves checkpoints, logs and the prompt of an earlier training to ``earlier-<time>/`` of the work directory.
-
-    Raises:
-        FileExistsError: The training starts from one of them.
-    """
+    """Moves the files of an earlier training to ``earlier-<time>/``; an error if the new one starts from them."""
     folder = Path(cfg.work_dir)
     found = [*checkpoints_in(folder, hook_of(cfg)), *folder.glob('best_*.pth')]
     if not found:

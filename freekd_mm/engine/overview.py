@@ -25,11 +25,7 @@ WIDTH = 110
 
 
 def show_overview(runner: Any) -> None:
-    """Prints the screen, and lets the runner print the expected time after its first iterations.
-
-    Args:
-        runner: A runner that has not trained yet, its training data loader built.
-    """
+    """Prints the screen, and soon after the start the expected time; the training's data loader is built."""
     lines = [('train', _data(getattr(runner._train_dataloader, 'dataset', None)))]
     if isinstance(runner._val_dataloader, dict):
         lines.append(('val', _data(DATASETS.build(copy.deepcopy(runner._val_dataloader['dataset'])))))

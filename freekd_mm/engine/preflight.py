@@ -36,12 +36,7 @@ def check_config(cfg: Config) -> None:
 
 
 def check_keys(cfg: Config, given: dict[str, Any]) -> None:
-    """Raises an error for keys of ``--cfg-options`` that look like a typo: one letter off, or unknown at the top.
-
-    Args:
-        cfg: The config before they are merged.
-        given: Values by dotted key.
-    """
+    """Raises an error for keys of ``--cfg-options`` that look like a typo: one letter off, or unknown at the top."""
     for key in given:
         parts = key.split('.')
         place: Any = {**dict.fromkeys(TOP), **cfg._cfg_dict}
@@ -59,11 +54,7 @@ def check_keys(cfg: Config, given: dict[str, Any]) -> None:
 
 
 def compare_classes(runner: Any) -> None:
-    """Compares the classes of the training data with the teacher's, if there is a teacher.
-
-    Args:
-        runner: A runner that has not trained yet, its training data loader built.
-    """
+    """Compares the classes of the training data, whose loader is built, with the teacher's, if there is a teacher."""
     model = unwrapped_model(runner)
     dataset = getattr(getattr(runner, '_train_dataloader', None), 'dataset', None)
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')

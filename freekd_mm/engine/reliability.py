@@ -95,12 +95,7 @@ def _own(runner: Any, hook: Any) -> Any:
 
 
 def resume_from(cfg: Config, resume: str) -> ResumePoint | None:
-    """Finds the checkpoint to continue from, and sets the config so that mmengine continues there.
-
-    Args:
-        cfg: The config.
-        resume: A checkpoint, or ``'auto'`` for the newest whole one of the work directory.
-    """
+    """Finds the checkpoint to continue from (``'auto'``: the newest whole one), and sets the config for mmengine."""
     point = find_resume_point(resume, cfg.work_dir, hook_of(cfg))
     if point is None:
         text = f'--resume: there is no checkpoint in {cfg.work_dir}, so the training STARTS FROM SCRATCH'

@@ -127,12 +127,7 @@ class GracefulStopHook(Hook):
 
 
 def init_worker(init: Callable[[int], None] | None, worker: int) -> None:
-    """Keeps a data loading process alive when the whole process group is told to stop: the last steps need it.
-
-    Args:
-        init: The initialisation of the config.
-        worker: Number of the process.
-    """
+    """Keeps a data loading process alive when the whole process group is told to stop: the last steps need it."""
     if hasattr(signal, 'sigtimedwait'):  # macOS and Windows: a signal to the whole group ends the workers
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

@@ -34,17 +34,9 @@ def is_first_process(launcher: str = 'none') -> bool:
 
 @contextmanager
 def own_work_dir(path: str | os.PathLike, launcher: str = 'none') -> Iterator[Path]:
-    """Holds a work directory for one run; frees it when the run ends, no matter how.
+    """Holds a work directory for one run, by its first process; frees it when the run ends, no matter how.
 
     The lock belongs to the process, so it is gone when the process is killed.
-
-    Args:
-        path: The work directory.
-        launcher: As for the tools; of several processes the first holds it.
-
-    Raises:
-        WorkDirInUseError: Another run holds it.
-        PermissionError: It cannot be written.
     """
     path = Path(path)
     if not is_first_process(launcher):

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from freekd_mm.checks import check_positive
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.tensors import Levels, as_levels, shapes
 
 
 class DistillLoss(nn.Module):
     """Base of the losses of this package.
 
-    ``forward(preds_S, preds_T)`` takes a tensor or a tuple of all levels from the student and from the
-    teacher and returns one scalar; mmrazor's distillers call it in the same way. Subclasses implement
-    :meth:`compute`. The runtime reads three class attributes and ``terms``:
+    ``forward(preds_S, preds_T)`` takes a tensor or a tuple of all levels, (N, C, H, W) each, from the student and from
+    the teacher and returns one scalar; mmrazor's distillers call it in the same way. Subclasses implement
+    :meth:`level_loss`, or :meth:`compute` for all levels together. The runtime reads these attributes:
 
     Attributes:
         multi_level: The loss takes all levels in one call (mmrazor's losses take one tensor).
@@ -29,6 +30,8 @@ class DistillLoss(nn.Module):
     multi_level = True
     target = 'features'
     any_shape = False
+    #: Name of a level's part in ``terms``.
+    part = ''
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
@@ -37,12 +40,7 @@ class DistillLoss(nn.Module):
         self.terms: dict[str, Tensor] = {}
 
     def forward(self, preds_S: Levels, preds_T: Levels) -> Tensor:
-        """Returns the weighted loss between all levels of the student and of the teacher.
-
-        Args:
-            preds_S: Student's levels, each (N, C, H, W).
-            preds_T: Teacher's levels, of the same shapes. They get no gradient.
-        """
+        """Returns the weighted loss between all levels; the teacher's get no gradient."""
         students = as_levels(preds_S, 'preds_S')
         teachers = tuple(level.detach() for level in as_levels(preds_T, 'preds_T'))
         if len(students) != len(teachers):
@@ -56,5 +54,11 @@ class DistillLoss(nn.Module):
             return self.loss_weight * self.compute(students, teachers)
 
     def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
-        """Returns the unweighted loss; fills ``self.terms``."""
+        """Returns the unweighted loss, here the sum over the levels; fills ``self.terms``."""
+        values = [self.level_loss(*pair, level) for level, pair in enumerate(zip_equal(students, teachers))]
+        self.terms = {f'level{level}/{self.part}': value.detach() for level, value in enumerate(values)}
+        return sum(values[1:], values[0])
+
+    def level_loss(self, student: Tensor, teacher: Tensor, level: int) -> Tensor:
+        """Returns the loss of one level."""
         raise NotImplementedError

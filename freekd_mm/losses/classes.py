@@ -68,12 +68,7 @@ class ClassLoss(DistillLoss):
             self.check_count(num_classes, 'num_classes')
 
     def share_classes(self, student: Sequence[int], teacher: Sequence[int]) -> None:
-        """Compares only these classes: a softmax is then only over them, and a background is kept.
-
-        Args:
-            student: Indices of the shared classes in the student's scores.
-            teacher: Their indices in the teacher's scores.
-        """
+        """Compares only these classes, given as indices in either side's scores; a background is kept."""
         self.check_count(len(student), 'the classes that student and teacher share')
         self.shared = (list(student), list(teacher))
 

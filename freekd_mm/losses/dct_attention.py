@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from freekd_mm.checks import check_choice, check_positive
-from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import dct2d
 from freekd_mm.losses.base import DistillLoss
 from freekd_mm.registry import MODELS
@@ -39,12 +38,9 @@ class _Energy(torch.autograd.Function):
 
 
 def _min_max(maps: Tensor, eps: float, by_max: bool = False) -> Tensor:
-    """Normalises every map of (N, H, W) to start at 0 and end at 1; a constant map becomes 0.
+    """Normalises every map of (N, H, W) to start at 0 and end at 1 (``by_max``: to have the maximum 1 before a shift).
 
-    Args:
-        maps: (N, H, W).
-        eps: A map is constant if its range is at most ``eps`` times its largest absolute value.
-        by_max: Divide by the maximum, not by the range.
+    A constant map, whose range is at most ``eps`` times its largest absolute value, becomes 0.
     """
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     span = high - low
@@ -57,9 +53,7 @@ def _min_max(maps: Tensor, eps: float, by_max: bool = False) -> Tensor:
 def _low_frequencies(size: int, kept: int, device: torch.device) -> Tensor:
     """Returns where the ``kept`` lowest of ``size`` frequencies are in an FFT, zero frequency first."""
     below = kept // 2
-    positive = torch.arange(kept - below, device=device)
-    negative = torch.arange(size - below, size, device=device)
-    return torch.cat((positive, negative))
+    return torch.cat((torch.arange(kept - below, device=device), torch.arange(size - below, size, device=device)))
 
 
 @MODELS.register_module()
@@ -86,6 +80,7 @@ class DCTAttentionLoss(DistillLoss):
     """
 
     any_shape = True
+    part = 'dct'
 
     def __init__(self, transform: Transform = 'dct', eps: float = 1e-5, loss_weight: float = 1.0) -> None:
         super().__init__(loss_weight)
@@ -93,22 +88,17 @@ class DCTAttentionLoss(DistillLoss):
         check_positive('eps', eps)
         self.transform, self.eps = transform, eps
 
-    def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
-        """Returns the sum over the levels; ``terms['level0/dct']`` holds each level's part."""
-        values = []
-        for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
-            if student.ndim != 4 or teacher.ndim != 4 or student.shape[0] != teacher.shape[0]:
-                raise ValueError(
-                    f'{type(self).__name__}: level {level} should be (N, C, H, W) with the same N, but got '
-                    f'{tuple(student.shape)} from the student and {tuple(teacher.shape)} from the teacher'
-                )
-            size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-            difference = self.spectrum(student, size) - self.spectrum(teacher, size)
-            # vector_norm has the gradient 0 at 0, where the square root of a sum has NaN.
-            value = mean(torch.linalg.vector_norm(difference, dim=(1, 2)))
-            self.terms[f'level{level}/dct'] = value.detach()
-            values.append(value)
-        return sum(values[1:], values[0])
+    def level_loss(self, student: Tensor, teacher: Tensor, level: int) -> Tensor:
+        """Returns the mean distance of one level."""
+        if student.ndim != 4 or teacher.ndim != 4 or student.shape[0] != teacher.shape[0]:
+            raise ValueError(
+                f'{type(self).__name__}: level {level} should be (N, C, H, W) with the same N, but got '
+                f'{tuple(student.shape)} from the student and {tuple(teacher.shape)} from the teacher'
+            )
+        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+        difference = self.spectrum(student, size) - self.spectrum(teacher, size)
+        # vector_norm has the gradient 0 at 0, where the square root of a sum has NaN.
+        return mean(torch.linalg.vector_norm(difference, dim=(1, 2)))
 
     def spectrum(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Returns S (N, h, w), the normalised spectrum of ``features`` (N, C, H, W) cut to ``size`` (h, w)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses.base import DistillLoss
 from freekd_mm.registry import MODELS
 from freekd_mm.tensors import check_same_shapes, full_precision, mean
@@ -17,18 +16,16 @@ class FeatureMSELoss(DistillLoss):
     .. math:: L = \sum_l \frac{1}{N C_l H_l W_l} \| F^t_l - F^s_l \|_2^2
 
     FAM-KD compares its adapted features with it (see :class:`freekd_mm.connectors.FAMConnector`), and
-    the baseline for the losses in the frequency domain.
-
-    Args:
-        loss_weight: Factor on the returned value.
+    it is the baseline for the losses in the frequency domain.
     """
 
+    part = 'mse'
+
     def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
-        """Returns the sum over the levels; ``terms['level0/mse']`` holds each level's part."""
+        """Returns the sum over the levels."""
         check_same_shapes(type(self).__name__, students, teachers)
-        values = []
-        for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
-            value = mean((full_precision(student) - full_precision(teacher)).square())
-            self.terms[f'level{level}/mse'] = value.detach()
-            values.append(value)
-        return sum(values[1:], values[0])
+        return super().compute(students, teachers)
+
+    def level_loss(self, student: Tensor, teacher: Tensor, level: int) -> Tensor:
+        """Returns the mean squared difference of one level."""
+        return mean((full_precision(student) - full_precision(teacher)).square())

@@ -87,11 +87,7 @@ class PromptFile:
                     )
 
     def places(self, module: str | None = None) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Returns tokens and bias by place, e.g. ``'neck[0]'``, in the order of the levels.
-
-        Args:
-            module: Only those of this module of the teacher.
-        """
+        """Returns tokens and bias by place, e.g. ``'neck[0]'``, in the order of the levels; of one module or all."""
         if module is not None:
             check_choice('module', module, self.tokens)
         return {

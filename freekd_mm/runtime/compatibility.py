@@ -37,13 +37,7 @@ def swap_hint(student: nn.Module, checkpoint: str) -> str:
 
 
 def check_prompts(entries: Iterable[Any], checkpoint: str | None, tolerant: bool) -> None:
-    """Raises an error if a prompt was trained with other weights than the teacher's.
-
-    Args:
-        entries: The entries, wired.
-        checkpoint: The teacher's file or URL.
-        tolerant: Warn instead (``allow_mismatch`` of the teacher).
-    """
+    """Raises an error (or warns) if a prompt of the wired entries was trained with other weights than the teacher's."""
     hashed = ''
     for entry in entries:
         for module in entry.modules():
@@ -64,12 +58,9 @@ def check_prompts(entries: Iterable[Any], checkpoint: str | None, tolerant: bool
 
 
 def check_boxes(entry: Any, student: nn.Module, teacher: nn.Module) -> None:
-    """Raises an error if a loss expects another kind of boxes than the head predicts: shapes do not always show it.
+    """Raises an error if a loss expects other boxes than the head predicts: shapes do not always show it.
 
-    Args:
-        entry: The entry, wired.
-        student: The student.
-        teacher: The teacher, whose head makes both predictions if the entry goes through it.
+    The teacher's head makes both predictions if the entry goes through it.
     """
     boxes = getattr(entry.losses[0], 'boxes', None)
     for model, role in ((teacher, 'teacher'), *(((student, 'student'),) if entry.through is None else ())):
@@ -82,15 +73,10 @@ def check_boxes(entry: Any, student: nn.Module, teacher: nn.Module) -> None:
 
 
 def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, entries: Iterable[Any]) -> None:
-    """Compares the classes of teacher and student.
+    """Compares the classes of the student's training set with those in the teacher's checkpoint.
 
-    If they differ, losses on class scores compare only the shared classes, matched by name; no shared one is an
-    error. Features can always be compared: a warning.
-
-    Args:
-        student: Classes of the student's training set.
-        teacher: Classes in the teacher's checkpoint.
-        entries: The entries, wired.
+    If they differ, losses on class scores compare only the shared classes, matched by name; no shared one is an error.
+    Features can always be compared: a warning.
     """
     if student is None or teacher is None or list(student) == list(teacher):
         return

@@ -17,28 +17,13 @@ from freekd_mm.registry import SCOPE
 
 
 def build_component(cfg: dict, what: str) -> nn.Module:
-    """Builds a loss or a connector from its config.
-
-    Args:
-        cfg: ``dict(type='freekd_mm.FreeKDLoss', ...)``, or of mmrazor, mmdet, or the user's own.
-        what: What it is, for messages, e.g. ``"loss of distill 'freekd'"``.
-
-    Raises:
-        ValueError: There is no such type, or it has no such option.
-    """
+    """Builds a loss or a connector from its config; ``what`` names it in messages."""
     check_component(cfg, what, MODELS, OURS)
     return MODELS.build(copy.deepcopy(ConfigDict(cfg)))
 
 
 def check_component(cfg: Any, what: str, registry: Any, ours: Any) -> None:
-    """Raises an error for a type or an option that does not exist, and names the nearest.
-
-    Args:
-        cfg: The config.
-        what: What it is, for messages.
-        registry: mmengine's registry of them.
-        ours: Our child of it.
-    """
+    """Raises an error for a type or option that does not exist in mmengine's registry; names the nearest of ours."""
     if not isinstance(cfg, dict) or not cfg.get('type'):
         raise TypeError(f"{what} should be a dict with 'type', but got {cfg!r}")
     kind = cfg['type']

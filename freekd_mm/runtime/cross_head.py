@@ -23,12 +23,7 @@ EPS = 1e-6
 
 
 def crossing_taps(cfg: dict, what: str) -> tuple[Tap, ...]:
-    """Returns the teacher's taps at the place where the student's features take over, one per tower.
-
-    Args:
-        cfg: The options of :class:`CrossHead`.
-        what: What it is, for messages.
-    """
+    """Returns the teacher's taps where the student's features take over, one per tower."""
     check_options(what, cfg, OPTIONS)
     check_positive(f'start of {what}', cfg.get('start'), integer=True)
     return tuple(Tap(f'{cfg.get("head", "bbox_head")}.{tower}.{cfg["start"] - 1}') for tower in TOWERS)

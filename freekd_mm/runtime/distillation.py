@@ -116,13 +116,10 @@ class Distillation(nn.Module):
         return not self.stopped and any(entry.active for entry in self._entries)
 
     def run(self, student_loss: Callable[[], dict], inputs: Any, data_samples: Any) -> dict:
-        """Computes the student's own losses and adds the distillation losses.
+        """Adds the distillation losses to those of the student, which ``student_loss`` computes.
 
-        Args:
-            student_loss: Runs the student on the batch and returns its losses.
-            inputs: (N, 3, H, W), as the student's data preprocessor made them; for a semi-supervised detector several
-                by name, of which the labelled one is distilled: it runs first.
-            data_samples: The batch's data samples.
+        The inputs (N, 3, H, W) are as the student's data preprocessor made them; a semi-supervised detector has several
+        by name, of which the labelled one is distilled: it runs first.
         """
         runs = None
         if isinstance(inputs, dict):

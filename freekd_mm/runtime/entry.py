@@ -84,14 +84,7 @@ class Entry(nn.Module):
         image: tuple[int, int],
         teacher: FrozenTeacher | None = None,
     ) -> None:
-        """Builds connector and losses for the shapes of a dummy image.
-
-        Args:
-            students: The student's levels.
-            teachers: The teacher's levels.
-            image: Height and width of the image.
-            teacher: The teacher, for an entry that goes through its head.
-        """
+        """Builds connector and losses for the levels that a dummy image of a size gives in student and teacher."""
         losses = nn.ModuleList([build_component(self.loss_cfg, f"loss of distill '{self.name}'")])
         self.logits = getattr(losses[0], 'target', 'features') == 'logits'
         if self.through_cfg is not None and teacher is not None:
@@ -220,13 +213,7 @@ class Entry(nn.Module):
     def compared(
         self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Returns what the loss compares: the student's levels after the connector, and the teacher's paired ones.
-
-        Args:
-            students: The student's recorded levels.
-            teachers: The teacher's recorded levels.
-            image: Height and width of the batch.
-        """
+        """Returns what the loss compares: the student's levels after the connector, and the teacher's paired ones."""
         students, teachers = self._crossed(students, image), self._maps(teachers, image)
         teachers = tuple(teachers[pair.teacher] for pair in self.pairs)
         features = _as_tuple(self._connect(tuple(students[pair.student] for pair in self.pairs), teachers))
@@ -244,11 +231,7 @@ class Entry(nn.Module):
     ) -> dict[str, Tensor]:
         """Returns ``{'distill.loss_<name>': ..., 'distill.<name>.<term>': ...}``, of :meth:`compared` features.
 
-        Args:
-            students: The student's recorded levels.
-            teachers: The teacher's recorded levels.
-            image: Height and width of the batch.
-            task: Sum of the student's own losses in a step whose pull is measured.
+        ``task`` is the sum of the student's own losses in a step whose pull is measured.
         """
         features, teachers = self.compared(students, teachers, image)
         logs: dict[str, Tensor] = {}

@@ -16,16 +16,7 @@ CLASSIFIER = 'decode_head.conv_seg'
 
 
 def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Returns the teacher's weights inside a module that have the student's names and shapes.
-
-    Args:
-        student: The student.
-        teacher: The teacher.
-        module: Name of a module of both, e.g. ``'neck'`` or ``'bbox_head.cls_convs'``.
-
-    Returns:
-        The weights by the student's names, and all that the student has there.
-    """
+    """Returns the teacher's weights in a module that fit the student's names and shapes, and all of the student's."""
     # Counters (of batch normalisation) have one shape everywhere, and say nothing.
     own = {k: v for k, v in student.state_dict().items() if k.startswith(f'{module}.') and v.is_floating_point()}
     theirs = teacher.state_dict()
@@ -53,13 +44,7 @@ def _numbers(weights: dict[str, Tensor]) -> int:
 
 
 def choose_modules(student: nn.Module, teacher: nn.Module, modules: Sequence[str]) -> list[str]:
-    """Checks the modules to inherit; without names all that fit, possibly none.
-
-    Args:
-        student: The student.
-        teacher: The teacher.
-        modules: Names of modules, or none.
-    """
+    """Checks the modules to inherit; without names all that fit, possibly none."""
     for module in modules:
         _checked_weights(student, teacher, module)
     return list(modules) or inheritable_modules(student, teacher)
@@ -86,13 +71,9 @@ def _checked_weights(
 
 
 def inherited_weights(student: nn.Module, teacher: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
-    """Returns copies of the weights that a student starts with.
+    """Returns copies of the weights of some modules that a student starts with.
 
-    Args:
-        student: The student.
-        teacher: The teacher, weights loaded.
-        modules: Names of modules of both. What differs inside them (the lateral convolutions of an FPN on a
-            narrower backbone) stays the student's own.
+    What differs inside them (the lateral convolutions of an FPN on a narrower backbone) stays the student's own.
     """
     if isinstance(modules, str):
         raise TypeError(f'inherit should be a list of module names, but got {modules!r}; write [{modules!r}]')
@@ -106,12 +87,7 @@ def inherited_weights(student: nn.Module, teacher: nn.Module, modules: Sequence[
 
 @torch.no_grad()
 def take_over(student: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copies inherited weights into a student.
-
-    Args:
-        student: The student.
-        weights: See :func:`inherited_weights`.
-    """
+    """Copies inherited weights into a student."""
     own = student.state_dict()
     for name, value in weights.items():
         own[name].copy_(value)

@@ -41,13 +41,7 @@ class SharedOutputs:
         self._checked = False
 
     def __call__(self, inputs: Tensor, data_samples: Any, run: Callable[[Tensor, Any], Outputs]) -> Outputs:
-        """Returns the levels of a batch by tap, from the files if all exist.
-
-        Args:
-            inputs: (N, 3, H, W).
-            data_samples: The batch's data samples.
-            run: Runs the teacher.
-        """
+        """Returns the levels of a batch (N, 3, H, W) by tap, from the files if all exist, else from ``run``."""
         files = [self._file(image, sample) for image, sample in zip(inputs, data_samples or [None] * len(inputs))]
         if all(file.is_file() for file in files):
             pictures = [torch.load(file, map_location=inputs.device, weights_only=True) for file in files]

@@ -148,19 +148,10 @@ def probe_model(
     run: Callable[[Tensor, Any], None] | None = None,
     training: bool = False,
 ) -> dict[str, int]:
-    """Runs one dummy image; the recorder then holds the outputs of the taps.
+    """Runs one dummy image; the recorder then holds the outputs of the taps. Returns how often each module ran.
 
-    Some operators have no CPU kernel: a model that fails on the CPU is tried on the training's device.
-
-    Args:
-        model: Teacher or student; its mode is restored.
-        recorder: Recorder of its taps.
-        size: Height and width of the dummy image.
-        run: How to run it and record; by default the forward pass without losses.
-        training: As in training: some models return other outputs there than in eval mode.
-
-    Returns:
-        How often each tapped module ran.
+    Some operators have no CPU kernel: a model that fails on the CPU is tried on the training's device. With
+    ``training`` it runs as in training: some models return other outputs there. Its mode is restored.
     """
     parameter = next(model.parameters(), torch.zeros(()))
 

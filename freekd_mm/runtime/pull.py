@@ -126,12 +126,7 @@ def is_due(steps: int) -> bool:
 
 
 def task_loss(losses: dict, inputs: Tensor) -> Tensor:
-    """Returns the sum of a student's losses as mmengine adds them up.
-
-    Args:
-        losses: What the student returns.
-        inputs: The batch, for the device of a sum of nothing.
-    """
+    """Returns the sum of a student's losses as mmengine adds them up, 0 on the device of ``inputs`` if it has none."""
     found = [_mean(value) for name, value in losses.items() if 'loss' in name]
     return torch.stack([inputs.new_zeros((), requires_grad=True), *found]).sum()
 

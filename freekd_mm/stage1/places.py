@@ -22,13 +22,7 @@ def is_feature_map(item: Any) -> bool:
 
 
 def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -> dict[str, dict[int, int]]:
-    """Returns the channels of every output that gets a prompt, by module path, then by index in its output.
-
-    Args:
-        model: The teacher.
-        modules: Its modules, see :class:`freekd_mm.stage1.FrequencyPromptHook`.
-        size: Height and width of the dummy image; None for one that the model accepts.
-    """
+    """Returns the channels of every output that gets a prompt, by module path, then by index in its output."""
     taps = parse_taps(modules)
 
     def probe(size: Size) -> TapRecorder:

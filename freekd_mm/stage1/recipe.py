@@ -16,11 +16,7 @@ SHARE, LEAST, MOST = 5, 100, 2000
 
 
 def default_iters(training: int) -> int:
-    """Returns how long a prompt trains by default.
-
-    Args:
-        training: Iterations of the training that the prompt is for.
-    """
+    """Returns how many iterations a prompt trains by default, from those of the training that it is for."""
     return min(max(training // SHARE, LEAST), MOST)
 
 

@@ -35,13 +35,7 @@ class Weight:
     inside: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
     def add(self, weight: Tensor, edges: Tensor | None, inside: Tensor | None) -> None:
-        """Adds the weight (N, 1, h, w) of a batch.
-
-        Args:
-            weight: The weight.
-            edges: Edges of the objects (N, 1, H, W), 0 or 1; None if they are not known.
-            inside: The objects, in the same form.
-        """
+        """Adds the weight (N, 1, h, w) of a batch; edges and objects are (N, 1, H, W) of 0 and 1, None if unknown."""
         self.all = [a + float(b) for a, b in zip_equal(self.all, (weight.numel(), weight.sum(), weight.square().sum()))]
         for sums, what, least in ((self.edges, edges, 0.0), (self.inside, inside, 0.5)):
             if what is not None:
@@ -67,11 +61,6 @@ class Weight:
 @torch.no_grad()
 def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
     """Measures a prompt on batches of the data loader; the model and the random numbers stay as they are.
-
-    Args:
-        model: The prompted teacher.
-        bank: Its prompts.
-        batches: What the training data loader gave.
 
     Returns:
         Numbers that a prompt file can hold: ``images``; ``task_loss`` without and with the prompt; and ``bands``: by
@@ -144,12 +133,7 @@ def _label_edges(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def of_masks(masks: dict[str, list[Tensor]], grouping: str) -> dict[str, Any]:
-    """Returns what the masks of one image show, in the form of :func:`measure`: the spread of their weight.
-
-    Args:
-        masks: By place: one (T, h, w) per group of bands.
-        grouping: ``'level'`` or ``'band'``.
-    """
+    """Returns the spread of the weight of one image's masks, by place (T, h, w) per group, as :func:`measure`."""
     bands: dict[str, Any] = {}
     for place, groups in masks.items():
         weights = [Weight() for _ in groups]

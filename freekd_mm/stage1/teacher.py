@@ -18,13 +18,10 @@ from freekd_mm.runtime.teacher import load_weights
 
 
 def teacher_and_resume_point(runner: Runner) -> tuple[str, str | None]:
-    """Returns the teacher's checkpoint, and that of stage 1 to resume from, from the config's ``load_from``.
+    """Returns the teacher's checkpoint ('' for none), and that of stage 1 to resume from.
 
-    ``load_from`` is the teacher. A run that resumes may name a checkpoint of stage 1 there, or nothing: such a
-    checkpoint says which teacher it belongs to.
-
-    Returns:
-        The teacher's file or URL, empty if nothing names one; the file to resume from, None to start.
+    The config's ``load_from`` is the teacher. A run that resumes may name a checkpoint of stage 1 there, or nothing:
+    such a checkpoint says which teacher it belongs to.
     """
     source = runner._load_from or ''
     if not runner._resume:
@@ -51,18 +48,10 @@ def is_stage1(path: str) -> bool:
 
 
 def load_teacher(model: nn.Module, source: str, allow_random: bool) -> tuple[str, str]:
-    """Loads the teacher's weights and freezes it; then the runner has nothing left to initialise.
+    """Loads and freezes the teacher; the runner has nothing left to initialise. Returns the checkpoint and its hash.
 
-    Args:
-        model: The built teacher.
-        source: Its checkpoint; empty for the one that its own ``init_cfg`` names.
-        allow_random: Accept that there is none.
-
-    Returns:
-        The checkpoint, and its hash if it is a file or was downloaded.
-
-    Raises:
-        ValueError: There is none, and a random teacher is not allowed.
+    Without a ``source`` the checkpoint is the one that the teacher's ``init_cfg`` names. The hash is '' if the file is
+    not here.
     """
     if source:
         print_log(f'frequency prompt: teacher {load_weights(model, source)}', 'current')

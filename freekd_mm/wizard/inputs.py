@@ -21,12 +21,7 @@ def check_inputs(
 ) -> None:
     """Raises errors that training would find later; warns if teacher and student look swapped.
 
-    Args:
-        student: The built student, None for stage 1 alone.
-        teacher: The built teacher; it gets its weights.
-        checkpoint: The teacher's file or URL; a URL is checked if its file is in the cache.
-        prompt: A prompt file made before.
-        configs: The configs whose data will be used.
+    The teacher gets its weights; a URL is checked if its file is in the cache. The student is None for stage 1 alone.
     """
     if is_here(checkpoint):
         try:

@@ -58,11 +58,7 @@ class Plan:
         )
 
     def write(self, force: bool = False) -> list[Path]:
-        """Writes the files.
-
-        Args:
-            force: Replace what is there and keep it as ``.bak``.
-        """
+        """Writes the files; ``force`` replaces what is there and keeps it as ``.bak``."""
         for path in self.files:
             check_output(path, self.inputs, force)
         return [write_kept(path, text) for path, text in self.files.items()]

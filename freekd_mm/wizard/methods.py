@@ -70,12 +70,7 @@ class Wiring:
         return {**entry, 'loss': loss}
 
     def prompt_option(self, file: str, loss: dict) -> str | dict:
-        """Returns the prompt file, or which of the teacher's prompts to take if the student has fewer levels.
-
-        Args:
-            file: The prompt file.
-            loss: The loss that gets it as ``prompt``.
-        """
+        """Returns the prompt file, or which of the teacher's prompts to take if the student has fewer levels."""
         if self.indices_t is None:
             return file
         return {

@@ -173,12 +173,12 @@ def _as_trained(path: str, trained: Outputs, evaluated: Outputs) -> tuple[str, t
 def probe_models(
     configs: dict[str, Config], size: Size | None = None, features: dict[str, str] | None = None
 ) -> tuple[list[Probed], Size]:
-    """Probes models with one image size that all of them take.
+    """Probes student, teacher, or both, with one image size that all of them take.
 
     Args:
-        configs: The configs of the student, the teacher, or both, by their roles.
-        size: Height and width where the user chose them; otherwise what the first one's pipeline cuts or scales to,
-            made smaller, or if a model refuses that, a size that the models name, or a larger one.
+        configs: The configs by role.
+        size: Height and width if the user chose them; else what the first one's pipeline gives, made smaller, or if a
+            model refuses that, a size that the models name, or a larger one.
         features: Taps if the user chose them.
     """
     built = {}
@@ -278,14 +278,7 @@ def _is_same(a: Tensor, b: Any) -> bool:
 
 
 def find_wiring(student: Probed, teacher: Probed, size: Size, head: bool = False) -> Wiring:
-    """Pairs the levels of both and finds out what a logit loss could use.
-
-    Args:
-        student: The student.
-        teacher: The teacher.
-        size: Height and width of the dummy image.
-        head: Whether to find also what the decode heads classify.
-    """
+    """Pairs the levels of both and finds what a logit loss could use; with ``head``, what decode heads classify."""
     pairs = match_levels(student.shapes, teacher.shapes, 'features', logits=False)
     logits, classes, sigmoid, why = find_logits(student.model, teacher.model, size)
     wiring = Wiring(

@@ -68,15 +68,7 @@ class Style:
 
 
 def prompt_source(style: Style, checkpoint: str, modules: str, work_dir: Path, options: dict[str, Any]) -> str:
-    """Returns the config of stage 1.
-
-    Args:
-        style: Style of the teacher's config.
-        checkpoint: The teacher's checkpoint.
-        modules: Tap of its features in training.
-        work_dir: Where it trains.
-        options: Other options of the hook.
-    """
+    """Returns the config of stage 1."""
     hook = {'type': 'freekd_mm.FrequencyPromptHook', 'modules': modules, **options}
     return f"""# FreeKD, stage 1: the frequency prompt of the teacher. Written by tools/make_config.py; edit freely.
 {style.header()}
@@ -98,20 +90,7 @@ def distill_source(
     size: Size,
     inherit: list[str],
 ) -> str:
-    """Returns the config of the distillation.
-
-    Args:
-        style: Style of the student's config.
-        teacher_cfg: The teacher's config.
-        checkpoint: The teacher's checkpoint.
-        method: Name of the method.
-        wiring: What is compared with what.
-        entries: The entries of ``distill``.
-        stage1: Config of stage 1 if it runs first.
-        file: The prompt file.
-        size: Size of the dummy image.
-        inherit: Modules that start with the teacher's weights.
-    """
+    """Returns the config of the distillation; stage 1 runs first if its config is given."""
     stage = ''
     if stage1 is not None:
         stage = f"""
