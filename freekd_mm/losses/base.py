@@ -55,7 +55,8 @@ class DistillLoss(nn.Module):
 
     def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
         """Returns the unweighted loss, here the sum over the levels; fills ``self.terms``."""
-        values = [self.level_loss(*pair, level) for level, pair in enumerate(zip_equal(students, teachers))]
+        pairs = zip_equal(students, teachers)
+        values = [self.level_loss(student, teacher, level) for level, (student, teacher) in enumerate(pairs)]
         self.terms = {f'level{level}/{self.part}': value.detach() for level, value in enumerate(values)}
         return sum(values[1:], values[0])
 
