@@ -75,8 +75,10 @@ setup(
         'onedl': mm_line('onedl'),
         'wavelets': ['ptwt>=0.1.8', 'PyWavelets>=1.4'],
         'mmpretrain': ['mmpretrain>=1.2.0'],
+        # It asks for no torch. timm has no extra: its torchvision would bring another PyTorch.
+        'transformers': ['transformers>=4.46'],
         'docs': ['pdoc>=15'],
-        'test': ['pytest', 'pytest-xdist', 'hypothesis', 'scipy', 'pytorch_wavelets'],
+        'test': ['pytest', 'pytest-xdist', 'hypothesis', 'scipy', 'pytorch_wavelets', 'transformers>=4.46'],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

@@ -57,6 +57,10 @@ CHECKPOINTS = {
 }
 #: Checkpoints that are only named.
 NAMED = ('alone/epoch_1.pth', 'wavelet/epoch_1.pth')
+#: A small encoder where the pages name one of the hub.
+DINOV2 = (
+    '{"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "patch_size": 14}'
+)
 #: Pages that continue from the distillation config of another page.
 WITH_KD_CONFIG = ('docs/reliability.md', 'docs/many-gpus.md', 'docs/choosing-weights.md', 'docs/faq.md')
 KD_CONFIG = """
@@ -84,6 +88,8 @@ def make_given(folder: Path, scenes: Path) -> Path:
     for name in NAMED:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
+    (folder / 'dinov2').mkdir()
+    (folder / 'dinov2/config.json').write_text(DINOV2)
     return folder
 
 
@@ -111,6 +117,8 @@ def check_config_file(path: Path) -> None:
     if str(model.teacher.get('checkpoint', '')).startswith('http'):
         del model.teacher['checkpoint']
         model.teacher.allow_random = True
+    if 'transformers' in model.teacher:
+        model.teacher = {'transformers': str(path.with_name('dinov2')), 'allow_random': True}
     with _prompts(model.distill), default_scope(cfg.get('default_scope')):
         MODELS.build(model)
 

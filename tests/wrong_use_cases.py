@@ -406,7 +406,7 @@ CASES = {
     'config and model': (
         lambda p: teacher(p, cfg_path='t.py'),
         ValueError,
-        "teacher should have either 'cfg_path' or 'model', but got ",
+        "teacher should have one of 'cfg_path', 'model', 'timm', 'transformers', 'module', but got ",
     ),
     'config that is not there': (
         lambda p: teacher(p, model=None, cfg_path='mmdet/retinanet.py'),

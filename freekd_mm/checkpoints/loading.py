@@ -69,6 +69,8 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint should be an existing file, but got {str(path)!r}')
+    if path.suffix == '.safetensors':
+        return _load_safetensors(path, map_location)
     if is_trusted(path):
         return torch.load(path, map_location=map_location, weights_only=False)
     try:
@@ -84,4 +86,18 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
     except (RuntimeError, EOFError) as error:
         raise RuntimeError(
             f'{path} should be a PyTorch checkpoint, but cannot be read (incomplete?): {error}'
+        ) from error
+
+
+def _load_safetensors(path: Path, device: Any) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f'{path} needs the package safetensors: pip install safetensors') from error
+    try:
+        return load_file(path, str(device))
+    except SafetensorError as error:
+        raise RuntimeError(
+            f'{path} should be a file of safetensors, but cannot be read (incomplete?): {error}'
         ) from error

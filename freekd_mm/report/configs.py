@@ -18,6 +18,8 @@ MISSING = object()
 MAX_TEXT = 90
 #: The type of a loss in the leaves of a distillation config.
 LOSS = re.compile(r'distillation\.distill\.(\w+)\.loss(?:\.\d+)?\.type$')
+#: What names a teacher, in the order of preference.
+TEACHERS = ('cfg_path', 'timm', 'transformers', 'module', 'model.type')
 #: What a table shows if a run has no value.
 EMPTY = '\u2013'
 
@@ -141,7 +143,7 @@ def facts(config: dict[str, Any]) -> dict[str, str]:
     if prompt:  # stage 1 has a loop and an optimizer of its own
         length, own = f'{prompt.get("max_iters", "default")} iterations of stage 1', prompt.get('optimizer') or {}
     batch = found.get('train_dataloader.batch_size')
-    teacher = found.get('distillation.teacher.cfg_path') or found.get('distillation.teacher.model.type')
+    teacher = next((found[key] for key in (f'distillation.teacher.{name}' for name in TEACHERS) if key in found), None)
     losses = {name: str(value).split('.')[-1] for name, value in found.items() if LOSS.match(name)}
     rows = {
         'model': _join(found, 'model.type', 'model.backbone.type', 'model.backbone.depth'),

@@ -12,11 +12,14 @@ from torch import nn
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, sha256
 from freekd_mm.prompts.generator import PoIMaskGenerator
+from freekd_mm.runtime.encoder import FeatureEncoder
 from freekd_mm.runtime.heads import DenseHead, find_head
 
 
 def warn_if_swapped(student: nn.Module, teacher: nn.Module) -> None:
-    """Warns if the teacher is the smaller model."""
+    """Warns if the teacher is the smaller model; an encoder alone says nothing."""
+    if isinstance(teacher, FeatureEncoder):
+        return
     sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (student, teacher)]
     if sizes[1] < sizes[0]:
         print_log(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.model import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from freekd_mm.compat import install
 from freekd_mm.registry import MODELS
@@ -16,7 +16,7 @@ class FeatureEncoder(BaseModel):
     """Makes a model of a bare backbone, for distilling an encoder only by its features.
 
     Args:
-        backbone: Config of the backbone.
+        backbone: Config of the backbone, or the module.
         neck: Config of a neck after it.
         data_preprocessor: Normalisation and batching, as in any model.
         init_cfg: Initialisation.
@@ -24,14 +24,14 @@ class FeatureEncoder(BaseModel):
 
     def __init__(
         self,
-        backbone: dict,
+        backbone: dict | nn.Module,
         neck: dict | None = None,
-        data_preprocessor: dict | None = None,
+        data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         install()
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.backbone = MODELS.build(backbone)
+        self.backbone = backbone if isinstance(backbone, nn.Module) else MODELS.build(backbone)
         self.neck = MODELS.build(neck) if neck is not None else None
 
     def extract_feat(self, inputs: Tensor) -> Any:

@@ -16,11 +16,14 @@ from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_options
 from freekd_mm.compat.versions import is_autocast_enabled
 from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
+from freekd_mm.runtime.foreign import LIBRARIES, build_foreign
+from freekd_mm.runtime.foreign import OPTIONS as FOREIGN_OPTIONS
 from freekd_mm.runtime.outputs import Outputs, SharedOutputs
 from freekd_mm.runtime.preprocess import PreprocessBridge
 from freekd_mm.runtime.taps import Tap, TapRecorder
 
-OPTIONS = ('cfg_path', 'model', 'checkpoint', 'allow_random', 'allow_mismatch', 'dtype', 'outputs')
+SOURCES = ('cfg_path', 'model', *LIBRARIES)
+OPTIONS = ('cfg_path', 'model', 'checkpoint', 'allow_random', 'allow_mismatch', 'dtype', 'outputs', *LIBRARIES)
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
@@ -178,19 +181,24 @@ def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
     """Builds the teacher's model and loads its weights.
 
     Args:
-        teacher: ``cfg_path`` (a config file, or ``'mmdet::...'``) or ``model`` (inline config);
-            ``checkpoint`` (file or URL) or ``allow_random=True``; ``allow_mismatch``; ``dtype``; ``outputs``.
+        teacher: ``cfg_path`` (a config file, or ``'mmdet::...'``) or ``model`` (inline config), or a model of another
+            library, see :func:`freekd_mm.runtime.foreign.build_foreign`; ``checkpoint`` (file or URL) or
+            ``allow_random=True``; ``allow_mismatch``; ``dtype``; ``outputs``.
 
     Returns:
         The model and a line that says where its weights are from.
     """
     if not isinstance(teacher, dict):
         raise TypeError(f'teacher should be a dict with {", ".join(OPTIONS)}, but got {teacher!r}')
-    check_options('teacher', teacher, OPTIONS)
-    if ('cfg_path' in teacher) == ('model' in teacher):
+    sources = [key for key in SOURCES if key in teacher]
+    foreign = bool(sources) and sources[0] in LIBRARIES
+    check_options('teacher', teacher, (*OPTIONS, *FOREIGN_OPTIONS) if foreign else OPTIONS)
+    if len(sources) != 1:
         raise ValueError(
-            "teacher should have either 'cfg_path' or 'model', but got " + (', '.join(teacher) or 'nothing')
+            f'teacher should have one of {", ".join(map(repr, SOURCES))}, but got {", ".join(teacher) or "nothing"}'
         )
+    if foreign:
+        return build_foreign(sources[0], teacher)
     cfg, scope = find_model(load_config(teacher['cfg_path'])) if 'cfg_path' in teacher else (teacher['model'], None)
     checkpoint = teacher.get('checkpoint')
     if not checkpoint and not teacher.get('allow_random', False):

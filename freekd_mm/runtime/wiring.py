@@ -37,6 +37,11 @@ def match_levels(students: Sequence[Shape], teachers: Sequence[Shape], name: str
             f"distill '{name}': logits of student and teacher should have the same levels, classes and anchors, "
             f'but got {_list(students)} and {_list(teachers)}'
         )
+    if teachers and all(len(shape) == 1 for shape in teachers) and any(len(shape) == 3 for shape in students):
+        raise ValueError(
+            f"distill '{name}': the teacher gives no feature maps but {_list(teachers)}; tap a module before its "
+            'pooling'
+        )
     if len(students) == len(teachers):
         for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
             if len(student) != len(teacher):

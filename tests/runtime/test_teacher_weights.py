@@ -32,8 +32,10 @@ def test_random_teacher_has_to_be_asked_for():
     assert build_teacher(RANDOM)[1] == 'RANDOM weights (allow_random=True)'
 
 
-def test_neither_config_nor_model():
-    with pytest.raises(ValueError, match="either 'cfg_path' or 'model', but got nothing"):
+def test_no_source():
+    with pytest.raises(
+        ValueError, match="one of 'cfg_path', 'model', 'timm', 'transformers', 'module', but got nothing"
+    ):
         build_teacher({})
 
 
