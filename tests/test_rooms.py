@@ -36,7 +36,7 @@ report
 benchmark
 demo
 doctor
-cli
+cli, api
 """
 RANK = {room: rank for rank, line in enumerate(ROOMS.split('\n')) for room in line.split(', ') if room}
 

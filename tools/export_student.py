@@ -2,8 +2,8 @@
 
 import argparse
 
+from freekd_mm.api import export
 from freekd_mm.cli import Parser, run
-from freekd_mm.compat import install
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,14 +21,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Exports and prints what was written."""
     args = parse_args()
-    install()
-    from mmengine.config import Config
-
-    from freekd_mm.files import check_output
-    from freekd_mm.runtime.export import export_student
-
-    check_output(args.out, [args.config, args.checkpoint], args.force)
-    print(export_student(Config.fromfile(args.config), args.checkpoint, args.out, half=args.half, images=args.images))
+    print(export(args.config, args.checkpoint, args.out, half=args.half, images=args.images, force=args.force))
 
 
 if __name__ == '__main__':

@@ -35,8 +35,8 @@ def check_config(cfg: Config) -> None:
     check_files(cfg)
 
 
-def check_keys(cfg: Config, given: dict[str, Any]) -> None:
-    """Raises an error for keys of ``--cfg-options`` that look like a typo: one letter off, or unknown at the top."""
+def check_keys(cfg: Config, given: dict[str, Any], what: str = '--cfg-options') -> None:
+    """Raises an error for keys of settings that look like a typo: one letter off, or unknown at the top."""
     for key in given:
         parts = key.split('.')
         place: Any = {**dict.fromkeys(TOP), **cfg._cfg_dict}
@@ -47,9 +47,8 @@ def check_keys(cfg: Config, given: dict[str, Any]) -> None:
             near = get_close_matches(part, inner, n=1, cutoff=0.8)
             if part not in inner and (near or index == 0):
                 hint = f" Did you mean '{'.'.join((*parts[:index], near[0]))}'?" if near else ''
-                raise ValueError(
-                    f'--cfg-options should name settings of the config, but got {key!r}.{hint} --no-check takes any key'
-                )
+                free = ' --no-check takes any key' if what.startswith('--') else ''
+                raise ValueError(f'{what} should name settings of the config, but got {key!r}.{hint}{free}')
             place = inner.get(part)
 
 

@@ -1,0 +1,110 @@
+"""Distillation from Python, for notebooks: what make_config.py, train.py and export_student.py do, in one call."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from freekd_mm.runtime.export import Export
+
+
+class Distilled(NamedTuple):
+    """What :func:`distill` made.
+
+    Attributes:
+        student: The plain student's weights, for ``DetInferencer`` and all that loads the student's own config.
+        metrics: What the best evaluation measured, as the evaluator names it.
+        checkpoint: The training checkpoint that the student is from.
+        config: The distillation config.
+        work_dir: Logs and all checkpoints.
+    """
+
+    student: Path
+    metrics: dict[str, float]
+    checkpoint: Path
+    config: Path
+    work_dir: Path
+
+
+def distill(
+    student: str | os.PathLike,
+    teacher: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    method: str = 'best',
+    work_dir: str | os.PathLike | None = None,
+    wizard: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Distilled:
+    """Writes a distillation config, trains it, and exports the student.
+
+    Args:
+        student: The student's config: a file, or like ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
+        teacher: The teacher's.
+        checkpoint: The teacher's checkpoint, a file or a URL.
+        method: As ``--method`` of ``tools/make_config.py``.
+        work_dir: Where all is written; ``work_dirs/<student>_<method>`` by default. Files of an earlier call are kept.
+        wizard: Other options of :func:`freekd_mm.wizard.make_config.plan_config`, like ``dict(features=['neck'])``.
+        overrides: Settings of the config, like ``train_cfg=dict(max_epochs=3)``.
+    """
+    from freekd_mm.compat import install
+
+    install()
+    from mmengine.config import Config
+
+    from freekd_mm.engine.preflight import check_keys
+    from freekd_mm.engine.training import train
+    from freekd_mm.report.runs import read_run
+    from freekd_mm.wizard.make_config import plan_config
+
+    name = f'{Path(student).stem}_{method}'
+    folder = Path(work_dir) if work_dir is not None else Path('work_dirs') / name
+    config = folder / f'{name.replace("+", "_")}.py'
+    options = {'prompt_dir': folder / 'prompt', **(wizard or {})}
+    plan_config(str(student), str(teacher), str(checkpoint), method, config, **options).write(force=True)
+    cfg = Config.fromfile(config)
+    check_keys(cfg, overrides, 'overrides of distill')
+    cfg.merge_from_dict(overrides)
+    cfg.work_dir = str(folder)
+    # mmengine names a run by the second, and two runs of one name in a notebook would share their log.
+    cfg.setdefault('experiment_name', f'{name}-{uuid.uuid4().hex}')
+    train(cfg, check=True)
+    run = read_run(folder, name)
+    best = run.best[1]
+    if run.checkpoint is None:
+        raise FileNotFoundError(f'the training should leave a checkpoint in {folder}, but did not: see default_hooks')
+    exported = export(config, run.checkpoint, folder / 'student.pth', force=True)
+    metrics = run.evaluations[best[0]] if best else {}
+    return Distilled(exported.path, metrics, run.checkpoint, config, folder)
+
+
+def export(
+    config: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    half: bool = False,
+    images: int = 2,
+    force: bool = False,
+) -> Export:
+    """Writes the plain student of a training checkpoint, and checks that it predicts the same.
+
+    Args:
+        config: The distillation config.
+        checkpoint: A checkpoint written in training.
+        out: The file to write.
+        half: Store the weights in half precision.
+        images: How many test images to compare predictions on.
+        force: Replace a file that a person made; it is kept with ``.bak`` after its name.
+    """
+    from freekd_mm.compat import install
+
+    install()
+    from mmengine.config import Config
+
+    from freekd_mm.files import check_output
+    from freekd_mm.runtime.export import export_student
+
+    check_output(out, [config, checkpoint], force)
+    return export_student(Config.fromfile(config), checkpoint, out, half=half, images=images)
