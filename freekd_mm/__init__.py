@@ -42,13 +42,17 @@ _line = _too_old()
 if _line:
     _refuse(_line)
 
-__all__ = ['__version__', 'distill', 'export']
+__all__ = ['ImageFolder', '__version__', 'distill', 'export']
 
 
 def __getattr__(name: str) -> 'typing.Any':
     """Loads the Python API when it is used: importing the package loads neither torch nor the MM packages."""
     if name not in __all__:
         raise AttributeError('module freekd_mm has no attribute {!r}'.format(name))
+    if name == 'ImageFolder':
+        from freekd_mm.datasets import unlabelled
+
+        return unlabelled.ImageFolder
     from freekd_mm import api
 
     return getattr(api, name)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
@@ -82,3 +84,5 @@ HOOKS = TableRegistry(
     },
 )
 TRANSFORMS = TableRegistry('transform', MMENGINE_TRANSFORMS, {'robustness.corrupt': ['Corrupt']})
+DATASETS = TableRegistry('dataset', MMENGINE_DATASETS, {'datasets.unlabelled': ['ImageFolder', 'WithUnlabelled']})
+DATA_SAMPLERS = TableRegistry('data sampler', MMENGINE_DATA_SAMPLERS, {'datasets.unlabelled': ['MixedBatchSampler']})

@@ -88,6 +88,7 @@ def make_given(folder: Path, scenes: Path) -> Path:
     for name in NAMED:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
+    shutil.copytree(scenes / 'val2017', folder / 'pictures')
     (folder / 'dinov2').mkdir()
     (folder / 'dinov2/config.json').write_text(DINOV2)
     return folder

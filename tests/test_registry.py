@@ -13,7 +13,8 @@ from test_rooms import modules
 
 from freekd_mm import registry
 
-REGISTRIES = {'MODELS': registry.MODELS, 'HOOKS': registry.HOOKS, 'TRANSFORMS': registry.TRANSFORMS}
+NAMES = ('MODELS', 'HOOKS', 'TRANSFORMS', 'DATASETS', 'DATA_SAMPLERS')
+REGISTRIES = {name: getattr(registry, name) for name in NAMES}
 
 
 def decorated(name: str) -> dict[str, str]:

@@ -59,6 +59,9 @@ def parse_args() -> argparse.Namespace:
         metavar='PIXELS',
         help='height and width of the dummy image that finds the shapes; default: from the configs',
     )
+    parser.add_argument(
+        '--unlabelled', metavar='FOLDER', help='pictures without labels: distilled too, between the labelled batches'
+    )
     parser.add_argument('--dry-run', action='store_true', help='print what would be written')
     parser.add_argument('-v', '--verbose', action='store_true', help='list the modules that can be tapped')
     parser.add_argument(
@@ -96,6 +99,7 @@ def main() -> None:
         size=(args.probe_size[0], args.probe_size[-1]) if args.probe_size else None,
         features=args.features,
         check=args.check,
+        unlabelled=args.unlabelled,
     )
     if args.verbose:
         for probed in plan.probed:

@@ -47,6 +47,8 @@ def _data(dataset: Any) -> str:
     while not hasattr(inner, 'get_data_info') and hasattr(inner, 'dataset'):
         inner = inner.dataset
     text = f'{len(dataset)} images'
+    if hasattr(dataset, 'unlabelled'):
+        text += f' and {len(dataset.unlabelled)} without labels'
     if not hasattr(inner, 'get_data_info') or not len(inner):
         return text
     first = inner.get_data_info(0)

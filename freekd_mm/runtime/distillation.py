@@ -24,6 +24,8 @@ from freekd_mm.runtime.taps import Tap, TapRecorder
 from freekd_mm.runtime.teacher import FrozenTeacher, build_teacher
 from freekd_mm.text import table
 
+#: In the meta of a picture that has no labels.
+UNLABELLED = 'unlabelled'
 HEADER = ('distill', 'teacher', 'shape', 'student', 'shape', 'the student is')
 
 
@@ -115,7 +117,7 @@ class Distillation(nn.Module):
         """Whether this step distils: a weight of zero costs nothing, not even the teacher's forward pass."""
         return not self.stopped and any(entry.active for entry in self._entries)
 
-    def run(self, student_loss: Callable[[], dict], inputs: Any, data_samples: Any) -> dict:
+    def run(self, student_loss: Callable[[], dict], inputs: Any, data_samples: Any, labelled: bool = True) -> dict:
         """Adds the distillation losses to those of the student, which ``student_loss`` computes.
 
         The inputs (N, 3, H, W) are as the student's data preprocessor made them; a semi-supervised detector has several
@@ -126,6 +128,8 @@ class Distillation(nn.Module):
             inputs, data_samples, runs = inputs['sup'], data_samples['sup'], self._runs
         if not self.active:
             losses = dict(student_loss())
+            if not losses and not labelled:
+                return {'distill.loss_idle': self._untouched()}
             if not losses:
                 raise RuntimeError(
                     'there should be a loss to train on, but the student has none of its own (task_loss=False or an '
@@ -139,7 +143,7 @@ class Distillation(nn.Module):
             losses = dict(student_loss())
         image = (inputs.shape[-2], inputs.shape[-1])
         due = is_due(self.steps) or any(entry.pull.waiting for entry in self._entries)
-        task = task_loss(losses, inputs) if due and torch.is_grad_enabled() else None
+        task = task_loss(losses, inputs) if due and labelled and torch.is_grad_enabled() else None
         with isolated_rng(seed):
             for entry in self._entries:
                 if entry.active:
@@ -147,9 +151,16 @@ class Distillation(nn.Module):
                     self._check_gradient(entry, students)
                     losses.update(entry(students, self._teacher.levels(entry.teacher_taps), image, task))
         losses.update(_idle([entry for entry in self._entries if not entry.active], inputs))
+        if not labelled and get_world_size() > 1:
+            losses['distill.loss_unlabelled'] = self._untouched()
         self.clear()
         self.steps += 1
         return losses
+
+    def _untouched(self) -> Tensor:
+        """Returns a zero in which every weight takes part: under DDP each must, also where the task has no loss."""
+        weights = [weight for weight in self.student_recorder.model.parameters() if weight.requires_grad]
+        return torch.stack([0 * weight.sum() for weight in weights]).sum()
 
     def _check_gradient(self, entry: Entry, students: Sequence[Tensor]) -> None:
         if torch.is_grad_enabled() and not any(level.requires_grad for level in students):
@@ -179,6 +190,17 @@ class Distillation(nn.Module):
                 f'no distill entry {name!r}; available: {", ".join(self.entries)}.{did_you_mean(name, self.entries)}'
             )
         return self.entries[name]  # type: ignore[return-value]
+
+
+def is_unlabelled(data_samples: Any) -> bool:
+    """Tells whether a batch is of pictures without labels."""
+    marks = {UNLABELLED in sample.metainfo for sample in data_samples or () if hasattr(sample, 'metainfo')}
+    if len(marks) > 1:
+        raise ValueError(
+            'a batch should have only pictures with labels or only pictures without, but has both: use '
+            "batch_sampler=dict(type='freekd_mm.MixedBatchSampler')"
+        )
+    return marks == {True}
 
 
 def _preprocess_bridge(student: nn.Module, teacher: nn.Module) -> PreprocessBridge | None:

@@ -19,7 +19,7 @@ from freekd_mm.compat import install
 from freekd_mm.compat.versions import cache
 from freekd_mm.registry import MODELS
 from freekd_mm.runtime.config import build_model
-from freekd_mm.runtime.distillation import Distillation
+from freekd_mm.runtime.distillation import Distillation, is_unlabelled
 from freekd_mm.runtime.inherit import take_over
 from freekd_mm.runtime.rng import isolated_rng
 
@@ -33,15 +33,16 @@ class DistilledMixin:
     task_loss: bool = True
 
     def loss(self, inputs: Any, data_samples: Any = None, **kwargs: Any) -> dict:
-        """Returns the student's losses and ``distill.loss_<name>`` of every entry."""
+        """Returns the student's losses, if the batch has labels, and ``distill.loss_<name>`` of every entry."""
+        labelled = not is_unlabelled(data_samples)
 
         def student_loss() -> dict:
-            if self.task_loss:
+            if self.task_loss and labelled:
                 return super(DistilledMixin, self).loss(inputs, data_samples, **kwargs)  # type: ignore[misc]
             self.forward(inputs, data_samples, mode='tensor')  # type: ignore[attr-defined]
             return {}
 
-        return self.distillation.run(student_loss, inputs, data_samples)
+        return self.distillation.run(student_loss, inputs, data_samples, labelled)
 
     def init_weights(self) -> None:
         """Initialises only the student, as without distillation: a rule of its ``init_cfg`` sees no connector.

@@ -31,7 +31,7 @@ def config_size(cfg: Any) -> Size:
 
     The long side is divided by an integer to about 256; a side of less than 128 says little about deep levels.
     """
-    size = _pipeline_size(cfg.get('train_pipeline')) or _pipeline_size(_pipeline(cfg.get('train_dataloader')))
+    size = _pipeline_size(cfg.get('train_pipeline')) or _pipeline_size(find_pipeline(cfg.get('train_dataloader')))
     if size is None:
         return SMALL, SMALL
     factor = max(1, -(-max(size) // LARGE))
@@ -39,7 +39,7 @@ def config_size(cfg: Any) -> Size:
     return height, width
 
 
-def _pipeline(dataset: Any) -> Any:
+def find_pipeline(dataset: Any) -> Any:
     """Returns the pipeline of a loader or a data set, also within wrappers."""
     while isinstance(dataset, dict) and not dataset.get('pipeline'):
         inner = dataset.get('dataset') or dataset.get('datasets')

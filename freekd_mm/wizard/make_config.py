@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from freekd_mm.datasets.unlabelled import find_pictures
 from freekd_mm.files import check_output, write_kept
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.runtime.config import load_config
@@ -79,6 +80,7 @@ def plan_config(
     size: Size | None = None,
     features: Sequence[str] = (),
     check: bool = True,
+    unlabelled: str | os.PathLike | None = None,
 ) -> Plan:
     """Probes both models and plans the config, and the one of stage 1 if the method needs a new prompt.
 
@@ -98,6 +100,8 @@ def plan_config(
         size: Height and width of the dummy image; by default from the configs.
         features: Tap of the features of both, or of student and teacher; by default chosen.
         check: Whether to check checkpoint, prompt and data before anything is planned.
+        unlabelled: A folder of pictures without labels, to be distilled too; see
+            :class:`freekd_mm.datasets.unlabelled.ImageFolder`.
     """
     names = parse_methods(method)
     out = Path(out)
@@ -126,6 +130,8 @@ def plan_config(
     student, teacher = probed[0] if stage != 'prompt' else None, probed[-1]
     if check:
         check_inputs(student.model if student else None, teacher.model, checkpoint, prompt, list(configs.values()))
+    if unlabelled is not None:
+        find_pictures(unlabelled)
     files: dict[Path, str] = {}
     if stage == 'prompt' or (uses_prompt and prompt is None):
         probe_size = size if size != (SMALL, SMALL) else None
@@ -144,7 +150,10 @@ def plan_config(
     modules = choose_modules(student.model, teacher.model, inherit) if inherit is not None else []
     style = Style(student_cfg, out)
     stage1 = prompt_out if files else None
-    files[out] = distill_source(style, teacher_cfg, checkpoint, method, wiring, entries, stage1, file, size, modules)
+    pictures = None if unlabelled is None else str(unlabelled)
+    files[out] = distill_source(
+        style, teacher_cfg, checkpoint, method, wiring, entries, stage1, file, size, modules, pictures
+    )
     return Plan(files, inputs, (student, teacher), wiring)
 
 

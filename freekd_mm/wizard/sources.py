@@ -89,6 +89,7 @@ def distill_source(
     file: str,
     size: Size,
     inherit: list[str],
+    unlabelled: str | None = None,
 ) -> str:
     """Returns the config of the distillation; stage 1 runs first if its config is given."""
     stage = ''
@@ -101,6 +102,7 @@ frequency_prompt = dict(cfg_path={style.file(str(stage1))}, file={file!r})
     schedule = f'\ncustom_hooks = [{style.hooks()}{hooks}]\n' if hooks else ''
     body = ',\n'.join(f'        {name}={source(entry, 8)}' for name, entry in entries.items())
     start = f"    # Start with the teacher's weights.\n    inherit={inherit!r},\n" if inherit else ''
+    data = mixed_source(style, unlabelled) if unlabelled is not None else ''
     probe = f'    probe_size={size},\n' if size != (SMALL, SMALL) else ''
     return f"""# Distils the student of the base config with {method}. Written by tools/make_config.py; edit freely.
 {style.header()}
@@ -119,7 +121,32 @@ model = dict(
 {body},
     ),
 )
-{schedule}""".replace('    _delete_=True,\n' if style.imports else '\0', '')
+{schedule}{data}""".replace('    _delete_=True,\n' if style.imports else '\0', '')
+
+
+def mixed_source(style: Style, folder: str) -> str:
+    """Returns the data loader that has pictures without labels between the labelled ones."""
+    loader = load_config(style.base).get('train_dataloader')
+    if not loader:
+        raise ValueError(
+            f'{style.base} should have a train_dataloader to put pictures without labels into, but has none'
+        )
+    replaces = '' if style.imports else '_delete_=True, '
+    sampler = "type='freekd_mm.MixedBatchSampler', ratio=1.0"
+    if loader.get('batch_sampler'):
+        sampler = f'{replaces}{sampler}, labelled={style.variable("train_dataloader.batch_sampler")}'
+    start = 'train_dataloader.update(' if style.imports else 'train_dataloader = dict('
+    return f"""
+# Pictures without labels: ratio batches of them for each labelled batch. They are distilled and have no task loss.
+{start}
+    dataset=dict(
+        {replaces}type='freekd_mm.WithUnlabelled',
+        dataset={style.variable('train_dataloader.dataset')},
+        unlabelled=dict(folder={style.file(folder)}),
+    ),
+    batch_sampler=dict({sampler}),
+)
+"""
 
 
 def _levels(wiring: Wiring) -> str:
