@@ -37,17 +37,12 @@ def match_levels(students: Sequence[Shape], teachers: Sequence[Shape], name: str
             f"distill '{name}': logits of student and teacher should have the same levels, classes and anchors, "
             f'but got {_list(students)} and {_list(teachers)}'
         )
-    if teachers and all(len(shape) == 1 for shape in teachers) and any(len(shape) == 3 for shape in students):
-        raise ValueError(
-            f"distill '{name}': the teacher gives no feature maps but {_list(teachers)}; tap a module before its "
-            'pooling'
-        )
     if len(students) == len(teachers):
         for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
             if len(student) != len(teacher):
                 raise ValueError(
                     f"distill '{name}': at level {level} the student's {_list([student])} and the teacher's "
-                    f'{_list([teacher])} should both be maps or both be vectors'
+                    f'{_list([teacher])} should both be maps or both be vectors; tap a module before its pooling'
                 )
         return tuple(Pair(index, index) for index in range(len(students)))
     pairs = [

@@ -93,7 +93,10 @@ def test_normalisation_is_its_own():
         (module(block=[1]), "patch, mean, std. Did you mean 'blocks'?"),
         (module(module='torch:zeros', kwargs={'size': (1,)}), 'make an nn.Module, but torch:zeros made a Tensor'),
         (module(blocks=[2]), 'blocks of the teacher should be of 0 to 1, or from the end, but got [2]'),
-        (module(kwargs={'kind': 'vector'}), 'the teacher gives no feature maps but 6; tap a module before its pooling'),
+        (
+            module(kwargs={'kind': 'vector'}),
+            "the teacher's 6 should both be maps or both be vectors; tap a module before its pooling",
+        ),
     ],
 )
 def test_bad_module(teacher, message):

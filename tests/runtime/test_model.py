@@ -229,7 +229,7 @@ def test_nothing_to_train_on():
         (model_config(student=STUDENT['backbone']), TypeError, 'for a bare backbone use freekd_mm.FeatureEncoder'),
         (model_config(probe_size=(0, 64)), RuntimeError, 'Set probe_size to a size that it accepts'),
     ],
-    ids=['empty', 'list', 'student tap', 'teacher tap', 'backbone', 'probe'],
+    ids=['list', 'student tap', 'teacher tap', 'backbone', 'probe'],
 )
 def test_errors(config, error, message):
     with pytest.raises(error, match=message):
