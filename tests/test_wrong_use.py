@@ -34,7 +34,7 @@ def test_there_are_enough():
 # What may be meant is said in the log.
 def warned(monkeypatch, module):
     lines = []
-    monkeypatch.setattr(f'{module}.print_log', lambda text, *_: lines.append(text))
+    monkeypatch.setattr(f'{module}.warn', lines.append)
     return lines
 
 

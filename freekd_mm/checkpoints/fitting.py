@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from freekd_mm.compat.versions import remove_prefix
+from freekd_mm.log import warn
+from freekd_mm.text import some
 
 # With ``allow_mismatch`` at least this share of the weights must come from the file.
 MOST = 0.9
@@ -25,15 +25,7 @@ class WeightsMismatchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Fit:
-    """Which weights of a model a file holds.
-
-    Attributes:
-        model: The class of the model.
-        count: How many weights the model has.
-        missing: Those that the file lacks.
-        reshaped: Those of another shape there, both shapes told.
-        unused: Names in the file that the model does not have.
-    """
+    """Which of the ``count`` weights of a model a file lacks, has in another shape, or has in addition."""
 
     model: str
     count: int
@@ -98,7 +90,7 @@ def load_whole(
             raise WeightsMismatchError(f'{report}. Check that config and checkpoint belong together{hint}.')
         if fit.share < MOST:
             raise WeightsMismatchError(f'{report}. allow_mismatch accepts no less than {MOST:.0%}.')
-        print_log(report, 'current', logging.WARNING)
+        warn(report)
     broken = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
     broken += [name for name, value in model.named_buffers() if bool(torch.isnan(value).any())]
     if broken:
@@ -107,9 +99,3 @@ def load_whole(
             'it diverged; take an earlier checkpoint'
         )
     return fit
-
-
-def some(names: list[str], most: int = 6) -> str:
-    """Returns the first names and the number of the others."""
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return (', '.join(names[:most]) or 'none') + more

@@ -10,10 +10,11 @@ from typing import Any
 
 from mmengine.logging import print_log
 
-from freekd_mm.checkpoints.fitting import UNCOUNTED, some
+from freekd_mm.checkpoints.fitting import UNCOUNTED
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.saving import save_atomically
 from freekd_mm.checkpoints.sources import fetch
+from freekd_mm.text import some
 
 
 def load_as_data() -> None:

@@ -6,48 +6,30 @@ runner, model or data loader that was given to us, in the module that is named, 
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from mmengine.logging import print_log
+from typing import Callable, NamedTuple
 
 from freekd_mm.compat import mmengine, mmrazor
+from freekd_mm.log import warn
 
 #: Set to 1, it leaves the patches out.
 SWITCH = 'FREEKD_MM_NO_PATCHES'
 
 
-@dataclass(frozen=True)
-class Patch:
-    """A change of the whole process.
-
-    Attributes:
-        changes: What is changed.
-        reason: Why.
-        lost: What does not hold without it.
-        until: The test that fails when the change is no longer needed.
-        make: Makes the change.
-    """
+class Patch(NamedTuple):
+    """A change of the whole process."""
 
     changes: str
     reason: str
+    #: What does not hold without it.
     lost: str
+    #: The test that fails when the change is no longer needed.
     until: str
     make: Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Change:
-    """A change of one object that was given to us.
-
-    Attributes:
-        where: The module that makes it.
-        changes: What is changed.
-        reason: Why.
-        test: The test of what it is for.
-    """
+class Change(NamedTuple):
+    """A change of one object that was given to us, in a module of ours."""
 
     where: str
     changes: str
@@ -174,7 +156,7 @@ def install_patches() -> None:
     """Makes all :data:`PATCHES`, or says what does not hold without them if :data:`SWITCH` is 1."""
     if os.environ.get(SWITCH) == '1':
         lost = '; '.join(patch.lost for patch in PATCHES)
-        print_log(f'{SWITCH}=1 leaves out what freekd_mm changes, so: {lost}', 'current', logging.WARNING)
+        warn(f'{SWITCH}=1 leaves out what freekd_mm changes, so: {lost}')
         return
     for patch in PATCHES:
         patch.make()

@@ -114,16 +114,13 @@ class LocalCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """Returns y (N, C, H, W) for x and the guide, which makes the queries, of the same shape."""
-        query, key, value = self.query(guide), self.key(x), self.value(x)
+        query, key, value = map(full_precision, (self.query(guide), self.key(x), self.value(x)))
         with torch.autocast(x.device.type, enabled=False):
-            return self._attend(full_precision(query), full_precision(key), full_precision(value))
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        heads, depth = self.num_heads, query.shape[1] // self.num_heads
-        query = query / math.sqrt(depth)
-        # q r of all heads and neighbours is one grouped 1x1 convolution, (N, heads * 9, H, W).
-        kernel = self.relative_position().to(query.dtype).view(heads, depth, -1).mT.reshape(-1, depth, 1, 1)
-        position = _by_head(F.conv2d(query, kernel, groups=heads), heads)
-        keys, values = (F.pad(x, (1, 1, 1, 1)) for x in (key, value))
-        result: Tensor = _Attend.apply(query, keys, values, position)
+            heads, depth = self.num_heads, query.shape[1] // self.num_heads
+            query = query / math.sqrt(depth)
+            # q r of all heads and neighbours is one grouped 1x1 convolution, (N, heads * 9, H, W).
+            kernel = self.relative_position().to(query.dtype).view(heads, depth, -1).mT.reshape(-1, depth, 1, 1)
+            position = _by_head(F.conv2d(query, kernel, groups=heads), heads)
+            keys, values = (F.pad(features, (1, 1, 1, 1)) for features in (key, value))
+            result: Tensor = _Attend.apply(query, keys, values, position)
         return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,6 @@ from freekd_mm.frequency import SpectralFilter2d
 from freekd_mm.registry import MODELS
 from freekd_mm.tensors import Levels
 
-Mode = Literal['lowrank', 'depthwise', 'dense']
-Region = Literal['symmetric', 'code']
-Post = Literal['none', 'bn_relu']
-
 
 class FAM(nn.Module):
     r"""Frequency attention of one level, :math:`\gamma_1 F^{-1}(M \cdot K \cdot F(x)) + \gamma_2 W x`.
@@ -29,41 +25,15 @@ class FAM(nn.Module):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        mode: How K is stored, see :class:`freekd_mm.frequency.SpectralFilter2d`.
-        rank: Number of filters of ``'lowrank'``.
-        grid_size: Rows and columns of the stored spectrum of ``'lowrank'`` and ``'depthwise'``.
-        size: (H, W) of the input, for ``'dense'`` alone.
-        high_pass: Cut of the high-pass as a part of the half-width; None switches it off.
-        region: Shape of the cut, ``'symmetric'`` or ``'code'`` (the released code's).
         post: ``'none'``, or ``'bn_relu'`` for the batch norm and ReLU that the released code puts after FAM.
             The levels of an FPN are signed; a ReLU there cannot give the teacher's negative values.
+        **spectral: Options of :class:`freekd_mm.frequency.SpectralFilter2d`: how K is stored, the cut of M.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        mode: Mode = 'lowrank',
-        *,
-        rank: int = 64,
-        grid_size: tuple[int, int] = (33, 17),
-        size: tuple[int, int] | None = None,
-        high_pass: float | None = 0.1,
-        region: Region = 'symmetric',
-        post: Post = 'none',
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, post: str = 'none', **spectral: Any) -> None:
         super().__init__()
         check_choice('post', post, ('none', 'bn_relu'))
-        self.spectral = SpectralFilter2d(
-            in_channels,
-            out_channels,
-            mode,
-            grid_size=grid_size,
-            size=size,
-            rank=rank,
-            high_pass=high_pass,
-            region=region,
-        )
+        self.spectral = SpectralFilter2d(in_channels, out_channels, **spectral)
         self.local = nn.Conv2d(in_channels, out_channels, 1)
         # Of one element, because FSDP cannot shard scalars.
         self.gamma_1 = nn.Parameter(torch.tensor([0.5]))
@@ -84,57 +54,36 @@ class FAMConnector(nn.Module):
     compares its output with the teacher's features by the mean squared difference
     (:class:`freekd_mm.losses.FeatureMSELoss`) and warms the weight of that loss up.
 
-    Fits mmrazor's connectors: ``forward`` takes what a recorder recorded. ``multi_level`` tells the runtime
-    that it takes all levels in one call.
+    Fits mmrazor's connectors: ``forward`` takes what a recorder recorded. The runtime reads ``multi_level`` (it takes
+    all levels in one call) and ``option_bases`` (where ``**fam`` goes).
 
     Args:
         in_channels: Channels of the student's levels, one integer for all or one per level.
         out_channels: Channels of the teacher's levels, in the same form.
         num_levels: Number of levels; None takes the length of the channels, or 1.
-        mode: ``'lowrank'``, ``'depthwise'`` or ``'dense'``, see :class:`freekd_mm.frequency.SpectralFilter2d`.
-        rank: See :class:`FAM`.
-        grid_size: See :class:`FAM`.
-        size: See :class:`FAM`; (H, W) for all levels or one pair per level.
-        high_pass: See :class:`FAM`.
-        region: See :class:`FAM`.
-        post: See :class:`FAM`.
+        size: (H, W) of the features for all levels, or one pair per level, if ``mode`` is ``'dense'``.
+        **fam: Other options of :class:`FAM`.
     """
 
     multi_level = True
+    option_bases = (FAM, SpectralFilter2d)
 
     def __init__(
         self,
         in_channels: int | Sequence[int],
         out_channels: int | Sequence[int],
         num_levels: int | None = None,
-        mode: Mode = 'lowrank',
-        *,
-        rank: int = 64,
-        grid_size: tuple[int, int] = (33, 17),
         size: Sizes = None,
-        high_pass: float | None = 0.1,
-        region: Region = 'symmetric',
-        post: Post = 'none',
+        **fam: Any,
     ) -> None:
         super().__init__()
         self.num_levels = count_levels(num_levels, in_channels, out_channels)
         self.in_channels = per_level('in_channels', in_channels, self.num_levels)
         self.out_channels = per_level('out_channels', out_channels, self.num_levels)
+        sizes = sizes_per_level(size, self.num_levels)
         self.levels = nn.ModuleList(
-            FAM(
-                channels_in,
-                channels_out,
-                mode,
-                rank=rank,
-                grid_size=grid_size,
-                size=level_size,
-                high_pass=high_pass,
-                region=region,
-                post=post,
-            )
-            for channels_in, channels_out, level_size in zip_equal(
-                self.in_channels, self.out_channels, sizes_per_level(size, self.num_levels)
-            )
+            FAM(channels_in, channels_out, size=own_size, **fam)
+            for channels_in, channels_out, own_size in zip_equal(self.in_channels, self.out_channels, sizes)
         )
 
     def forward(self, features: Levels) -> Tensor | tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from freekd_mm.checks import check_choice
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.connectors.attention import LocalCrossAttention
-from freekd_mm.connectors.fam import FAMConnector, Mode
+from freekd_mm.connectors.fam import FAMConnector
 from freekd_mm.registry import MODELS
 
 Heads = Union[int, Literal['channels'], None]
@@ -72,13 +72,12 @@ class FAMReviewConnector(FAMConnector):
         in_channels: Channels of the student's levels, finest first; one integer for all or one per level.
         out_channels: Channels of the teacher's levels, in the same form.
         num_levels: Number of levels; None takes the length of the channels, or 1.
-        mode: ``'lowrank'``, ``'depthwise'`` or ``'dense'``, see :class:`freekd_mm.frequency.SpectralFilter2d`.
         num_heads: Heads of the attention; they must divide the channels of every level but the deepest.
             ``'channels'``: one per channel. None: four, or two or one if four do not divide; with
             ``variant='code'`` one per channel.
         variant: ``'ours'``: heads with a scaled dot product, a plain 1x1 convolution between levels. ``'code'``:
             see above; sets ``post`` and ``region`` unless they are given.
-        fam: Every other option of :class:`freekd_mm.connectors.FAMConnector`.
+        **fam: Other options of :class:`freekd_mm.connectors.FAMConnector`.
     """
 
     def __init__(
@@ -86,8 +85,6 @@ class FAMReviewConnector(FAMConnector):
         in_channels: int | Sequence[int],
         out_channels: int | Sequence[int],
         num_levels: int | None = None,
-        mode: Mode = 'lowrank',
-        *,
         num_heads: Heads = None,
         variant: Variant = 'ours',
         **fam: Any,
@@ -95,7 +92,7 @@ class FAMReviewConnector(FAMConnector):
         check_choice('variant', variant, ('ours', 'code'))
         if variant == 'code':
             fam = {'post': 'bn_relu', 'region': 'code', **fam}
-        super().__init__(in_channels, out_channels, num_levels, mode, **fam)
+        super().__init__(in_channels, out_channels, num_levels, **fam)
         if isinstance(num_heads, str):
             check_choice('num_heads', num_heads, ('channels',))
         self.fusions = nn.ModuleList(

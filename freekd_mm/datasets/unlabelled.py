@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,12 +13,12 @@ import numpy as np
 import torch
 from mmengine.dataset import Compose
 from mmengine.dist import get_dist_info
-from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS as MM_SAMPLERS
 from mmengine.registry import DATASETS as MM_DATASETS
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.log import warn
 from freekd_mm.registry import DATA_SAMPLERS, DATASETS
 from freekd_mm.runtime.distillation import UNLABELLED
 from freekd_mm.runtime.probe import find_pipeline
@@ -81,7 +80,7 @@ class ImageFolder(Dataset):
                 raise ValueError(f'{file} should be a picture, but cannot be read') from error
         if index not in self._named:
             self._named.add(index)
-            print_log(f'{file} cannot be read as a picture and is skipped', 'current', logging.WARNING)
+            warn(f'{file} cannot be read as a picture and is skipped')
         return None
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpoint_file
@@ -24,6 +21,7 @@ from freekd_mm.checks import did_you_mean
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import cache
 from freekd_mm.files import write_text
+from freekd_mm.log import warn
 from freekd_mm.registry import HOOKS
 
 #: Names the last checkpoint, as in mmengine.
@@ -81,37 +79,31 @@ class SafeCheckpointMixin:
         return [self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(number)) for number in gone]
 
     def _save_best_checkpoint(self: Any, runner: Runner, metrics: dict) -> None:
-        with _removing_later(self) as outdated:
+        backend = self.file_backend
+        later = self.file_backend = _RemovesLater(backend)
+        try:
             super()._save_best_checkpoint(runner, metrics)  # type: ignore[misc]
+        finally:
+            self.file_backend = backend
         kept = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
         if is_main_process():
-            _remove(self.file_backend, [path for path in outdated if path not in kept])
+            _remove(backend, [path for path in later.noted if path not in kept])
 
 
 class _RemovesLater:
     """A file backend that notes what it should remove."""
 
-    def __init__(self, backend: Any, noted: list[str]) -> None:
-        self._backend, self._noted = backend, noted
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.noted: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
     def remove(self, path: str) -> None:
-        self._noted.append(path)
+        self.noted.append(path)
 
     rmtree = remove
-
-
-@contextmanager
-def _removing_later(hook: Any) -> Iterator[list[str]]:
-    backend = hook.file_backend
-    noted: list[str] = []
-    hook.file_backend = _RemovesLater(backend, noted)
-    try:
-        yield noted
-    finally:
-        hook.file_backend = backend
 
 
 def _remove(backend: Any, paths: Sequence[str]) -> None:
@@ -129,8 +121,6 @@ class SafeCheckpointHook(SafeCheckpointMixin, CheckpointHook):
 
 @cache
 def _safe_class(hook: Any) -> Any:
-    if hook is CheckpointHook:
-        return SafeCheckpointHook
     return type(f'Safe{hook.__name__}', (SafeCheckpointMixin, hook), {'__module__': hook.__module__})
 
 
@@ -139,7 +129,7 @@ def make_safe(runner: Runner) -> None:
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and not isinstance(hook, SafeCheckpointMixin):
             kind: Any = type(hook)
-            hook.__class__ = _safe_class(kind)
+            hook.__class__ = SafeCheckpointHook if kind is CheckpointHook else _safe_class(kind)
 
 
 def point_to(work_dir: str | os.PathLike, checkpoint: str) -> None:
@@ -165,14 +155,8 @@ class ResumePoint:
         """Reads it from the content of a checkpoint."""
         meta = content['meta']
         place = meta.get('freekd_mm') or {}
-        return cls(
-            path=path,
-            epoch=int(meta['epoch']),
-            iteration=int(meta['iter']),
-            seed=meta.get('seed'),
-            batches=int(place.get('batches', 0)),
-            evaluated=bool(place.get('evaluated', False)),
-        )
+        done = int(place.get('batches', 0)), bool(place.get('evaluated', False))
+        return cls(path, int(meta['epoch']), int(meta['iter']), meta.get('seed'), *done)
 
 
 def read_resume_point(path: str | os.PathLike) -> ResumePoint:
@@ -207,10 +191,10 @@ def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | Non
             raise
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             broken.append(str(path))
-            print_log(f'{path} cannot be resumed from, looking for an older one: {error}', 'current', logging.WARNING)
+            warn(f'{path} cannot be resumed from, looking for an older one: {error}')
             continue
         if broken:
-            print_log(f'continuing from {path} instead of {", ".join(broken)}', 'current', logging.WARNING)
+            warn(f'continuing from {path} instead of {", ".join(broken)}')
         return point
     if broken:
         raise RuntimeError(
@@ -258,12 +242,8 @@ def checkpoints_in(work_dir: Path, hook: dict) -> list[Path]:
 
 def _candidates(work_dir: Path, hook: dict) -> list[Path]:
     """Returns the checkpoints of a run: the one that is pointed to, then the others."""
-    ordered = checkpoints_in(work_dir, hook)
     pointer = work_dir / POINTER
-    if pointer.is_file():
-        named = Path(pointer.read_text(encoding='utf-8').strip())
-        # A work directory may have been moved since.
-        for file in (named, work_dir.absolute() / named.name):
-            if file.is_file():
-                return [file, *(other for other in ordered if other != file)]
-    return ordered
+    named = Path(pointer.read_text(encoding='utf-8').strip()) if pointer.is_file() else work_dir
+    # A work directory may have been moved since.
+    pointed = [file for file in (named, work_dir.absolute() / named.name) if file.is_file()][:1]
+    return list(dict.fromkeys([*pointed, *checkpoints_in(work_dir, hook)]))

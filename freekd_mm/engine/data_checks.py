@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from freekd_mm.checks import did_you_mean
+from freekd_mm.log import warn
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 LOCAL = (None, 'local', 'disk')
@@ -39,7 +38,7 @@ def check_data(cfg: Config) -> None:
         try:
             kind = _kind(dataset, cfg.get('default_scope'))
         except ImportError as error:  # a data set of a package that is not here
-            print_log(f'the data were not checked: {error}', 'current', logging.WARNING)
+            warn(f'the data were not checked: {error}')
             continue
         places = {key: Path(place) for key, place in _places(dataset).items()}
         annotations = places.get('ann_file')
@@ -138,7 +137,7 @@ def _check_coco(name: str, path: Path, classes: Sequence[str], folder: Path | No
         capital = f'. Capitals matter: {", ".join(hints[:3])}' if hints else ''
         raise ValueError(f'{text}{capital}. Set metainfo=dict(classes=...) in the data set')
     if missing:
-        print_log(text, 'current', logging.WARNING)
+        warn(text)
     if folder is not None:
         _check_sample(name, [folder / str(image['file_name']) for image in content['images']], 'images')
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from freekd_mm.runtime.probe import eval_mode
 from freekd_mm.runtime.rng import isolated_rng
 from freekd_mm.runtime.teacher import forward_features
+from freekd_mm.text import some
 
 ENTRY_LOSS = re.compile(r'^distill\.loss_(?P<entry>\w+)$')
 ENTRY_TERM = re.compile(r'^distill\.(?P<entry>\w+)\.(?P<term>.+)$')
@@ -22,7 +23,8 @@ def diagnose(model: nn.Module, losses: dict[str, Any], batch: Any) -> str:
     """Returns what is not finite: losses (or their terms), features, images, or gradients; '' if all is finite."""
     images = image_files(batch)
     parts = [*_losses(model, losses), *_features(model, batch, images)] or _gradients(model)
-    return f'{"; ".join(parts)}. Images of the batch: {listed(images) or "unknown"}.' if parts else ''
+    seen = some(dict.fromkeys(images), 8) if images else 'unknown'
+    return f'{"; ".join(parts)}. Images of the batch: {seen}.' if parts else ''
 
 
 def image_files(batch: Any) -> list[str]:
@@ -34,13 +36,6 @@ def image_files(batch: Any) -> list[str]:
         return [file for item in batch for file in image_files(item)]
     file = getattr(batch, 'img_path', None)
     return [str(file)] if file else []
-
-
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """Returns names joined by commas, and how many more there are."""
-    names = list(dict.fromkeys(names))
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
 
 
 def _is_finite(value: Any) -> bool:
@@ -63,11 +58,11 @@ def _losses(model: nn.Module, losses: dict[str, Any]) -> list[str]:
             own.append(key)
     parts = [
         f"the loss of distill '{name}'{_kind(model, name)} is not finite"
-        + (f' at {listed(terms)}' if terms else ' at no single level')
+        + (f' at {some(dict.fromkeys(terms), 8)}' if terms else ' at no single level')
         for name, terms in places.items()
     ]
     if own:
-        parts.append(f"the student's own {listed(own)} {'is' if len(own) == 1 else 'are'} not finite")
+        parts.append(f"the student's own {some(own, 8)} {'is' if len(own) == 1 else 'are'} not finite")
     return parts
 
 
@@ -123,10 +118,10 @@ def _tensors(what: str, levels: Sequence[Tensor], images: Sequence[str]) -> list
             continue
         where = f' at level {index}' if len(levels) > 1 else ''
         of = [image for image, is_bad in zip(images, bad.tolist()) if is_bad]
-        parts.append(f'{what} is not finite{where}' + (f' for {listed(of)}' if of else ''))
+        parts.append(f'{what} is not finite{where}' + (f' for {some(dict.fromkeys(of), 8)}' if of else ''))
     return parts
 
 
 def _gradients(model: nn.Module) -> list[str]:
     bad = [name for name, p in model.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
-    return [f'the losses are finite, but the gradient is not at {listed(bad, 4)}'] if bad else []
+    return [f'the losses are finite, but the gradient is not at {some(bad, 4)}'] if bad else []

@@ -9,11 +9,9 @@ workers, and skips the batches before it without loading them.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
@@ -21,8 +19,10 @@ from torch import Tensor
 from freekd_mm.compat import install
 from freekd_mm.engine.checkpoint_hook import ResumePoint
 from freekd_mm.engine.distributed import unwrapped_model
-from freekd_mm.engine.seeding import AdvancedIterator, SeededBatches, make_exact, place_seed, seed_all
+from freekd_mm.engine.seeding import AdvancedIterator, SeededBatches, make_exact, seed_all
+from freekd_mm.log import say, warn
 from freekd_mm.registry import HOOKS
+from freekd_mm.runtime.rng import place_seed
 
 STEP, EVALUATION, EPOCH = 0, 1, 3
 #: Key of gradients that wait for more, beside the state dict.
@@ -57,11 +57,9 @@ class ExactResumeHook(Hook):
                 diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
             )
         if not make_exact(runner._train_dataloader, self._seed(runner)):
-            print_log(
+            warn(
                 'the training data loader has no batch sampler, or streams its data: after a resume the order of the '
-                'data and their augmentations will not be those of an uninterrupted run',
-                'current',
-                logging.WARNING,
+                'data and their augmentations will not be those of an uninterrupted run'
             )
         runner.register_hook(PendingEvaluationHook(self), priority='LOWEST')
 
@@ -151,9 +149,6 @@ class PendingEvaluationHook(Hook):
     """Runs the evaluation that should have followed the checkpoint, when everything else is ready to train.
 
     Best checkpoints, schedules that follow a metric, and the last result of a run depend on it.
-
-    Args:
-        place: Knows where the run resumes.
     """
 
     def __init__(self, place: ExactResumeHook) -> None:
@@ -163,7 +158,7 @@ class PendingEvaluationHook(Hook):
         """Evaluates, if it is due and was not done."""
         point = self.place.point
         if point is not None and not point.evaluated and _evaluation_is_due(runner, point):
-            print_log('the evaluation after the checkpoint was not finished, so it runs first', 'current')
+            say('the evaluation after the checkpoint was not finished, so it runs first')
             runner.val_loop.run()
 
 

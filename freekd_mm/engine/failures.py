@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
-from mmengine.dist import get_world_size
+from mmengine.dist import all_gather_object, get_world_size
 
 KEY = 'freekd_mm/failure'
 LENGTH = 2000
@@ -50,10 +50,7 @@ def _first_failure(error: Exception) -> str | None:
 
 def check_equal_steps(steps: int) -> None:
     """Raises an error on every process unless all have as many steps in an epoch: some would wait forever."""
-    if get_world_size() == 1:
-        return
-    counts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(counts, steps)
+    counts = all_gather_object(steps)
     if len(set(counts)) > 1:
         raise ValueError(
             f'train_dataloader should give every process the same number of batches, but gives {counts}: use a sampler '

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from functools import wraps
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from mmengine.dist import get_world_size
+from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
@@ -22,6 +19,7 @@ from freekd_mm.compat import install
 from freekd_mm.compat.versions import copy_all
 from freekd_mm.engine.diagnosis import diagnose
 from freekd_mm.engine.distributed import unwrapped_model
+from freekd_mm.log import say, warn
 from freekd_mm.registry import HOOKS
 
 POLICIES = ('error', 'skip')
@@ -67,15 +65,6 @@ class NonFiniteHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Puts the check between backward pass and step."""
         model = unwrapped_model(runner)
-        self._keep_losses(model)
-        norms = [module for module in model.modules() if isinstance(module, _NormBase)]
-        statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-        self._statistics = [(buffer, torch.empty_like(buffer)) for buffer in statistics]
-        wrapper: Any = runner.optim_wrapper
-        for part in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-            self._guard(runner, part)
-
-    def _keep_losses(self, model: Any) -> None:
         parse = model.parse_losses
 
         def parse_losses(losses: dict) -> Any:
@@ -83,6 +72,12 @@ class NonFiniteHook(Hook):
             return parse(losses)
 
         model.parse_losses = parse_losses
+        norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+        statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self._statistics = [(buffer, torch.empty_like(buffer)) for buffer in statistics]
+        wrapper: Any = runner.optim_wrapper
+        for part in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+            self._guard(runner, part)
 
     def _guard(self, runner: Runner, wrapper: Any) -> None:
         backward, step = wrapper.backward, wrapper.step
@@ -120,31 +115,24 @@ class NonFiniteHook(Hook):
             self.in_a_row = 0
             return True
         self.in_a_row += 1
-        self._restore_statistics()
+        with torch.no_grad():
+            for now, kept in self._statistics:
+                now.copy_(kept)
         too_many = self.in_a_row > self.patience
         finding = self._find(runner)
         if scaled and not too_many:
-            print_log(f'{finding} Under mixed precision this is an overflow: the loss scale is lowered.', 'current')
+            say(f'{finding} Under mixed precision this is an overflow: the loss scale is lowered.')
             return True
         if self.policy == 'error' or too_many:
             often = f' It happened {self.in_a_row} times in a row.' if too_many else ''
             raise NonFiniteError(f'{finding}{often}{_advice(scaled)}')
         self.skipped.append(runner.iter)
-        print_log(f'{finding} The step is skipped.', 'current', logging.WARNING)
+        warn(f'{finding} The step is skipped.')
         return False
-
-    def _restore_statistics(self) -> None:
-        with torch.no_grad():
-            for now, kept in self._statistics:
-                now.copy_(kept)
 
     def _find(self, runner: Runner) -> str:
         """Returns what is not finite, on any process."""
-        found = diagnose(unwrapped_model(runner), self._losses, self._batch)
-        everywhere: list[Any] = [found]
-        if get_world_size() > 1:
-            everywhere = [None] * dist.get_world_size()
-            dist.all_gather_object(everywhere, found)
+        everywhere = all_gather_object(diagnose(unwrapped_model(runner), self._losses, self._batch))
         texts = dict.fromkeys(text for text in everywhere if text)
         return f'Iteration {runner.iter + 1}: {" ".join(texts) or "the gradients are not finite."}'
 
@@ -173,11 +161,9 @@ def _gradients_are_finite(optimizer: torch.optim.Optimizer) -> Tensor:
 
 def _all_processes(finite: Tensor) -> bool:
     """Returns whether all is finite on every process: they must decide the same."""
-    if get_world_size() > 1:
-        number = finite.int()
-        dist.all_reduce(number, op=dist.ReduceOp.MIN)
-        return bool(number)
-    return bool(finite)
+    number = finite.int()
+    all_reduce(number, 'min')
+    return bool(number)
 
 
 def _advice(scaled: bool) -> str:

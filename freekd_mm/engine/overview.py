@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from freekd_mm.engine.distributed import unwrapped_model
+from freekd_mm.log import say
 from freekd_mm.progress import format_seconds
 
 #: Annotations that are counted, and label maps that are read, at most.
@@ -35,7 +35,7 @@ def show_overview(runner: Any) -> None:
         lines.append((f'distils {entry.name}', f'{taps[0]} of the student, {taps[1]} of the teacher, with {loss}'))
     lines += [('results', str(runner.work_dir)), ('log', str(runner.log_dir))]
     shown = [textwrap.fill(f'{name}: {text}', WIDTH, subsequent_indent='    ') for name, text in lines]
-    print_log('\n'.join(('before the training', *shown)), 'current')
+    say('\n'.join(('before the training', *shown)))
     runner.register_hook(ExpectedTimeHook(), priority='LOWEST')
 
 
@@ -113,4 +113,4 @@ class ExpectedTimeHook(Hook):
         elif self._done == FIRST + TIMED:
             step, left = (time.monotonic() - self._since) / TIMED, runner.max_iters - runner.iter - 1
             text = f'{left} iterations of {step:.2f} s to go: {format_seconds(step * left)}, and the evaluations'
-            print_log(f'expected time: {text}', 'current')
+            say(f'expected time: {text}')

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from freekd_mm.checkpoints.fitting import load_whole, weights_of
@@ -22,6 +20,7 @@ from freekd_mm.engine.failures import check_equal_steps
 from freekd_mm.engine.nonfinite import POLICIES, NonFiniteHook
 from freekd_mm.engine.preflight import compare_classes
 from freekd_mm.engine.signals import GracefulStopHook
+from freekd_mm.log import warn
 from freekd_mm.prompts.prompt_file import NAME
 
 
@@ -99,7 +98,7 @@ def resume_from(cfg: Config, resume: str) -> ResumePoint | None:
     point = find_resume_point(resume, cfg.work_dir, hook_of(cfg))
     if point is None:
         text = f'--resume: there is no checkpoint in {cfg.work_dir}, so the training STARTS FROM SCRATCH'
-        print_log(text, 'current', logging.WARNING)
+        warn(text)
     # Without a checkpoint this is a first run, which starts where 'load_from' says.
     cfg.resume = point is not None
     if point is not None:

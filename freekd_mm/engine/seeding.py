@@ -12,15 +12,10 @@ import torch
 from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, IterableDataset
 
-from freekd_mm.runtime.rng import isolated_rng
+from freekd_mm.runtime.rng import isolated_rng, place_seed
 
 #: Keeps the seeds of the data apart from those of the steps and the evaluations.
 DATA = 2
-
-
-def place_seed(*place: int) -> int:
-    """Returns a seed (32 bits) for a place in the run."""
-    return int(np.random.SeedSequence(place).generate_state(1)[0])
 
 
 def seed_all(seed: int) -> None:
@@ -37,12 +32,7 @@ class SeededBatch(list):
 
 
 class SeededBatches:
-    """Gives each batch of a batch sampler its seed, and starts in the middle for a resume.
-
-    Args:
-        batches: The batch sampler.
-        seed: Seed of the run.
-    """
+    """Gives each batch of a batch sampler its seed, and starts in the middle for a resume."""
 
     def __init__(self, batches: Any, seed: int) -> None:
         self.batches, self.seed = batches, seed
@@ -127,12 +117,7 @@ def _load(dataset: Any, together: Any, batch: list) -> list:
 
 
 class AdvancedIterator:
-    """The batches of an iteration-based loop that resumes: mmengine's walk to its place loads no data.
-
-    Args:
-        loader: The data loader, its ``seeded.skip`` set.
-        steps: How many batches the loop will skip.
-    """
+    """The batches of an iteration-based loop that resumes: its walk of some steps to its place loads no data."""
 
     def __init__(self, loader: ExactLoader, steps: int) -> None:
         self.loader, self.steps = loader, steps

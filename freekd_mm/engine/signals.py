@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -16,12 +15,12 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from freekd_mm.compat import install
 from freekd_mm.engine.checkpoint_hook import INTERRUPTED, point_to
 from freekd_mm.engine.exact import gradients_are_used
+from freekd_mm.log import warn
 from freekd_mm.registry import HOOKS
 
 #: As a shell reports a process that ended by SIGTERM.
@@ -118,11 +117,7 @@ class GracefulStopHook(Hook):
         path = Path(runner.work_dir) / INTERRUPTED
         if get_rank() == 0:
             point_to(runner.work_dir, str(path))
-        print_log(
-            f'SIGTERM: stopped after iteration {iteration}; saved {path}; continue with --resume',
-            'current',
-            logging.WARNING,
-        )
+        warn(f'SIGTERM: stopped after iteration {iteration}; saved {path}; continue with --resume')
         raise SystemExit(EXIT_STATUS)
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 
 from freekd_mm.compat import install
 from freekd_mm.engine.checkpoint_hook import checkpoints_in, hook_of
 from freekd_mm.engine.data_checks import check_data
 from freekd_mm.engine.distributed import prepare_cpu_processes
 from freekd_mm.engine.workdir import is_first_process
+from freekd_mm.log import say, warn
 from freekd_mm.prompts.prompt_file import NAME, use_prompt
 
 OPTIONS = ('cfg_path', 'file')
@@ -50,12 +49,10 @@ def ensure_prompt(stage1: dict, cfg: Config) -> None:
         raise ValueError(f'{NAME} should be a dict of {" and ".join(OPTIONS)}, but got {stage1!r}')
     found = use_prompt(cfg)
     if found is not None:
-        print_log(f'stage 1 of 2: reusing the frequency prompt {found}', 'current')
+        say(f'stage 1 of 2: reusing the frequency prompt {found}')
         return
     file = Path(stage1['file']).absolute()
-    print_log(
-        f'stage 1 of 2: {file} does not exist yet; training it with {stage1["cfg_path"]}', 'current', logging.WARNING
-    )
+    warn(f'stage 1 of 2: {file} does not exist yet; training it with {stage1["cfg_path"]}')
     prompt_cfg = Config.fromfile(stage1['cfg_path'])
     prompt_cfg.launcher = cfg.get('launcher', 'none')
     prompt_cfg.work_dir = str(file.parent)
@@ -67,7 +64,7 @@ def ensure_prompt(stage1: dict, cfg: Config) -> None:
             f'{stage1["cfg_path"]} should have written {file}, but did not: the file of its FrequencyPromptHook and '
             f"the 'file' of {NAME} have to be the same"
         )
-    print_log('stage 2 of 2: distillation', 'current')
+    say('stage 2 of 2: distillation')
 
 
 def run(
@@ -78,13 +75,12 @@ def run(
     from mmengine.runner import Runner
 
     from freekd_mm.engine.cleanup import clean_up
-    from freekd_mm.engine.earlier import keep_own_config, set_aside
     from freekd_mm.engine.failures import failing_together
     from freekd_mm.engine.overview import show_overview
     from freekd_mm.engine.preflight import check_config
     from freekd_mm.engine.reliability import Reliability, check_resumed, resume_from
     from freekd_mm.engine.terminal import quiet_building
-    from freekd_mm.engine.workdir import own_work_dir
+    from freekd_mm.engine.workdir import keep_own_config, own_work_dir, set_aside
 
     install()
     reliability = Reliability.from_config(cfg)

@@ -1,19 +1,22 @@
-"""One run per work directory: it can be written, and no other run writes there at the same time."""
+"""One run per work directory: it can be written, no other run writes there, and an earlier one loses nothing."""
 
 from __future__ import annotations
 
-import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from mmengine.logging import print_log
+from mmengine.config import Config
 
+from freekd_mm.engine.checkpoint_hook import POINTER, checkpoints_in, hook_of
 from freekd_mm.files import lock
+from freekd_mm.log import warn
+from freekd_mm.prompts.prompt_file import PROMPT_FILE
 
 LOCK = '.lock'
 #: Left by a writer that was killed; see :func:`freekd_mm.files.write_atomically`.
@@ -56,7 +59,8 @@ def own_work_dir(path: str | os.PathLike, launcher: str = 'none') -> Iterator[Pa
         file.truncate()
         file.write(f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%Y-%m-%d %H:%M:%S")}')
         file.flush()
-        _remove_leftovers(path)
+        for part in path.glob(LEFTOVERS):
+            part.unlink(missing_ok=True)
         try:
             yield path
         finally:
@@ -73,14 +77,43 @@ def _lock(file: TextIO, path: Path) -> None:
             'for it, stop it, or choose another with --work-dir.'
         ) from None
     except OSError as error:
-        print_log(
-            f'{path} cannot be locked ({error.strerror}): make sure that no other run writes there',
-            'current',
-            logging.WARNING,
+        warn(f'{path} cannot be locked ({error.strerror}): make sure that no other run writes there')
+
+
+def set_aside(cfg: Config) -> None:
+    """Moves the files of an earlier training to ``earlier-<time>/``; an error if the new one starts from them."""
+    folder = Path(cfg.work_dir)
+    found = [*checkpoints_in(folder, hook_of(cfg)), *folder.glob('best_*.pth')]
+    if not found:
+        return
+    found += [file for file in (folder / POINTER, folder / PROMPT_FILE) if file.is_file()]
+    used = {Path(text).expanduser().resolve() for text in _texts(cfg._cfg_dict) if text.endswith('.pth')}
+    inputs = [file for file in found if file.resolve() in used]
+    if inputs:
+        raise FileExistsError(
+            f'a training should not start from a file that it may write over, but {inputs[0]} is named in the config: '
+            'choose another folder with --work-dir, or continue with --resume'
         )
+    aside = folder / f'earlier-{time.strftime("%Y%m%d_%H%M%S")}'
+    aside.mkdir()
+    for path in (*found, *(log.parent for log in folder.glob('*/vis_data'))):
+        shutil.move(str(path), str(aside / path.name))
+    record = folder / Path(cfg.filename or '').name
+    if record.is_file():
+        shutil.copy2(str(record), str(aside))
+    warn(f'the {len(found)} files of an earlier training are in {aside} now')
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Removes incomplete files of a killed run; nobody else writes here now."""
-    for part in path.glob(LEFTOVERS):
-        part.unlink(missing_ok=True)
+def keep_own_config(cfg: Config) -> None:
+    """Lets the runner write its config under another name if the user's own file is in the work directory."""
+    file = Path(cfg.filename or '')
+    if cfg.filename and (Path(cfg.work_dir) / file.name).resolve() == file.resolve():
+        object.__setattr__(cfg, '_filename', str(file.with_name(f'{file.stem}_run{file.suffix}')))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)

@@ -128,12 +128,10 @@ class ClassLoss(DistillLoss):
         )
         if self.shared is None:
             return student, teacher
-        return self._select(student, self.shared[0]), self._select(teacher, self.shared[1])
-
-    def _select(self, logits: Tensor, classes: list[int]) -> Tensor:
-        """Returns the logits (N, A, k, P) of some classes, and last that of the background if there is one."""
-        kept = classes if self.background is None else [*classes, self.background % logits.shape[2]]
-        return logits[:, :, kept]
+        # The background comes last if there is one.
+        last = [] if self.background is None else [self.background]
+        kept = [[*own, *(index % x.shape[2] for index in last)] for own, x in zip(self.shared, (student, teacher))]
+        return student[:, :, kept[0]], teacher[:, :, kept[1]]
 
     def _weights(self, teacher: Tensor) -> Tensor:
         """Returns the teacher's largest class probability (N, A P) of its logits (N, A, K, P)."""

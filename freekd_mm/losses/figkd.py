@@ -87,8 +87,8 @@ class FiGKDLoss(ClassLoss):
             inputs = [inputs[0] - inputs[1]] if self.distance == 'mse' else inputs
             inputs = inputs if index is None else [logits.gather(2, index) for logits in inputs]
             bands = [dwt1d(logits, self.levels, self.wavelet, dim=2) for logits in inputs]
-            coefficients = [list(band.high) if part == 'detail' else [band.low] for band in bands]
-            value = self._mse(coefficients[0]) if self.distance == 'mse' else self._kl(*coefficients)
+            coefficients = [torch.cat(band.high, 2) if part == 'detail' else band.low for band in bands]
+            value = self._distance(*coefficients)
             self.terms[f'level{level}/{part}'] = mean(value).detach()
             values.append(value.flatten(1))
         return sum(values[1:], values[0])
@@ -101,17 +101,13 @@ class FiGKDLoss(ClassLoss):
             return logits
         return logits * (logits.square().mean(2, keepdim=True) + EPS).rsqrt()
 
-    def _mse(self, differences: list[Tensor]) -> Tensor:
-        """Returns the mean over all coefficients (N, A, P) of the bands (N, A, k, P)."""
-        sums = [band.square().sum(2) for band in differences]
-        return sum(sums[1:], sums[0]) / sum(band.shape[2] for band in differences)
-
-    def _kl(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        """Returns the KL divergence (N, A, P) of the teacher's and the student's bands (N, A, k, P)."""
-        count = sum(band.shape[2] for band in student)
-        if count < 2:
+    def _distance(self, first: Tensor, teacher: Tensor | None = None) -> Tensor:
+        """Returns (N, A, P) for coefficients (N, A, k, P): of the difference alone, or of student and teacher."""
+        if teacher is None:
+            return first.square().mean(2)
+        if first.shape[2] < 2:
             raise ValueError(
-                f"{type(self).__name__}: distance='kl' should have at least 2 coefficients, but got {count}: the "
-                "softmax of one is always 1. Use distance='mse' or more levels"
+                f"{type(self).__name__}: distance='kl' should have at least 2 coefficients, but got {first.shape[2]}: "
+                "the softmax of one is always 1. Use distance='mse' or more levels"
             )
-        return self.temperature**2 * divergence(torch.cat(student, 2), torch.cat(teacher, 2), self.temperature)
+        return self.temperature**2 * divergence(first, teacher, self.temperature)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.checks import check_positive
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands
-from freekd_mm.prompts.masks import GROUPINGS, Grouping, poi_masks
+from freekd_mm.prompts.masks import Grouping, poi_masks
 from freekd_mm.prompts.prompt_file import PromptFile, load_prompt
 from freekd_mm.registry import MODELS
 from freekd_mm.tensors import Levels, as_levels
@@ -25,10 +25,8 @@ class PoIMaskGenerator(nn.Module):
 
     Args:
         channels: Channels of the features: one number, or one per feature level.
-        num_tokens: Tokens per band; by default as in the prompt file. The same holds for the next three.
-        levels: Wavelet levels.
-        wavelet: The wavelet.
-        grouping: ``'level'`` or ``'band'``.
+        levels: Wavelet levels that the prompt file should have; not checked by default.
+        wavelet: The wavelet that it should have.
         prompt: Prompt file or URL, ours or in the released format. Without one there are no masks.
         module: Take only the prompts of this module of the teacher, if the file holds several.
         indices: Which of the file's prompts belong to the features, e.g. ``(1, 2, 3)`` if only the levels 1 to
@@ -38,20 +36,15 @@ class PoIMaskGenerator(nn.Module):
     def __init__(
         self,
         channels: int | Sequence[int],
-        num_tokens: int | None = None,
         levels: int | None = None,
         wavelet: str | None = None,
-        grouping: Grouping | None = None,
         prompt: str | os.PathLike | None = None,
         module: str | None = None,
         indices: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        for name, number in (('num_tokens', num_tokens), ('levels', levels)):
-            if number is not None:
-                check_positive(name, number, integer=True)
-        if grouping is not None:
-            check_choice('grouping', grouping, GROUPINGS)
+        if levels is not None:
+            check_positive('levels', levels, integer=True)
         for number in (channels,) if isinstance(channels, int) else channels:
             check_positive('channels', number, integer=True)
         self.channels = channels if isinstance(channels, int) else tuple(channels)
@@ -61,21 +54,19 @@ class PoIMaskGenerator(nn.Module):
         self.places: tuple[str, ...] = ()
         if prompt is not None:
             self.file = load_prompt(prompt)
-            given = dict(num_tokens=num_tokens, levels=levels, wavelet=wavelet, grouping=grouping)
-            for name, value in given.items():
+            for name, value in dict(levels=levels, wavelet=wavelet).items():
                 wanted = getattr(self.file, name)
                 if value not in (None, wanted):
                     raise ValueError(f'{name} should be {wanted!r}, as in the prompt file {prompt}, but got {value!r}')
-            self._take_tokens(prompt, module, indices)
+            self._take_tokens(self.file, prompt, module, indices)
 
     @property
     def grouping(self) -> Grouping:
         """Which bands share their masks."""
         return self.file.grouping if self.file is not None else 'level'
 
-    def _take_tokens(self, prompt: object, module: str | None, indices: Sequence[int] | None) -> None:
-        assert self.file is not None
-        places = list(self.file.places(module).items())
+    def _take_tokens(self, file: PromptFile, prompt: object, module: str | None, indices: Sequence[int] | None) -> None:
+        places = list(file.places(module).items())
         if indices is not None:
             unknown = [index for index in indices if not 0 <= index < len(places)]
             if unknown:
@@ -126,11 +117,7 @@ class PoIMaskGenerator(nn.Module):
             )
         file, found = self.file, []
         for index, (level, depth) in enumerate(zip_equal(levels, depths or [self.file.levels] * len(levels))):
-            bias = getattr(self, f'bias{index}')
-            masks = self.tokens_of(index), depth, file.wavelet, file.grouping, file.evidence, bias
+            tokens, bias = self.get_buffer(f'tokens{index}'), getattr(self, f'bias{index}')
+            masks = tokens, depth, file.wavelet, file.grouping, file.evidence, bias
             found.append(poi_masks(level, *masks) if depth else None)
         return tuple(found)
-
-    def tokens_of(self, level: int) -> Tensor:
-        """Returns the tokens (groups, T, C) of a feature level."""
-        return self.get_buffer(f'tokens{level}')

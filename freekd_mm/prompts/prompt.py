@@ -14,7 +14,6 @@ from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d, idwt2d, usable_levels
 from freekd_mm.frequency.wavelet import is_haar
 from freekd_mm.prompts.masks import (
-    EVIDENCES,
     SIMILARITIES,
     Evidence,
     Grouping,
@@ -29,14 +28,15 @@ from freekd_mm.prompts.masks import (
 from freekd_mm.tensors import full_precision
 
 Mode = Literal['paper', 'code', 'selective']
-#: The defaults of the options in each mode.
+#: What the modes are; grouping and dissimilarity can be chosen otherwise.
 MODES: dict[str, dict[str, Any]] = {
     'paper': dict(grouping='band', evidence='band', dissimilarity='jaccard', reduction='sum', weight=1.0),
     'code': dict(grouping='level', evidence='band', dissimilarity='dice', reduction='sum', weight=1.0),
     # No dissimilarity: it drives the masks apart, and their sum is flat again.
     'selective': dict(grouping='level', evidence='magnitude', dissimilarity='dice', reduction='mean', weight=0.0),
 }
-REDUCTIONS = ('sum', 'mean')
+#: Deviation of the tokens at the start; with 'magnitude' relative to their mean.
+INIT_STD = 0.02
 #: The mask of a band that stays whole: the sigmoid of this is 1.
 WHOLE = 30.0
 #: Added to a variance.
@@ -73,23 +73,18 @@ class FrequencyPrompt(nn.Module):
 
     Args:
         channels: C of the features.
-        mode: Which defaults the options get that are None: ``'paper'``; ``'code'``, as in the released code's
-            prompts; or ``'selective'``, ours.
+        mode: ``'paper'``; ``'code'``, as in the released code's prompts; or ``'selective'``, ours.
         num_tokens: T.
         levels: Number of wavelet levels.
         wavelet: The wavelet.
-        grouping: ``'level'``, one group of tokens for the three orientations of a level (released code);
-            ``'band'``, one per band (paper).
-        evidence: What a token sees: ``'band'``, the signed coefficients, or ``'magnitude'``.
-        dissimilarity: ``'jaccard'`` (paper) or ``'dice'`` (released code), see
-            :func:`freekd_mm.prompts.masks.mask_similarity`.
-        reduction: ``'sum'`` or ``'mean'`` of the dissimilarity over the groups.
-        area: With ``'magnitude'``: the mean of each mask. One number for the high bands, and the low band stays
+        grouping: ``'level'``, one group of tokens for the three orientations of a level (``'code'``,
+            ``'selective'``); ``'band'``, one per band (``'paper'``).
+        dissimilarity: ``'jaccard'`` (``'paper'``) or ``'dice'``, see :func:`freekd_mm.prompts.masks.mask_similarity`.
+        area: In ``'selective'``: the mean of each mask. One number for the high bands, and the low band stays
             whole; or one per group, the low band's first. 1 leaves a band whole. 0.35 by default.
-        sharpness: With ``'magnitude'``: :math:`\tau`, 4 by default.
+        sharpness: In ``'selective'``: :math:`\tau`, 4 by default.
         min_positions: The transform has only as many levels as leave so many positions in each band. A map that is too
             small for one level passes unchanged. 0 for all levels.
-        init_std: Standard deviation of the tokens at the start; with ``'magnitude'`` relative to their mean.
     """
 
     def __init__(
@@ -100,55 +95,41 @@ class FrequencyPrompt(nn.Module):
         levels: int = 3,
         wavelet: str = 'haar',
         grouping: Grouping | None = None,
-        evidence: Evidence | None = None,
         dissimilarity: Literal['jaccard', 'dice'] | None = None,
-        reduction: Literal['sum', 'mean'] | None = None,
         area: float | Sequence[float] | None = None,
         sharpness: float | None = None,
         min_positions: int = 16,
-        init_std: float = 0.02,
     ) -> None:
         super().__init__()
         check_choice('mode of the prompt', mode, MODES)
-        defaults = MODES[mode]
-        check_positive('channels', channels, integer=True)
-        check_positive('num_tokens', num_tokens, integer=True)
-        check_positive('levels', levels, integer=True)
+        for name, value in dict(channels=channels, num_tokens=num_tokens, levels=levels).items():
+            check_positive(name, value, integer=True)
         check_positive('min_positions', min_positions, integer=True, zero=True)
-        check_positive('init_std', init_std, zero=True)
         is_haar(wavelet)  # raises where there is no such wavelet
-        self.channels, self.mode, self.num_tokens, self.levels, self.wavelet = (
-            channels,
-            mode,
-            num_tokens,
-            levels,
-            wavelet,
-        )
-        self.grouping: Grouping = grouping or defaults['grouping']
-        self.evidence: Evidence = evidence or defaults['evidence']
-        self.dissimilarity = dissimilarity or defaults['dissimilarity']
-        self.reduction = reduction or defaults['reduction']
-        check_choice('evidence', self.evidence, EVIDENCES)
-        check_choice('dissimilarity', self.dissimilarity, SIMILARITIES)
-        check_choice('reduction', self.reduction, REDUCTIONS)
+        self.channels, self.mode, self.num_tokens, self.levels = channels, mode, num_tokens, levels
+        self.wavelet, self.min_positions = wavelet, min_positions
+        self.grouping: Grouping = grouping or MODES[mode]['grouping']
+        self.evidence: Evidence = MODES[mode]['evidence']
+        self.dissimilarity = dissimilarity or MODES[mode]['dissimilarity']
+        self.reduction: str = MODES[mode]['reduction']
         self.sharpness: float = 4.0 if sharpness is None else sharpness
+        check_choice('dissimilarity', self.dissimilarity, SIMILARITIES)
         check_positive('sharpness', self.sharpness)
         if self.evidence == 'band' and (area, sharpness) != (None, None):
             raise ValueError(
-                "area and sharpness should be left out where evidence is 'band', or evidence should be 'magnitude' "
-                f"(as in mode='selective'), but got area={area!r}, sharpness={sharpness!r}"
+                f"area and sharpness should be left out unless mode='selective', but got area={area!r}, "
+                f'sharpness={sharpness!r} with mode={mode!r}'
             )
-        self.min_positions = min_positions
         groups = num_groups(levels, self.grouping)
         self.areas = self._read_areas(0.35 if area is None else area, groups)
         #: (groups, T, C); group 0 is the low band's, the others follow from the finest level on.
-        self.mask_token = nn.Parameter(self._start(groups, init_std))
+        self.mask_token = nn.Parameter(self._start(groups))
+        self.mean: Tensor
+        self.var: Tensor
         if self.evidence == 'magnitude':
             # Of the logits z of each group, over the last batches; a variance of 0 means that there was none.
             self.register_buffer('mean', torch.zeros(groups, num_tokens))
             self.register_buffer('var', torch.zeros(groups, num_tokens))
-        self.mean: Tensor
-        self.var: Tensor
 
     @staticmethod
     def _read_areas(area: float | Sequence[float], groups: int) -> tuple[float, ...]:
@@ -161,20 +142,13 @@ class FrequencyPrompt(nn.Module):
             )
         return areas
 
-    def _start(self, groups: int, std: float) -> Tensor:
+    def _start(self, groups: int) -> Tensor:
         count, channels = self.num_tokens, self.channels
         if self.evidence == 'magnitude':
             # The mean of all magnitudes: the local energy of the band.
-            return (1 + std * torch.randn(groups, count, channels)) / channels
-        half = std * torch.randn(groups, count // 2, channels)
+            return (1 + INIT_STD * torch.randn(groups, count, channels)) / channels
+        half = INIT_STD * torch.randn(groups, count // 2, channels)
         return torch.cat((half, -half, torch.zeros(groups, count % 2, channels)), 1)
-
-    def extra_repr(self) -> str:
-        """Names the options in ``print(model)``."""
-        return (
-            f'channels={self.channels}, mode={self.mode!r}, num_tokens={self.num_tokens}, levels={self.levels}, '
-            f'wavelet={self.wavelet!r}, grouping={self.grouping!r}, evidence={self.evidence!r}'
-        )
 
     def masks(self, x: Tensor) -> WaveletBands:
         """Returns the masks of every band of x (N, C, H, W), each (N, T, h, w); as deep as x allows, see the class."""

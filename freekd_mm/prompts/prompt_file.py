@@ -26,8 +26,6 @@ NAME = 'frequency_prompt'
 PROMPT_FILE = f'{NAME}.pth'
 FORMAT = f'freekd_mm.{NAME}'
 FORMAT_VERSION = 1
-#: What the first files of this version do not have yet.
-ADDED = ('evidence', 'bias', 'measured')
 #: Name of a prompt in the format of FreeKD's released checkpoints: 'mask_modules.<level>.mask_token'.
 RELEASED = 'released'
 
@@ -142,31 +140,14 @@ def save_prompt(prompt: PromptFile, path: str | os.PathLike) -> Path:
     return write_atomically(path, lambda part: torch.save(prompt_content(prompt), part))
 
 
-def find_prompt(file: str, config: str | None) -> Path | None:
-    """Returns where a prompt file is: beside the config, in a folder above it, or in the current folder.
-
-    Args:
-        file: The file as the config names it.
-        config: The config file.
-
-    Returns:
-        None if it is nowhere.
-    """
-    folders = Path(config).absolute().parents if config else []
-    return next((folder / file for folder in (*folders, Path.cwd()) if (folder / file).is_file()), None)
-
-
 def use_prompt(cfg: Any) -> Path | None:
-    """Lets a distillation config name its prompt by its full path, so that it runs from any folder.
+    """Lets a config with ``frequency_prompt = dict(file=...)`` name that file by its full path, to run from anywhere.
 
-    Args:
-        cfg: An mmengine ``Config`` with ``frequency_prompt = dict(cfg_path=..., file=...)``.
-
-    Returns:
-        Where the prompt is; None if it is nowhere, or the config has none.
+    It is looked for beside the config, in the folders above it, and in the current folder; None if it is nowhere.
     """
     file: Any = (cfg.get(NAME) or {}).get('file')
-    found = find_prompt(file, cfg.filename) if file else None
+    folders = [*(Path(cfg.filename).absolute().parents if cfg.filename else ()), Path.cwd()] if file else []
+    found = next((folder / file for folder in folders if (folder / file).is_file()), None)
     if found is not None:
         cfg.model = _replace(cfg.model, file, str(found))
     return found
@@ -217,14 +198,14 @@ def _read_ours(content: Mapping[str, Any], source: Any) -> PromptFile:
             f'{content.get("format_version")!r}: it was made by another version of freekd_mm'
         )
     names = PromptFile.__dataclass_fields__
-    missing = [name for name in names if name not in content and name not in ADDED]
+    missing = [name for name in names if name not in content]
     if missing:
         raise ValueError(f'{source} should hold {", ".join(names)}, but has no {", ".join(missing)}')
-    values = {name: content[name] for name in names if name in content}
+    values = {name: content[name] for name in names}
     for name in ('tokens', 'bias'):
         values[name] = {
             str(module): {int(index): tensor for index, tensor in levels.items()}
-            for module, levels in values.get(name, {}).items()
+            for module, levels in content[name].items()
         }
     return PromptFile(**values)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mmengine.logging import print_log
 from torch import nn
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, sha256
+from freekd_mm.log import warn
 from freekd_mm.prompts.generator import PoIMaskGenerator
+from freekd_mm.prompts.prompt_file import PromptFile
 from freekd_mm.runtime.encoder import FeatureEncoder
 from freekd_mm.runtime.heads import DenseHead, find_head
+from freekd_mm.text import some
 
 
 def warn_if_swapped(student: nn.Module, teacher: nn.Module) -> None:
@@ -22,11 +23,9 @@ def warn_if_swapped(student: nn.Module, teacher: nn.Module) -> None:
         return
     sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in (student, teacher)]
     if sizes[1] < sizes[0]:
-        print_log(
+        warn(
             f'the teacher {type(teacher).__name__} has {sizes[1] / 1e6:.3g} M parameters, fewer than the student with '
-            f'{sizes[0] / 1e6:.3g} M: are teacher and student swapped?',
-            'current',
-            logging.WARNING,
+            f'{sizes[0] / 1e6:.3g} M: are teacher and student swapped?'
         )
 
 
@@ -41,23 +40,25 @@ def swap_hint(student: nn.Module, checkpoint: str) -> str:
 
 def check_prompts(entries: Iterable[Any], checkpoint: str | None, tolerant: bool) -> None:
     """Raises an error (or warns) if a prompt of the wired entries was trained with other weights than the teacher's."""
-    hashed = ''
     for entry in entries:
         for module in entry.modules():
-            file = module.file if isinstance(module, PoIMaskGenerator) else None
-            if file is None or not file.teacher_sha256 or checkpoint is None:
-                continue
-            hashed = hashed or sha256(fetch(checkpoint))
-            if hashed == file.teacher_sha256:
-                continue
-            text = (
-                f"distill '{entry.name}': the prompt should be made for the teacher {checkpoint} (SHA-256 "
-                f'{hashed[:12]}), but was made for {file.teacher} ({file.teacher_sha256[:12]}): train one for this '
-                'teacher, or distil from the one that it was made for'
-            )
-            if not tolerant:
-                raise ValueError(f'{text}. If they hold the same weights, set allow_mismatch=True in teacher.')
-            print_log(text, 'current', logging.WARNING)
+            if isinstance(module, PoIMaskGenerator) and module.file is not None and checkpoint is not None:
+                check_prompt(f"distill '{entry.name}': the prompt", module.file, checkpoint, tolerant)
+
+
+def check_prompt(what: str, prompt: PromptFile, checkpoint: str, tolerant: bool = False) -> None:
+    """Raises an error (or warns) if a prompt was trained with other weights than those of a checkpoint."""
+    hashed = sha256(fetch(checkpoint)) if prompt.teacher_sha256 else ''
+    if hashed == prompt.teacher_sha256:
+        return
+    text = (
+        f'{what} should be made for the teacher {checkpoint} (SHA-256 {hashed[:12]}), but was made for '
+        f'{prompt.teacher} ({prompt.teacher_sha256[:12]}): train one for this teacher, or distil from the one that it '
+        'was made for'
+    )
+    if not tolerant:
+        raise ValueError(f'{text}. If they hold the same weights, set allow_mismatch=True in teacher.')
+    warn(text)
 
 
 def check_boxes(entry: Any, student: nn.Module, teacher: nn.Module) -> None:
@@ -84,14 +85,15 @@ def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, 
     if student is None or teacher is None or list(student) == list(teacher):
         return
     pairs = zip((*student, None), (*teacher, None))
-    index, (own, other) = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
+    index, differing = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
+    own, other = ('missing' if name is None else repr(name) for name in differing)
     text = (
         f'the student has {len(student)} classes and the teacher {len(teacher)}; class {index} is '
-        f'{_name(own)} for the student and {_name(other)} for the teacher'
+        f'{own} for the student and {other} for the teacher'
     )
     logits = [entry for entry in entries if entry.logits]
     if not logits:
-        print_log(f'{text}; only features are compared, so this may be intended', 'current', logging.WARNING)
+        warn(f'{text}; only features are compared, so this may be intended')
         return
     names = ', '.join(repr(entry.name) for entry in logits)
     shared = [name for name in student if name in teacher]
@@ -103,18 +105,8 @@ def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, 
             entry.losses[0].share_classes(*indices)
         except ValueError as error:
             raise ValueError(f"distill '{entry.name}': {error}") from error
-    left = [_some([name for name in classes if name not in shared]) for classes in (student, teacher)]
-    print_log(
+    left = [some([name for name in classes if name not in shared], 10) for classes in (student, teacher)]
+    warn(
         f'distill {names}: {text}. The {len(shared)} classes that both know are compared, matched by name; left out of '
-        f"the student's: {left[0]}; of the teacher's: {left[1]}",
-        'current',
-        logging.WARNING,
+        f"the student's: {left[0]}; of the teacher's: {left[1]}"
     )
-
-
-def _some(names: Sequence[str], most: int = 10) -> str:
-    return (', '.join(names[:most]) or 'none') + (f' and {len(names) - most} more' if len(names) > most else '')
-
-
-def _name(name: str | None) -> str:
-    return 'missing' if name is None else repr(name)

@@ -34,9 +34,9 @@ def check_component(cfg: Any, what: str, registry: Any, ours: Any) -> None:
         hint = f" Did you mean '{SCOPE}.{near[0]}'?" if near else ''
         raise ValueError(f'type of {what} should be a registered name, but got {kind!r}.{hint}')
     own = _options(found)
-    if own is None:
-        return
-    check_options(f'{what} ({found.__name__})', [key for key in cfg if key not in ('type', '_scope_')], own)
+    if own is not None:
+        given = [key for key in cfg if key not in ('type', '_scope_')]
+        check_options(f'{what} ({found.__name__})', given, own)
 
 
 def _find(kind: str, scope: str | None, registry: Any) -> Any:
@@ -51,12 +51,11 @@ def _find(kind: str, scope: str | None, registry: Any) -> Any:
 def _options(found: Any) -> list[str] | None:
     """Returns the names of the arguments of a class or function; None if it takes any.
 
-    If a class passes its ``**options`` on, those of its base count too.
+    If it passes its ``**options`` on, those of its bases count too, or of the classes in its ``option_bases``.
     """
     names: list[str] = []
-    bases = found.__mro__ if inspect.isclass(found) else ()
-    places = [vars(base)['__init__'] for base in bases if '__init__' in vars(base)] or [found]
-    for place in places:
+    bases = (*found.__mro__, *getattr(found, 'option_bases', ())) if inspect.isclass(found) else ()
+    for place in [vars(base)['__init__'] for base in bases if '__init__' in vars(base)] or [found]:
         try:
             parameters = inspect.signature(place).parameters.values()
         except (TypeError, ValueError):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +88,8 @@ def find_model(source: dict | Config) -> tuple[dict, str | None]:
     return model, source.get('default_scope')
 
 
-@contextmanager
-def default_scope(scope: str | None) -> Iterator[None]:
-    """Builds with ``scope`` as mmengine's default scope; None leaves the present one."""
-    with DefaultScope.overwrite_default_scope(scope):
-        yield
+#: Builds with a scope as mmengine's default one; None leaves the present one.
+default_scope = DefaultScope.overwrite_default_scope
 
 
 def build_model(cfg: dict, scope: str | None = None) -> nn.Module:

@@ -32,18 +32,17 @@ def crossing_taps(cfg: dict, what: str) -> tuple[Tap, ...]:
 class CrossHead(nn.Module):
     """Returns the predictions of the teacher's frozen head for the student's features.
 
-    The features replace the output of layer ``start - 1`` of the head's two towers; all after it is the
-    teacher's own code with its own weights. They get no gradient, the student does. If the widths differ, a 1x1
-    convolution per tower projects the student's features.
+    The features replace the output of layer ``start - 1`` of the head's two towers; all after it is the teacher's own
+    code with its own weights. They get no gradient, the student does. If the widths differ, a 1x1 convolution per tower
+    projects the student's features.
 
     Args:
         teacher: The teacher. It is not a child: neither parameters nor checkpoints see it.
-        students: The student's features for a dummy image: of all levels in the tower of the classes, then in that
-            of the boxes.
+        students: The student's features for a dummy image: of all levels in the tower of the classes, then of the
+            boxes.
         start: The first layer of the teacher's towers that they go through, 1 or more.
         head: Path of the teacher's head, with the towers ``cls_convs`` and ``reg_convs``.
-        align: Give each channel of a level the mean and deviation over the batch that the teacher's has there, and
-            a ReLU.
+        align: Give each channel the mean and deviation over the batch that the teacher's has there, and a ReLU.
     """
 
     def __init__(

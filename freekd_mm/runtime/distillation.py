@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from freekd_mm.checkpoints.fitting import WeightsMismatchError
 from freekd_mm.checks import did_you_mean
+from freekd_mm.log import say, warn
 from freekd_mm.runtime.compatibility import check_boxes, check_prompts, swap_hint, warn_if_swapped
 from freekd_mm.runtime.entry import Entry
 from freekd_mm.runtime.inherit import inherited_weights
@@ -30,17 +29,10 @@ HEADER = ('distill', 'teacher', 'shape', 'student', 'shape', 'the student is')
 
 
 class Distillation(nn.Module):
-    """The part of a distilled student that plain training does not have.
+    """The part of a distilled student that plain training does not have; the options are of ``DistilledModel``.
 
     As a child module of the student it holds the trainable connectors and the losses, so that optimizer,
     DDP and checkpoints see them as ``distillation.*``; the teacher is deliberately not a child.
-
-    Args:
-        student: The built student.
-        teacher: See :func:`freekd_mm.runtime.teacher.build_teacher`.
-        distill: Entries by name, see :class:`freekd_mm.runtime.entry.Entry`.
-        probe_size: Height and width of the dummy image that finds the shapes; None for one that both models accept.
-        inherit: Modules in which the student starts with its teacher's weights.
     """
 
     def __init__(
@@ -71,42 +63,36 @@ class Distillation(nn.Module):
         warn_if_swapped(student, model)
         #: Taken before a teacher in half precision is rounded.
         self.inherited = inherited_weights(student, model, inherit)
-        bridge = _preprocess_bridge(student, model)
         options = {key: teacher[key] for key in ('dtype', 'outputs') if key in teacher}
-        self._teacher = FrozenTeacher(model, self._taps('teacher'), bridge=bridge, **options)
+        bridge = _preprocess_bridge(student, model)
+        self.teacher = FrozenTeacher(model, self._taps('teacher'), bridge=bridge, **options)
         first_accepted((student, model), probe_size, lambda size: self._wire(student, weights, size))
         check_prompts(self._entries, teacher.get('checkpoint'), bool(teacher.get('allow_mismatch', False)))
-
-    @property
-    def teacher(self) -> FrozenTeacher:
-        """The frozen teacher."""
-        return self._teacher
 
     def _taps(self, role: str) -> list[Tap]:
         return [tap for entry in self._entries for tap in entry.taps(role)]
 
     def _wire(self, student: nn.Module, weights: str, size: Size) -> None:
         self._runs = probe_model(student, self.student_recorder, size, training=True)
-        counts = probe_model(self._teacher.model, self._teacher.recorder, size, self._teacher.run)
+        counts = probe_model(self.teacher.model, self.teacher.recorder, size, self.teacher.run)
         for entry in self._entries:
             # The models may have run on the training's device; connectors are not there yet.
             students = [level.cpu() for level in self.student_recorder.levels(entry.student_taps)]
-            teachers = [level.cpu() for level in self._teacher.levels(entry.teacher_taps)]
-            entry.wire(students, teachers, size, self._teacher)
-            check_boxes(entry, student, self._teacher.model)
-        self._teacher.set_run_counts(counts)
+            teachers = [level.cpu() for level in self.teacher.levels(entry.teacher_taps)]
+            entry.wire(students, teachers, size, self.teacher)
+            check_boxes(entry, student, self.teacher.model)
+        self.teacher.set_run_counts(counts)
         self.clear()
         rows = [row for entry in self._entries for row in entry.rows]
-        print_log(
-            f'distillation: teacher {type(self._teacher.model).__name__}, {weights}; shapes for a '
-            f'{size[0]}x{size[1]} image\n{table(rows, HEADER)}',
-            'current',
+        say(
+            f'distillation: teacher {type(self.teacher.model).__name__}, {weights}; shapes for a '
+            f'{size[0]}x{size[1]} image\n{table(rows, HEADER)}'
         )
 
     def clear(self) -> None:
         """Drops all recorded tensors."""
         self.student_recorder.clear()
-        self._teacher.clear()
+        self.teacher.clear()
 
     @property
     def _entries(self) -> list[Entry]:
@@ -138,7 +124,7 @@ class Distillation(nn.Module):
             return {**losses, **_idle(self._entries, inputs)}
         seed = step_seed(self.steps)
         with isolated_rng(seed):
-            self._teacher.run(inputs, data_samples)
+            self.teacher.run(inputs, data_samples)
         with self.student_recorder:
             losses = dict(student_loss())
         image = (inputs.shape[-2], inputs.shape[-1])
@@ -149,7 +135,7 @@ class Distillation(nn.Module):
                 if entry.active:
                     students = self.student_recorder.levels(entry.student_taps, runs)
                     self._check_gradient(entry, students)
-                    losses.update(entry(students, self._teacher.levels(entry.teacher_taps), image, task))
+                    losses.update(entry(students, self.teacher.levels(entry.teacher_taps), image, task))
         losses.update(_idle([entry for entry in self._entries if not entry.active], inputs))
         if not labelled and get_world_size() > 1:
             losses['distill.loss_unlabelled'] = self._untouched()
@@ -209,11 +195,8 @@ def _preprocess_bridge(student: nn.Module, teacher: nn.Module) -> PreprocessBrid
     bridge = PreprocessBridge(own, other) if own is not None and other is not None else None
     if bridge is None or not bridge.needed:
         return None
-    print_log(
-        'teacher and student normalise images differently: the teacher gets its own normalisation',
-        'current',
-        logging.WARNING,
-    )
+    text = 'teacher and student normalise images differently: the teacher gets its own normalisation'
+    warn(text)
     return bridge
 
 
@@ -225,9 +208,5 @@ def _idle(entries: Iterable[Entry], inputs: Tensor) -> dict[str, Tensor]:
     logs = {key: value for entry in entries for key, value in entry.idle(inputs).items()}
     if get_world_size() == 1:
         return logs
-    total = torch.zeros((), device=inputs.device)
-    for entry in entries:
-        for parameter in entry.parameters():
-            if parameter.requires_grad:
-                total = total + 0 * parameter.sum()
-    return {**logs, 'distill.loss_idle': total}
+    trained = [p for entry in entries for p in entry.parameters() if p.requires_grad]
+    return {**logs, 'distill.loss_idle': sum((0 * p.sum() for p in trained), inputs.new_zeros(()))}

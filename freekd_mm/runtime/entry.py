@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -13,10 +12,20 @@ from freekd_mm.checks import check_options
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.components import build_component
 from freekd_mm.runtime.cross_head import CrossHead, crossing_taps
+from freekd_mm.runtime.probe import level_shapes
 from freekd_mm.runtime.pull import Pull
 from freekd_mm.runtime.taps import Tap, parse_taps
 from freekd_mm.runtime.teacher import FrozenTeacher
-from freekd_mm.runtime.wiring import Align, Shape, as_maps, match_levels, resize, without_vectors
+from freekd_mm.runtime.wiring import (
+    Shape,
+    alignment,
+    as_maps,
+    match_levels,
+    projection,
+    resize,
+    size,
+    without_vectors,
+)
 from freekd_mm.tensors import Levels, as_levels, full_precision, shapes
 
 OPTIONS = ('student', 'teacher', 'loss', 'connector', 'weight', 'through')
@@ -85,115 +94,103 @@ class Entry(nn.Module):
         teacher: FrozenTeacher | None = None,
     ) -> None:
         """Builds connector and losses for the levels that a dummy image of a size gives in student and teacher."""
-        losses = nn.ModuleList([build_component(self.loss_cfg, f"loss of distill '{self.name}'")])
+        losses = nn.ModuleList([self._build('loss', self.loss_cfg)])
         self.logits = getattr(losses[0], 'target', 'features') == 'logits'
         if self.through_cfg is not None and teacher is not None:
             self.through = CrossHead(teacher, students, **self.through_cfg)
-        counts = len(students), len(teachers)
         with torch.no_grad():
-            students, teachers = self._crossed(students, image), self._maps(teachers, image)
-        vectors = {'student': counts[0] - len(students), 'teacher': counts[1] - len(teachers)}
-        before = [tuple(level.shape[1:]) for level in students]
-        wanted = [tuple(level.shape[1:]) for level in teachers]
+            maps_s, maps_t = self._crossed(students, image), self._maps(teachers, image)
         # Classes are matched by name when the data set is known.
         same = self.logits and not hasattr(losses[0], 'share_classes')
-        self.pairs = match_levels(before, wanted, self.name, same)
-        self._check_batch(students, teachers)
-        before = [before[pair.student] for pair in self.pairs]
-        wanted = [wanted[pair.teacher] for pair in self.pairs]
-        self.connector = self._build_connector(before, wanted, getattr(losses[0], 'any_shape', False))
+        self.pairs = match_levels(level_shapes(maps_s), level_shapes(maps_t), self.name, same)
+        left = [
+            f'{count} {what} of the {who}'
+            for who, given, maps in (('teacher', teachers, maps_t), ('student', students, maps_s))
+            for count, what in ((len(maps) - len(self.pairs), 'level(s)'), (len(given) - len(maps), 'vector(s)'))
+            if count
+        ]
+        paired_s, paired_t = [maps_s[pair.student] for pair in self.pairs], [maps_t[p.teacher] for p in self.pairs]
+        self._check_batch(paired_s, paired_t)
+        shapes_s, shapes_t = level_shapes(paired_s), level_shapes(paired_t)
+        self.connector = self._build_connector(shapes_s, shapes_t, getattr(losses[0], 'any_shape', False))
         if not getattr(losses[0], 'multi_level', False):
-            losses.extend(build_component(self.loss_cfg, f"loss of distill '{self.name}'") for _ in self.pairs[1:])
+            losses.extend(self._build('loss', self.loss_cfg) for _ in self.pairs[1:])
         self.losses = losses
         for module in self.modules():
             if isinstance(module, BaseModule) and not module.is_init:
                 module.init_weights()
-        if self.connector is not None and not isinstance(self.connector, Align):
-            self._check_connector([students[pair.student] for pair in self.pairs], wanted)
-        self.rows = self._describe(before, wanted, len(students), len(teachers))
-        self.rows += [
-            [self.name, f'{count} vector(s) of the {who} left out', '', '', '', '']
-            for who, count in vectors.items()
-            if count
+        if self.connector is not None:
+            self._check_connector(paired_s, shapes_t)
+        taps_t, taps_s = (', '.join(map(str, taps)) for taps in (self.teacher_taps, self.student_taps))
+        self.rows = [
+            [self.name, taps_t, size(shape_t), taps_s, size(shape_s), action]
+            for shape_t, shape_s, action in zip_equal(shapes_t, shapes_s, self._actions(shapes_s, shapes_t))
         ]
+        self.rows += [[self.name, f'{what} not used', '', '', '', ''] for what in left]
+
+    def _build(self, what: str, cfg: dict) -> nn.Module:
+        return build_component(cfg, f"{what} of distill '{self.name}'")
 
     def _maps(self, levels: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, ...]:
         """Transformer tokens become maps, vectors beside them are left out; logits stay as they are."""
         return tuple(levels) if self.logits else as_maps(without_vectors(levels), image)
 
+    def _crossed(self, students: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, ...]:
+        return self._maps(students if self.through is None else self.through(students), image)
+
     def _check_batch(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> None:
         """Some models split a batch, or make more of it, only in training."""
-        for pair in self.pairs:
-            given, wanted = students[pair.student].shape[0], teachers[pair.teacher].shape[0]
-            if given != wanted:
+        for student, teacher in zip_equal(students, teachers):
+            if len(student) != len(teacher):
                 raise ValueError(
                     f"distill '{self.name}': {', '.join(map(str, self.student_taps))} of the student should give as "
                     f'many maps for an image as {", ".join(map(str, self.teacher_taps))} of the teacher, but in '
-                    f'training gives {given} where the teacher gives {wanted}; tap a module before it'
+                    f'training gives {len(student)} where the teacher gives {len(teacher)}; tap a module before it'
                 )
-
-    def _crossed(self, students: Sequence[Tensor], image: tuple[int, int]) -> tuple[Tensor, ...]:
-        return self._maps(students if self.through is None else self.through(students), image)
 
     def _build_connector(
         self, students: Sequence[Shape], teachers: Sequence[Shape], any_shape: bool
     ) -> nn.Module | None:
-        if isinstance(self.connector_cfg, (list, tuple)):
-            if len(self.connector_cfg) != len(students):
+        cfg = self.connector_cfg
+        if isinstance(cfg, (dict, list, tuple)):
+            cfgs = [cfg] * len(students) if isinstance(cfg, dict) else list(cfg)
+            if len(cfgs) != len(students):
                 raise ValueError(
                     f"connector of distill '{self.name}' should be a list of {len(students)}, one per level, but got "
-                    f'{len(self.connector_cfg)}'
+                    f'{len(cfgs)}'
                 )
-            return PerLevel([build_component(cfg, f"connector of distill '{self.name}'") for cfg in self.connector_cfg])
-        if isinstance(self.connector_cfg, dict):
-            connector = build_component(self.connector_cfg, f"connector of distill '{self.name}'")
-            if getattr(connector, 'multi_level', False) or len(students) == 1:
-                return connector
-            others = [build_component(self.connector_cfg, f"connector of distill '{self.name}'") for _ in students[1:]]
-            return PerLevel([connector, *others])
-        if self.connector_cfg is False or self.logits or any_shape:
+            first = self._build('connector', cfgs[0])
+            if isinstance(cfg, dict) and getattr(first, 'multi_level', False):
+                return first
+            return PerLevel([first, *(self._build('connector', other) for other in cfgs[1:])])
+        if cfg is False or self.logits or any_shape:
             return None
-        if any(len(shape) != 3 for shape in students):
-            if list(students) != list(teachers):
-                raise ValueError(
-                    f"distill '{self.name}': only maps are projected and resized, but the shapes are "
-                    f"{', '.join(map(_size, students))} and the teacher's {', '.join(map(_size, teachers))}; "
-                    'give a connector, or connector=False for a loss that takes them'
-                )
-            return None
-        return Align(students, teachers)
+        if all(len(shape) == 3 for shape in students):
+            return PerLevel([projection(s[0], t[0]) for s, t in zip_equal(students, teachers)])
+        if list(students) != list(teachers):
+            raise ValueError(
+                f"distill '{self.name}': only maps are projected and resized, but the shapes are "
+                f"{', '.join(map(size, students))} and the teacher's {', '.join(map(size, teachers))}; "
+                'give a connector, or connector=False for a loss that takes them'
+            )
+        return None
 
     def _check_connector(self, students: Sequence[Tensor], wanted: Sequence[Shape]) -> None:
-        assert self.connector is not None
-        given = [tuple(level.shape[1:]) for level in _as_tuple(self._connect(students, students))]
-        if [shape[0] for shape in given] != [shape[0] for shape in wanted]:
+        given = [level.shape[1] for level in self._connect(students)]
+        if given != [shape[0] for shape in wanted]:
             raise ValueError(
                 f"connector of distill '{self.name}' should give the teacher's channels "
-                f'{[shape[0] for shape in wanted]}, but gives {[shape[0] for shape in given]}'
+                f'{[shape[0] for shape in wanted]}, but gives {given}'
             )
 
-    def _describe(self, students: list[Shape], teachers: list[Shape], count_s: int, count_t: int) -> list[list[str]]:
-        if isinstance(self.connector, Align):
-            actions = self.connector.actions
-        elif self.through is not None:
-            actions = [str(self.through)] * len(students)
-        else:
-            actions = _connector_names(self.connector, len(students))
-        rows = [
-            [
-                self.name,
-                ', '.join(map(str, self.teacher_taps)),
-                _size(teacher),
-                ', '.join(map(str, self.student_taps)),
-                _size(student),
-                action,
-            ]
-            for teacher, student, action in zip_equal(teachers, students, actions)
-        ]
-        for count, who in ((count_t, 'teacher'), (count_s, 'student')):
-            if count != len(self.pairs):
-                rows.append([self.name, f'{count - len(self.pairs)} level(s) of the {who} not used', '', '', '', ''])
-        return rows
+    def _actions(self, students: Sequence[Shape], teachers: Sequence[Shape]) -> list[str]:
+        """Returns what becomes of each level of the student, for the table."""
+        if self.connector is None:
+            return [str(self.through or alignment((), ()))] * len(students)
+        if self.connector_cfg is None:
+            return [alignment(*shapes) for shapes in zip_equal(students, teachers)]
+        parts = self.connector.connectors if isinstance(self.connector, PerLevel) else [self.connector] * len(students)
+        return [type(part).__name__ for part in parts]
 
     @property
     def active(self) -> bool:
@@ -201,14 +198,9 @@ class Entry(nn.Module):
         wanted = self.scale > 0 and (self.pull.target is not None or self.pull.weight > 0)
         return wanted and any(getattr(loss, 'loss_weight', 1.0) != 0 for loss in self.losses)
 
-    def _connect(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Any:
-        if self.connector is None:
-            return tuple(students)
-        if isinstance(self.connector, Align):
-            return self.connector(students, teachers)
-        if getattr(self.connector, 'multi_level', False):
-            return self.connector(tuple(students))
-        return self.connector(students[0])
+    def _connect(self, students: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        features = tuple(students) if self.connector is None else self.connector(tuple(students))
+        return (features,) if isinstance(features, Tensor) else tuple(features)
 
     def compared(
         self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]
@@ -216,9 +208,8 @@ class Entry(nn.Module):
         """Returns what the loss compares: the student's levels after the connector, and the teacher's paired ones."""
         students, teachers = self._crossed(students, image), self._maps(teachers, image)
         teachers = tuple(teachers[pair.teacher] for pair in self.pairs)
-        features = _as_tuple(self._connect(tuple(students[pair.student] for pair in self.pairs), teachers))
-        if self.connector is not None and not isinstance(self.connector, Align):
-            # A connector changes channels; other strides are still resized here, as without a connector.
+        features = self._connect([students[pair.student] for pair in self.pairs])
+        if self.connector is not None:
             features = tuple(resize(s, t.shape[-2:]) for s, t in zip_equal(features, teachers))
         return features, teachers
 
@@ -234,25 +225,21 @@ class Entry(nn.Module):
         ``task`` is the sum of the student's own losses in a step whose pull is measured.
         """
         features, teachers = self.compared(students, teachers, image)
-        logs: dict[str, Tensor] = {}
-        if len(self.losses) == 1 and getattr(self.losses[0], 'multi_level', False):
+        if getattr(self.losses[0], 'multi_level', False):
             total = self._compare(self.losses[0], features, teachers)
             terms = getattr(self.losses[0], 'terms', {})
         else:
-            terms, total = {}, features[0].new_zeros(())
-            for index, (loss, s, t) in enumerate(zip_equal(self.losses, features, teachers)):
-                value = self._compare(loss, s, t)
-                terms[f'level{index}'] = value.detach()
-                total = total + value
+            values = [self._compare(*compared) for compared in zip_equal(self.losses, features, teachers)]
+            total = sum(values[1:], values[0])
+            terms = {f'level{index}': value.detach() for index, value in enumerate(values)}
         if task is not None:
             self.pull.measure(total, task, students)
         factor = self.pull.weight * self.scale
         if self.pull.count:
             terms = {**terms, 'pull': total.new_tensor(self.pull.ratio * factor)}
-        self._logged = (f'distill.loss_{self.name}', *(f'distill.{self.name}.{key}' for key in terms))
-        logs[f'distill.loss_{self.name}'] = total * factor if factor != 1 else total
-        for key, term in terms.items():
-            logs[f'distill.{self.name}.{key}'] = term
+        logs = {f'distill.loss_{self.name}': total * factor if factor != 1 else total}
+        logs.update({f'distill.{self.name}.{key}': term for key, term in terms.items()})
+        self._logged = tuple(logs)
         return logs
 
     def idle(self, inputs: Tensor) -> dict[str, Tensor]:
@@ -278,8 +265,6 @@ class Entry(nn.Module):
 class PerLevel(nn.Module):
     """Runs one connector per level, for connectors that take one tensor."""
 
-    multi_level = True
-
     def __init__(self, connectors: Sequence[nn.Module]) -> None:
         super().__init__()
         self.connectors = nn.ModuleList(connectors)
@@ -287,18 +272,3 @@ class PerLevel(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Maps each level with its own connector."""
         return tuple(connector(level) for connector, level in zip_equal(self.connectors, levels))
-
-
-def _connector_names(connector: nn.Module | None, count: int) -> list[str]:
-    """Returns what the table says about each level."""
-    if isinstance(connector, PerLevel):
-        return [type(module).__name__ for module in connector.connectors]
-    return [type(connector).__name__ if connector is not None else 'as it is'] * count
-
-
-def _as_tuple(features: Any) -> tuple[Tensor, ...]:
-    return (features,) if isinstance(features, Tensor) else tuple(features)
-
-
-def _size(shape: Shape) -> str:
-    return 'x'.join(map(str, shape))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,19 +13,20 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
-from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_what_fits, load_whole, some, weights_of
+from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_what_fits, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_kept
+from freekd_mm.log import warn
 from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
 from freekd_mm.runtime.model import student_state_dict
 from freekd_mm.runtime.probe import LARGE, dummy_samples, probe_sizes
 from freekd_mm.runtime.rng import isolated_rng
+from freekd_mm.text import some
 from freekd_mm.version import __version__
 
 
@@ -72,7 +72,9 @@ def export_student(
     state = student_state_dict(file['state_dict'])
     before = _build(model_cfg, scope, state, str(checkpoint))
 
-    weights = {key: _contiguous(value, half) for key, value in state.items()}
+    weights = {key: value.detach().cpu().clone() for key, value in state.items()}
+    if half:
+        weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     meta = {
         'dataset_meta': file.get('meta', {}).get('dataset_meta', {}),
         'exported_by': f'freekd_mm {__version__}',
@@ -92,11 +94,6 @@ def export_student(
     return Export(
         path, len(weights), len(file['state_dict']) - len(state), path.stat().st_size / 1e6, len(batches), difference
     )
-
-
-def _contiguous(value: Tensor, half: bool) -> Tensor:
-    value = value.detach().cpu().clone()
-    return value.half() if half and value.is_floating_point() else value
 
 
 def _build(cfg: dict, scope: str | None, state: dict, source: str) -> nn.Module:
@@ -122,13 +119,8 @@ def _images(cfg: Config, scope: str | None, count: int, model: nn.Module) -> lis
     if not loader:
         noise = torch.Generator().manual_seed(0)
         size = cfg.model.get('probe_size') or probe_sizes([model], (LARGE, LARGE))[0]
-        return [
-            {
-                'inputs': [(torch.rand(3, *size, generator=noise) * 255).to(torch.uint8)],
-                'data_samples': dummy_samples(model, size),
-            }
-            for _ in range(count)
-        ]
+        images = [(torch.rand(3, *size, generator=noise) * 255).to(torch.uint8) for _ in range(count)]
+        return [{'inputs': [image], 'data_samples': dummy_samples(model, size)} for image in images]
     with default_scope(scope):
         dataset = DATASETS.build(copy.deepcopy(loader['dataset']))
         return [pseudo_collate([dataset[index]]) for index in range(min(count, len(dataset)))]
@@ -136,19 +128,13 @@ def _images(cfg: Config, scope: str | None, count: int, model: nn.Module) -> lis
 
 def _difference(first: Any, second: Any, batch: Any) -> float:
     """Returns the largest difference between the predictions of two models, inf if their sizes differ."""
-    results = []
-    for model in (first, second):
-        with torch.no_grad():
-            results.append(_outputs(model, batch))
-    worst = 0.0
-    for ours, theirs in zip_equal(*results):
-        if ours.shape != theirs.shape:
-            return float('inf')
-        if ours.numel():
-            worst = max(worst, (ours.double() - theirs.double()).abs().max().item())
-    return worst
+    pairs = list(zip_equal(_outputs(first, batch), _outputs(second, batch)))
+    if any(ours.shape != theirs.shape for ours, theirs in pairs):
+        return float('inf')
+    return max((float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel()), default=0.0)
 
 
+@torch.no_grad()
 def _outputs(model: Any, batch: Any) -> list[Tensor]:
     """Returns what a model predicts, and its raw outputs too, because a half trained detector may find nothing."""
     data = model.data_preprocessor(copy.deepcopy(batch), False)
@@ -165,20 +151,17 @@ def _outputs(model: Any, batch: Any) -> list[Tensor]:
         except Exception as error:  # no kernel on this device, no such forward pass
             failure = error
     if 'predictions' not in found:
-        print_log(f'{" and ".join(found) or "nothing"} compared alone: {failure}', 'current', logging.WARNING)
+        warn(f'{" and ".join(found) or "nothing"} compared alone: {failure}')
     if not found:
         raise failure
     return [tensor for tensors in found.values() for tensor in tensors]
 
 
 def _tensors(item: Any) -> list[Tensor]:
-    """Returns all tensors in predictions: data samples, dicts, lists, in a fixed order."""
+    """Returns all tensors in predictions: data samples, dicts, lists, boxes, in a fixed order."""
+    item = getattr(item, 'tensor', item)
     if isinstance(item, Tensor):
         return [item]
-    if hasattr(item, 'tensor') and isinstance(item.tensor, Tensor):
-        return [item.tensor]
     if hasattr(item, 'items'):
-        return [tensor for _, value in sorted(item.items()) for tensor in _tensors(value)]
-    if isinstance(item, (list, tuple)):
-        return [tensor for value in item for tensor in _tensors(value)]
-    return []
+        item = [value for _, value in sorted(item.items())]
+    return [tensor for value in item for tensor in _tensors(value)] if isinstance(item, (list, tuple)) else []

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
 
-from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_what_fits, load_whole, some, weights_of
+from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_what_fits, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import did_you_mean
 from freekd_mm.runtime.encoder import FeatureEncoder
 from freekd_mm.runtime.taps import Tap, flatten
+from freekd_mm.text import some
 
 OPTIONS = ('kwargs', 'blocks', 'size', 'patch', 'mean', 'std')
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

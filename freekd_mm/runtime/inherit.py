@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from freekd_mm.checks import did_you_mean
+from freekd_mm.log import say
 
 # Not inherited by default: a smaller student has another backbone, and mmengine's preprocessor has no weights.
 OWN = ('backbone', 'data_preprocessor')
@@ -30,17 +29,13 @@ def inheritable_modules(student: nn.Module, teacher: nn.Module) -> list[str]:
     """
 
     def fits(module: str) -> bool:
-        weights, own = fitting_weights(student, teacher, module)
-        return _numbers(weights) > _numbers(own) / 2
+        found, own = (sum(map(Tensor.numel, part.values())) for part in fitting_weights(student, teacher, module))
+        return found > own / 2
 
     modules = [name for name, _ in student.named_children() if name not in OWN and fits(name)]
     if 'decode_head' not in modules and fits(CLASSIFIER):
         modules.append(CLASSIFIER)
     return modules
-
-
-def _numbers(weights: dict[str, Tensor]) -> int:
-    return sum(value.numel() for value in weights.values())
 
 
 def choose_modules(student: nn.Module, teacher: nn.Module, modules: Sequence[str]) -> list[str]:
@@ -80,14 +75,6 @@ def inherited_weights(student: nn.Module, teacher: nn.Module, modules: Sequence[
     found: dict[str, Tensor] = {}
     for module in modules:
         weights, own = _checked_weights(student, teacher, module)
-        print_log(f'{module}: the student starts with {len(weights)} of {len(own)} weights of its teacher', 'current')
+        say(f'{module}: the student starts with {len(weights)} of {len(own)} weights of its teacher')
         found.update({name: value.detach().clone() for name, value in weights.items()})
     return found
-
-
-@torch.no_grad()
-def take_over(student: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copies inherited weights into a student."""
-    own = student.state_dict()
-    for name, value in weights.items():
-        own[name].copy_(value)

@@ -20,7 +20,6 @@ from freekd_mm.compat.versions import cache
 from freekd_mm.registry import MODELS
 from freekd_mm.runtime.config import build_model
 from freekd_mm.runtime.distillation import Distillation, is_unlabelled
-from freekd_mm.runtime.inherit import take_over
 from freekd_mm.runtime.rng import isolated_rng
 
 PREFIX = 'distillation.'
@@ -54,7 +53,7 @@ class DistilledMixin:
             super().init_weights()  # type: ignore[misc]
         finally:
             self._modules['distillation'] = distillation  # type: ignore[attr-defined]
-        take_over(self, self.distillation.inherited)  # type: ignore[arg-type]
+        self.load_state_dict(self.distillation.inherited, strict=False)  # type: ignore[attr-defined]
         self.distillation.inherited = {}
 
     @property
@@ -135,9 +134,9 @@ def DistilledModel(  # noqa: N802 - built by config like a class
 
 
 def student_state_dict(state: dict) -> dict:
-    """Returns the plain student's part of a state dict.
+    """Returns the plain student's part of a distilled student's state dict.
 
     Args:
-        state: State dict of a distilled student.
+        state: The state dict.
     """
     return {key: value for key, value in state.items() if not key.startswith(PREFIX)}

@@ -19,15 +19,10 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 1e-2}
 
 
 class SharedOutputs:
-    """Keeps the levels of each picture in a file.
+    """Keeps the levels of each picture in a file; several processes may share the folder.
 
     They are the teacher's outputs up to rounding, because a batch of other pictures may round differently. Another
     teacher, precision or list of taps has its own files.
-
-    Args:
-        folder: Where; several processes may share it.
-        model: The teacher, with its weights.
-        taps: The recorded places.
     """
 
     def __init__(self, folder: str | Path, model: nn.Module, taps: Sequence[Tap]) -> None:

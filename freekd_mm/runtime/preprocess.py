@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 
 class PreprocessBridge(nn.Module):
-    """Turns the student's normalised images into the teacher's.
+    """Turns the student's normalised images into the teacher's, as their data preprocessors make them.
 
-    With x_s = (image - mean_s) / std_s, the teacher's x_t = x_s * (std_s / std_t) + (mean_s - mean_t) / std_t,
-    after a swap of the colour channels if one of them reads RGB and the other BGR.
-
-    Args:
-        student: The student's data preprocessor.
-        teacher: The teacher's data preprocessor.
+    With x_s = (image - mean_s) / std_s, the teacher's x_t = x_s * (std_s / std_t) + (mean_s - mean_t) / std_t, after a
+    swap of the colour channels if one of them reads RGB and the other BGR.
     """
 
     scale: Tensor
@@ -39,10 +37,6 @@ class PreprocessBridge(nn.Module):
         inputs = inputs.flip(1) if self.swap else inputs
         return inputs * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
 
-    def extra_repr(self) -> str:
-        """Says what the bridge does."""
-        return f'needed={self.needed}, swap={self.swap}'
-
 
 def as_rgb(inputs: Tensor, preprocessor: nn.Module) -> np.ndarray:
     """Returns a preprocessed image (3, H, W) as a picture (H, W, 3), RGB."""
@@ -53,25 +47,21 @@ def as_rgb(inputs: Tensor, preprocessor: nn.Module) -> np.ndarray:
     return image.permute(1, 2, 0).cpu().contiguous().numpy()
 
 
-def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
-    """Returns mean and std of a data preprocessor, (3,) each; without normalisation 0 and 1."""
-    preprocessor = _innermost(preprocessor)
-    mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
-    if not isinstance(mean, Tensor) or not isinstance(std, Tensor):
-        return torch.zeros(3), torch.ones(3)
-    as_channels = [value.detach().float().cpu().flatten().expand(3).clone() for value in (mean, std)]
-    return as_channels[0], as_channels[1]
-
-
 def _innermost(preprocessor: nn.Module) -> nn.Module:
     """Returns the one that normalises; that of several batches by name (semi-supervised) passes them on."""
     return getattr(preprocessor, 'data_preprocessor', preprocessor)
 
 
+def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
+    """Returns mean and std of a data preprocessor, (3,) each; without normalisation 0 and 1."""
+    own: list[Any] = [getattr(_innermost(preprocessor), name, None) for name in ('mean', 'std')]
+    if not all(isinstance(value, Tensor) for value in own):
+        return torch.zeros(3), torch.ones(3)
+    mean, std = (value.detach().float().cpu().flatten().expand(3).clone() for value in own)
+    return mean, std
+
+
 def _swaps(preprocessor: nn.Module) -> bool:
-    """Whether the preprocessor swaps the colour channels of what the pipeline loaded."""
-    preprocessor = _innermost(preprocessor)
-    # mmdet, mmseg and mmpretrain each have their own name for it.
-    return any(
-        bool(getattr(preprocessor, name, False)) for name in ('_channel_conversion', 'channel_conversion', 'to_rgb')
-    )
+    """Whether the colour channels of what the pipeline loaded are swapped: each package has its own name for it."""
+    names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
+    return any(bool(getattr(_innermost(preprocessor), name, False)) for name in names)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from mmengine.dist import all_reduce
-from mmengine.logging import print_log
 from torch import Tensor
 
 from freekd_mm.checks import check_positive
+from freekd_mm.log import say, warn
 
 #: Measured at each of the first steps, where the pull is extreme, and seldom afterwards.
 FIRST, EVERY = 10, 50
@@ -25,9 +24,7 @@ AUTO = 'auto'
 class Pull:
     """The ratio of two gradient norms at the taps of an entry: of its loss, its weight left out, and of the task.
 
-    Args:
-        name: Name of the entry.
-        weight: Factor on the loss; ``'auto'`` holds the ratio at 1, ``'auto:0.3'`` at 0.3.
+    The weight is a factor on the loss; ``'auto'`` holds the ratio at 1, ``'auto:0.3'`` at 0.3.
     """
 
     def __init__(self, name: str, weight: float | str) -> None:
@@ -104,20 +101,19 @@ class Pull:
             raise ValueError(
                 f"distill '{self.name}': weight='auto' needs the pull at the taps, but {why}; give a number"
             )
-        print_log(f"distill '{self.name}': its pull at the taps is not measured, because {why}", 'current')
+        say(f"distill '{self.name}': its pull at the taps is not measured, because {why}")
         self.off = True
 
     def _say(self) -> None:
         """Says once, after the first steps, how hard the entry pulls."""
-        pull, level = self.ratio * self.weight, logging.INFO
+        pull, tell = self.ratio * self.weight, say
         text = f"distill '{self.name}' pulls {pull:.2g} times as hard as the task at its taps (first {FIRST} steps)"
         if self.target is not None:
             text += f': weight {self.weight:.3g}'
         elif pull and not WEAK < pull < HARD:
-            level = logging.WARNING
-            what = 'is too strong' if pull >= HARD else 'is too weak'
+            tell, what = warn, 'is too strong' if pull >= HARD else 'is too weak'
             text += f". That {what}: try weight={self.fixed / pull:.2g} for a ratio of 1, or weight='auto'"
-        print_log(text, 'current', level)
+        tell(text)
 
 
 def is_due(steps: int) -> bool:

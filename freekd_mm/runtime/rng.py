@@ -35,6 +35,11 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
+def place_seed(*place: int) -> int:
+    """Returns a seed (32 bits) for a place in a run."""
+    return int(np.random.SeedSequence(place).generate_state(1)[0])
+
+
 def step_seed(step: int) -> int:
-    """Returns a seed (32 bits) for one step of this process, from the seed of the run."""
-    return int(np.random.SeedSequence((torch.initial_seed(), get_rank(), step)).generate_state(1)[0])
+    """Returns a seed for one step of this process, from the seed of the run."""
+    return place_seed(torch.initial_seed(), get_rank(), step)

@@ -138,14 +138,7 @@ def hooks_on_forward(module: nn.Module) -> Iterator[None]:
 
 
 class TapRecorder:
-    """Records the outputs of all tapped modules of one model while it is entered.
-
-    Args:
-        model: The tapped model.
-        taps: Places to record; repeated module paths are recorded once.
-        role: ``'student'`` or ``'teacher'``, for messages.
-        on_record: Called after each recorded output.
-    """
+    """Records the outputs of all tapped modules of one model while it is entered; calls ``on_record`` after each."""
 
     def __init__(
         self, model: nn.Module, taps: Sequence[Tap], role: str, on_record: Callable[[], None] | None = None

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from freekd_mm.checkpoints.fitting import load_whole, weights_of
@@ -15,6 +14,7 @@ from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_options
 from freekd_mm.compat.versions import is_autocast_enabled
+from freekd_mm.log import say
 from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
 from freekd_mm.runtime.foreign import LIBRARIES, build_foreign
 from freekd_mm.runtime.foreign import OPTIONS as FOREIGN_OPTIONS
@@ -101,10 +101,7 @@ class FrozenTeacher:
         # Not while probing, which happens on the CPU before a training on a GPU.
         if dtype is None and self._runs is not None and not self._said_slow:
             self._said_slow = True
-            print_log(
-                f'the teacher runs in float32: this CPU has no instructions for {wanted}, which would be slow',
-                'current',
-            )
+            say(f'the teacher runs in float32: this CPU has no instructions for {wanted}, which would be slow')
 
     @property
     def classes(self) -> tuple[str, ...] | None:

@@ -91,41 +91,17 @@ def projection(student: int, teacher: int) -> nn.Module:
     return phi
 
 
-class Align(nn.Module):
-    """Projects and resizes the student's levels to the teacher's.
-
-    Per pair: phi, a 1x1 convolution if the channels differ, then a resize to the size at hand if the
-    resolutions differ: bilinear if the student's map is smaller, area averaging if it is larger.
-
-    Args:
-        students: Shapes (C, H, W) of the student's paired levels.
-        teachers: Shapes of the teacher's.
-    """
-
-    def __init__(self, students: Sequence[Shape], teachers: Sequence[Shape]) -> None:
-        super().__init__()
-        self.projections = nn.ModuleList()
-        self.actions: list[str] = []
-        for student, teacher in zip_equal(students, teachers):
-            actions = []
-            if student[0] != teacher[0]:
-                actions.append(f'project {student[0]} -> {teacher[0]}')
-            if student[1:] != teacher[1:]:
-                actions.append('upsample' if student[1] < teacher[1] else 'average down')
-            self.projections.append(projection(student[0], teacher[0]))
-            self.actions.append(', '.join(actions) or 'as it is')
-
-    def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Returns the student's levels in the teacher's shapes."""
-        aligned = []
-        for project, student, teacher in zip_equal(self.projections, students, teachers):
-            aligned.append(resize(project(student), teacher.shape[-2:]))
-        return tuple(aligned)
+def alignment(student: Shape, teacher: Shape) -> str:
+    """Returns how a student's level (C, H, W) becomes comparable with the teacher's: projected, then resized."""
+    actions = [f'projected {student[0]} -> {teacher[0]}'] if student[:1] != teacher[:1] else []
+    if student[1:] != teacher[1:]:
+        actions.append('upsampled' if student[1] < teacher[1] else 'averaged down')
+    return ', '.join(actions) or 'as it is'
 
 
-def resize(feature: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes (N, C, H, W) to ``size``; the same tensor when it fits."""
-    height, width = size
+def resize(feature: Tensor, to: Sequence[int]) -> Tensor:
+    """Resizes (N, C, H, W) to (height, width), bilinearly to a larger one, by averages to a smaller one."""
+    height, width = to
     if feature.shape[-2:] == (height, width):
         return feature
     if feature.shape[-2] < height or feature.shape[-1] < width:
@@ -133,5 +109,10 @@ def resize(feature: Tensor, size: Sequence[int]) -> Tensor:
     return F.adaptive_avg_pool2d(feature, (height, width))
 
 
+def size(shape: Shape) -> str:
+    """Returns ``'64x32x32'``."""
+    return 'x'.join(map(str, shape))
+
+
 def _list(shapes: Sequence[Shape]) -> str:
-    return ', '.join('x'.join(map(str, shape)) for shape in shapes)
+    return ', '.join(map(size, shapes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from freekd_mm.prompts.masks import mask_groups
 from freekd_mm.prompts.prompt import MODES, FrequencyPrompt
 from freekd_mm.prompts.prompt_file import NAME
 from freekd_mm.runtime.probe import changes_in_training
+from freekd_mm.runtime.pull import task_loss
 from freekd_mm.stage1.places import as_items
 
 #: Options of a prompt that are in a prompt file.
@@ -19,15 +20,11 @@ STORED = ('levels', 'wavelet', 'grouping', 'num_tokens', 'evidence')
 
 
 class PromptBank(nn.Module):
-    """All prompts of a model, as one child module of it.
+    """All prompts of a model, as one child module of it; the options are of :class:`FrequencyPrompt`.
 
     Forward hooks on the prompted modules replace their outputs; one on the model adds the dissimilarity and values
-    for the log to its losses, inside its forward pass, where DDP sees them.
-
-    Args:
-        channels: Channels of the prompted outputs by module path, then by index in the module's output.
-        weight: Factor on the dissimilarity; None for that of the prompts' mode.
-        **options: Options of :class:`FrequencyPrompt`.
+    for the log to its losses, inside its forward pass, where DDP sees them. The channels are those of the prompted
+    outputs by module path, then by index in the module's output. The weight is that of the mode if it is None.
     """
 
     def __init__(self, channels: dict[str, dict[int, int]], weight: float | None = None, **options: Any) -> None:
@@ -105,15 +102,8 @@ class PromptBank(nn.Module):
         return {
             **output,
             'loss_prompt_dissimilarity': self.weight * overlap,
-            'prompt/task': task_loss(output).to(overlap.device),
+            'prompt/task': task_loss(output, overlaps).detach(),
             'prompt/overlap': overlap.detach(),
             'prompt/mask_mean': mean,
             'prompt/mask_std': (square - mean.square()).clamp(min=0).sqrt(),
         }
-
-
-def task_loss(losses: dict[str, Any]) -> Tensor:
-    """Returns the sum of a model's losses, each a tensor or a list of tensors."""
-    values = [value for name, value in losses.items() if 'loss' in name]
-    flat = [item for value in values for item in (value if isinstance(value, (tuple, list)) else [value])]
-    return torch.stack([cast(Tensor, item).detach().float().mean() for item in flat]).sum()

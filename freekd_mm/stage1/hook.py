@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import os.path as osp
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from freekd_mm.checks import check_options, check_positive
 from freekd_mm.compat import install
 from freekd_mm.engine.distributed import unwrapped_model
+from freekd_mm.log import say, warn
 from freekd_mm.pictures import mask_pictures
 from freekd_mm.prompts.prompt import FrequencyPrompt
 from freekd_mm.prompts.prompt_file import NAME, PROMPT_FILE, PromptFile, plain, prompt_content, save_prompt, versions
@@ -57,11 +55,9 @@ class FrequencyPromptHook(Hook):
         weight: lambda, the factor on the dissimilarity; by default that of the prompt's mode.
         max_iters: Iterations. By default a fifth of those that the config trains for, from 100 to 2000.
         optimizer: Config of another optimizer than Adam with learning rate 0.01 and weight decay 1e-3.
-        min_lr: Learning rate at the end of the cosine.
         val_interval: Iterations between evaluations of the prompted teacher; None for no evaluation.
         checkpoint_interval: Iterations between checkpoints; a quarter of ``max_iters`` by default.
-        out_file: The prompt file; ``<work_dir>/frequency_prompt.pth`` by default.
-        pictures: Write pictures of the masks beside the prompt file.
+        pictures: Write pictures of the masks beside the prompt file, ``<work_dir>/frequency_prompt.pth``.
         probe_size: Height and width of the dummy image that finds the channels; by default one that the teacher takes.
         allow_random_teacher: Train the prompt of an untrained teacher; only tests need this.
         **prompt: Options of :class:`freekd_mm.prompts.FrequencyPrompt`.
@@ -76,10 +72,8 @@ class FrequencyPromptHook(Hook):
         weight: float | None = None,
         max_iters: int | None = None,
         optimizer: dict | None = None,
-        min_lr: float = 1e-6,
         val_interval: int | None = None,
         checkpoint_interval: int | None = None,
-        out_file: str | None = None,
         pictures: bool = True,
         probe_size: tuple[int, int] | None = None,
         allow_random_teacher: bool = False,
@@ -88,11 +82,10 @@ class FrequencyPromptHook(Hook):
         install()
         if weight is not None:
             check_positive('weight', weight, zero=True)
-        check_positive('min_lr', min_lr, zero=True)
-        lengths = dict(max_iters=max_iters, val_interval=val_interval, checkpoint_interval=checkpoint_interval)
-        for name, value in lengths.items():
-            if value is not None:
-                check_positive(name, value, integer=True)
+        self.max_iters, self.val_interval, self.checkpoint_interval = max_iters, val_interval, checkpoint_interval
+        for name in ('max_iters', 'val_interval', 'checkpoint_interval'):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name), integer=True)
         own = [name for name in inspect.signature(FrequencyPromptHook).parameters if name != 'prompt']
         options = [name for name in inspect.signature(FrequencyPrompt).parameters if name != 'channels']
         check_options('FrequencyPromptHook', prompt, [*own, *options])
@@ -101,11 +94,8 @@ class FrequencyPromptHook(Hook):
         self.weight, self.prompt = weight, prompt
         #: The last batches, on which the prompt is measured.
         self.batches: deque[Any] = deque(maxlen=4)
-        self.optimizer, self.min_lr = optimizer or OPTIMIZER, min_lr
-        self.max_iters, self.val_interval, self.checkpoint_interval = max_iters, val_interval, checkpoint_interval
-        self.out_file, self.pictures = out_file, pictures
-        self.probe_size = probe_size
-        self.allow_random_teacher = allow_random_teacher
+        self.optimizer = optimizer or OPTIMIZER
+        self.pictures, self.probe_size, self.allow_random_teacher = pictures, probe_size, allow_random_teacher
         self.measured: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ before training
@@ -130,26 +120,21 @@ class FrequencyPromptHook(Hook):
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
         if self.max_iters is None:
             self.max_iters = default_iters(runner.max_iters)
-            print_log(
-                f'frequency prompt: max_iters = {self.max_iters} follows from the {runner.max_iters} iterations that '
-                'the config trains for',
-                'current',
-            )
+            text = f'max_iters = {self.max_iters} follows from the {runner.max_iters} iterations of the config'
+            say(f'frequency prompt: {text}')
         recipe = stage1_recipe(
             runner.cfg.get('optim_wrapper') or {},
             self.optimizer,
             self.max_iters,
-            self.min_lr,
             self.val_interval,
             self.checkpoint_interval or max(1, self.max_iters // 4),
         )
         follow(runner, recipe, self.bank)
         places = ', '.join(f'{module}[{index}]' for module, index, _ in self.bank.places)
         count = sum(parameter.numel() for parameter in self.bank.parameters())
-        print_log(
+        say(
             f'frequency prompt: {count} parameters after {places} train for {self.max_iters} iterations; the '
-            f'teacher {type(model).__name__} is frozen',
-            'current',
+            f'teacher {type(model).__name__} is frozen'
         )
 
     # ------------------------------------------------------------------ training
@@ -173,57 +158,41 @@ class FrequencyPromptHook(Hook):
             self.measured, masks = measure(model, self.bank, self.batches)
         if not is_main_process():
             return
-        path = save_prompt(self._file(runner), self._path(runner))
-        print_log(f'the frequency prompt is in {path}. Its weight:\n{describe(self.measured)}', 'current')
+        path = save_prompt(self._file(), Path(runner.work_dir) / PROMPT_FILE)
+        say(f'the frequency prompt is in {path}. Its weight:\n{describe(self.measured)}')
         flat = flat_bands(self.measured)
         if flat:
-            print_log(
+            warn(
                 f'frequency prompt: the weight is flat, its deviation below a tenth of its mean, in {", ".join(flat)}. '
-                "There it will change nothing in the distillation; mode='selective' makes prompts that select",
-                'current',
-                logging.WARNING,
+                "There it will change nothing in the distillation; mode='selective' makes prompts that select"
             )
         if self.pictures and self.batches:
             preprocess: Any = model.data_preprocessor
             image = as_rgb(preprocess(self.batches[-1], True)['inputs'][0], preprocess)
             folder = path.with_suffix('')
             mask_pictures(image, {place: groups for place, groups in masks.items() if groups}, folder)
-            print_log(f'pictures of the masks are in {folder}', 'current')
+            say(f'pictures of the masks are in {folder}')
 
     # ------------------------------------------------------------------ checkpoints
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Leaves the teacher out of the checkpoint, and puts its name and hash in."""
-        prefix = f'{NAME}.'
-        checkpoint['state_dict'] = {
-            name: value for name, value in checkpoint['state_dict'].items() if name.startswith(prefix)
-        }
-        checkpoint[NAME] = prompt_content(self._file(runner))
+        state = checkpoint['state_dict']
+        checkpoint['state_dict'] = {name: value for name, value in state.items() if name.startswith(f'{NAME}.')}
+        checkpoint[NAME] = prompt_content(self._file())
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Fills the teacher's weights in, so that the runner does not report each of them as missing."""
         if NAME in checkpoint:
             checkpoint['state_dict'] = {**unwrapped_model(runner).state_dict(), **checkpoint['state_dict']}
 
-    # ------------------------------------------------------------------ helpers
-
-    def _path(self, runner: Runner) -> Path:
-        return Path(self.out_file or osp.join(runner.work_dir, PROMPT_FILE))
-
-    def _file(self, runner: Runner) -> PromptFile:
+    def _file(self) -> PromptFile:
+        schedule = dict(max_iters=self.max_iters, optimizer=self.optimizer, weight=self.bank.weight, **self.prompt)
         return PromptFile(
             **self.bank.content(),
             teacher=self.teacher,
             teacher_sha256=self.teacher_sha256,
             versions=versions(),
-            schedule=plain(
-                dict(
-                    max_iters=self.max_iters,
-                    optimizer=self.optimizer,
-                    min_lr=self.min_lr,
-                    weight=self.bank.weight,
-                    **self.prompt,
-                )
-            ),
+            schedule=plain(schedule),
             measured=self.measured,
         )

@@ -9,8 +9,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-#: With Adam, this rate and decay, and a cosine: the schedule of the authors' sibling method.
+#: The schedule of the authors' sibling method.
 OPTIMIZER = dict(type='Adam', lr=0.01, weight_decay=1e-3)
+MIN_LR = 1e-6
 #: Iterations by default: a fifth of those of the whole training, within these bounds.
 SHARE, LEAST, MOST = 5, 100, 2000
 
@@ -21,23 +22,14 @@ def default_iters(training: int) -> int:
 
 
 def stage1_recipe(
-    wrapper: dict, optimizer: dict, max_iters: int, min_lr: float, val_interval: int | None, checkpoint_interval: int
+    wrapper: dict, optimizer: dict, max_iters: int, val_interval: int | None, checkpoint_interval: int
 ) -> dict[str, Any]:
-    """Returns what stage 1 sets, by the names in a runner's config.
-
-    Args:
-        wrapper: The teacher's ``optim_wrapper``: stage 1 keeps its mixed precision.
-        optimizer: Config of the optimizer.
-        max_iters: Iterations.
-        min_lr: Learning rate at the end of the cosine.
-        val_interval: Iterations between evaluations; None for none.
-        checkpoint_interval: Iterations between checkpoints.
-    """
+    """Returns what stage 1 sets, by the names in a runner's config; it keeps the mixed precision of the ``wrapper``."""
     half = dict(loss_scale='dynamic', dtype=wrapper.get('dtype')) if wrapper.get('type') == 'AmpOptimWrapper' else {}
     return dict(
         train_cfg=dict(by_epoch=False, max_iters=max_iters, val_interval=val_interval or max_iters),
         optim_wrapper=dict(type=wrapper['type'] if half else 'OptimWrapper', optimizer=optimizer, **half),
-        param_scheduler=dict(type='CosineAnnealingLR', T_max=max_iters, eta_min=min_lr, by_epoch=False),
+        param_scheduler=dict(type='CosineAnnealingLR', T_max=max_iters, eta_min=MIN_LR, by_epoch=False),
         log_processor=dict(by_epoch=False),
         checkpoint=dict(by_epoch=False, interval=checkpoint_interval, filename_tmpl='iter_{}.pth'),
         validates=val_interval is not None,
@@ -46,14 +38,9 @@ def stage1_recipe(
 
 
 def follow(runner: Runner, recipe: dict[str, Any], prompts: nn.Module) -> None:
-    """Builds the parts of a runner again, from the recipe.
+    """Builds the parts of a runner again, from the recipe; its optimizer gets the prompts.
 
     mmengine has built them from the teacher's config before any hook runs, in every tool.
-
-    Args:
-        runner: A runner that is about to train the teacher.
-        recipe: What :func:`stage1_recipe` returned.
-        prompts: What the optimizer gets.
     """
     runner._train_dataloader = runner.train_dataloader  # built already: not a second time
     runner._train_loop = runner.build_train_loop(recipe['train_cfg'])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.runtime.pull import task_loss
 from freekd_mm.runtime.rng import isolated_rng
-from freekd_mm.stage1.bank import PromptBank, task_loss
+from freekd_mm.stage1.bank import PromptBank
 from freekd_mm.text import table
 
 #: A weight whose deviation is less than this share of its mean is flat.
@@ -20,21 +20,16 @@ FLAT = 0.1
 LOW = 'low'
 
 
-@dataclass
 class Weight:
-    """Sums over the positions of one group of bands, of the weight (mean of the masks) and of its square.
+    """Sums over the positions of one group of bands, of the weight: the mean of the masks."""
 
-    Attributes:
-        all: Number of positions, sum of the weight, sum of its square.
-        edges: Number and sum at the positions that an edge of an object crosses.
-        inside: Number and sum at the positions that are mostly within objects.
-    """
+    def __init__(self) -> None:
+        #: Number of positions, sum of the weight, sum of its square.
+        self.all = [0.0, 0.0, 0.0]
+        #: Number and sum at the positions that an edge of an object crosses, and at those mostly within objects.
+        self.edges, self.inside = [0.0, 0.0], [0.0, 0.0]
 
-    all: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    edges: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    inside: list[float] = field(default_factory=lambda: [0.0, 0.0])
-
-    def add(self, weight: Tensor, edges: Tensor | None, inside: Tensor | None) -> None:
+    def add(self, weight: Tensor, edges: Tensor | None = None, inside: Tensor | None = None) -> None:
         """Adds the weight (N, 1, h, w) of a batch; edges and objects are (N, 1, H, W) of 0 and 1, None if unknown."""
         self.all = [a + float(b) for a, b in zip_equal(self.all, (weight.numel(), weight.sum(), weight.square().sum()))]
         for sums, what, least in ((self.edges, edges, 0.0), (self.inside, inside, 0.5)):
@@ -82,7 +77,7 @@ def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[
                 seen: dict[str, list[Tensor]] = {}
                 bank.seen = seen
                 for index, bank.active in enumerate((False, True)):
-                    losses[index] += float(task_loss(model(**data, mode='loss'))) / len(batches)
+                    losses[index] += float(task_loss(model(**data, mode='loss'), losses)) / len(batches)
                 maps = [object_maps(sample, size) for sample in data['data_samples']]
                 edges, inside = (None if any(m is None for m in kind) else torch.stack(kind) for kind in zip(*maps))
                 last = {place: [group[0] for group in groups] for place, groups in seen.items()}
@@ -112,9 +107,8 @@ def object_maps(sample: Any, size: tuple[int, int]) -> tuple[Tensor | None, Tens
 
 
 def _box_maps(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    height, width = size
-    edges, inside = torch.zeros(1, height, width), torch.zeros(1, height, width)
-    limits = torch.tensor([width - 1, height - 1, width - 1, height - 1])
+    edges, inside = torch.zeros(1, *size), torch.zeros(1, *size)
+    limits = torch.tensor([size[1] - 1, size[0] - 1] * 2)
     for left, top, right, bottom in boxes.round().long().clamp(min=0).minimum(limits).tolist():
         rows, columns = slice(top, bottom + 1), slice(left, right + 1)
         inside[0, rows, columns] = 1
@@ -138,7 +132,7 @@ def of_masks(masks: dict[str, list[Tensor]], grouping: str) -> dict[str, Any]:
     for place, groups in masks.items():
         weights = [Weight() for _ in groups]
         for weight, group in zip_equal(weights, groups):
-            weight.add(group[None].mean(1, keepdim=True), None, None)
+            weight.add(group[None].mean(1, keepdim=True))
         bands[place] = _numbers(weights, grouping)
     return dict(images=1, task_loss=None, bands=bands)
 

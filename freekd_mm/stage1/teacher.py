@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.logging import print_log
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, sha256
+from freekd_mm.log import say, warn
 from freekd_mm.prompts.prompt_file import NAME, load_prompt
 from freekd_mm.runtime.teacher import load_weights
 
@@ -28,14 +27,14 @@ def teacher_and_resume_point(runner: Runner) -> tuple[str, str | None]:
         return source, None
     point = source if source and is_stage1(source) else find_latest_checkpoint(runner.work_dir)
     if point is None:
-        print_log('frequency prompt: nothing to resume from, starting from scratch', 'current', logging.WARNING)
+        warn('frequency prompt: nothing to resume from, starting from scratch')
         return source, None
     named = load_prompt(point).teacher
     if source in ('', point):
         return named, point
     if source != named:
         message = f'frequency prompt: resuming a prompt of the teacher {named!r} with {source!r}'
-        print_log(message, 'current', logging.WARNING)
+        warn(message)
     return source, point
 
 
@@ -54,7 +53,7 @@ def load_teacher(model: nn.Module, source: str, allow_random: bool) -> tuple[str
     not here.
     """
     if source:
-        print_log(f'frequency prompt: teacher {load_weights(model, source)}', 'current')
+        say(f'frequency prompt: teacher {load_weights(model, source)}')
     else:
         source = _own_checkpoint(model)
         if not source and not allow_random:
@@ -63,7 +62,7 @@ def load_teacher(model: nn.Module, source: str, allow_random: bool) -> tuple[str
                 "load_from = '<file or URL of the teacher>' (or allow_random_teacher=True in the hook, for a test)"
             )
         if not source:
-            print_log('frequency prompt: the teacher has RANDOM weights', 'current', logging.WARNING)
+            warn('frequency prompt: the teacher has RANDOM weights')
         model.init_weights()  # type: ignore[operator]
     # Not by a flag of the base class: models extend this method, and would fill some weights again.
     vars(model)['init_weights'] = lambda: None

@@ -7,10 +7,10 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 
 from freekd_mm.checks import check_positive
 from freekd_mm.engine.distributed import unwrapped_model
+from freekd_mm.log import say
 from freekd_mm.registry import HOOKS
 from freekd_mm.runtime.rng import isolated_rng
 
@@ -95,7 +95,7 @@ class DistillPicturesHook(Hook):
             if step == 0 and index == 0:
                 for seen in view.entries:
                     if seen.note:
-                        print_log(f"no pictures of distill '{seen.entry}': {seen.note}", 'current')
+                        say(f"no pictures of distill '{seen.entry}': {seen.note}")
 
     def _samples(self, runner: Any) -> list[Any]:
         """Returns the same images each time, read once."""

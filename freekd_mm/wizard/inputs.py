@@ -9,10 +9,10 @@ from mmengine.config import Config
 from torch import nn
 
 from freekd_mm.checkpoints.fitting import WeightsMismatchError
-from freekd_mm.checkpoints.sources import fetch, is_here, sha256
+from freekd_mm.checkpoints.sources import is_here
 from freekd_mm.engine.data_checks import check_data
 from freekd_mm.prompts.prompt_file import load_prompt
-from freekd_mm.runtime.compatibility import swap_hint, warn_if_swapped
+from freekd_mm.runtime.compatibility import check_prompt, swap_hint, warn_if_swapped
 from freekd_mm.runtime.teacher import load_weights
 
 
@@ -34,8 +34,6 @@ def check_inputs(
         if '://' not in prompt and not Path(prompt).is_file():
             raise FileNotFoundError(f'the prompt should be an existing file, but got {prompt!r}')
         file = load_prompt(prompt)
-        if file.teacher_sha256 and is_here(checkpoint) and sha256(fetch(checkpoint)) != file.teacher_sha256:
-            raise ValueError(
-                f'the prompt {prompt} should be made for the teacher {checkpoint}, but was made for {file.teacher}'
-            )
+        if is_here(checkpoint):
+            check_prompt(f'the prompt {prompt}', file, checkpoint)
     check_data(configs[0])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets.unlabelled import find_pictures
 from freekd_mm.files import check_output, write_kept
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
@@ -22,14 +23,7 @@ from freekd_mm.wizard.sources import Style, distill_source, prompt_source
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written, and what was found.
-
-    Attributes:
-        files: The text of each file.
-        inputs: Files that must not be overwritten.
-        probed: Student and teacher, or only the teacher.
-        wiring: What is compared with what; None if only stage 1 is written.
-    """
+    """The text of each file to be written, the inputs that must not be overwritten, and what was found."""
 
     files: dict[Path, str]
     inputs: tuple[Path, ...]
@@ -41,16 +35,17 @@ class Plan:
         if self.wiring is None:
             return f'features: {self.probed[-1].trained} of the teacher'
         wiring = self.wiring
+        levels = len(wiring.shapes_s)
         heads = f' and {wiring.head.features_s}' if wiring.head is not None else ''
         left = [
-            f'{probed.vectors} vector(s) of the {role}'
-            for role, probed in (('student', self.probed[0]), ('teacher', self.probed[1]))
-            if probed.vectors
+            f'{count} {what}'
+            for role, probed in zip_equal(('student', 'teacher'), self.probed)
+            for count, what in (
+                (probed.vectors, f'vector(s) of the {role}'),
+                (len(probed.shapes) - levels, f'level(s) of the {role} without a partner'),
+            )
+            if count
         ]
-        levels = len(wiring.shapes_s)
-        for role, probed in (('student', self.probed[0]), ('teacher', self.probed[1])):
-            if len(probed.shapes) > levels:
-                left.append(f'{len(probed.shapes) - levels} level(s) of the {role} without a partner')
         return (
             f'features:  {wiring.features_s} of the student, {wiring.features_t} of the teacher, {levels} level(s)'
             f'{heads}\n'

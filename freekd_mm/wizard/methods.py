@@ -22,33 +22,23 @@ HEAD_TAPS = ['bbox_head[0]', 'bbox_head[1]']
 
 @dataclass(frozen=True)
 class Wiring:
-    """What probing a student and a teacher found.
+    """What probing a student (``_s``) and a teacher (``_t``) found."""
 
-    Attributes:
-        features_s: Tap of the student's features.
-        features_t: Tap of the teacher's features.
-        shapes_s: (C, H, W) of the student's paired levels for one dummy image.
-        shapes_t: (C, H, W) of the teacher's.
-        indices_t: Which of the teacher's levels they are; None for all of them.
-        head: The same for what the decode heads classify, if that is compared too.
-        logits: Tap of the classification logits of both, None if they cannot be compared.
-        num_classes: Classes that the logits score.
-        use_sigmoid: Whether they go through a sigmoid, not a softmax.
-        why_no_logits: The reason if ``logits`` is None.
-        dense_s: The student's dense head, or why there is none.
-        dense_t: The same of the teacher.
-    """
-
+    #: Taps of the features, and the shapes (C, H, W) of their paired levels for one dummy image.
     features_s: str
     features_t: str
     shapes_s: tuple[Shape, ...]
     shapes_t: tuple[Shape, ...]
+    #: Tap of the classification logits of both, None if they cannot be compared; how many classes they score.
     logits: str | None
     num_classes: int
     use_sigmoid: bool
     why_no_logits: str = ''
+    #: Which of the teacher's levels are paired; None for all of them.
     indices_t: tuple[int, ...] | None = None
+    #: The same for what the decode heads classify, if that is compared too.
     head: Wiring | None = None
+    #: The dense heads, or why there is none.
     dense_s: DenseHead | str = 'not probed'
     dense_t: DenseHead | str = 'not probed'
 
@@ -59,15 +49,13 @@ class Wiring:
 
     @property
     def channels_t(self) -> int | list[int]:
-        """The teacher's channels, one number if all levels agree."""
+        """The same of the teacher."""
         return _one_or_all([shape[0] for shape in self.shapes_t])
 
     def feature_entry(self, loss: dict, connector: dict | list[dict] | None = None) -> dict:
         """Returns an entry on the features."""
-        entry: dict = {'student': self.features_s, 'teacher': self.features_t}
-        if connector is not None:
-            entry['connector'] = connector
-        return {**entry, 'loss': loss}
+        adapted = {} if connector is None else {'connector': connector}
+        return {'student': self.features_s, 'teacher': self.features_t, **adapted, 'loss': loss}
 
     def prompt_option(self, file: str, loss: dict) -> str | dict:
         """Returns the prompt file, or which of the teacher's prompts to take if the student has fewer levels."""
@@ -111,18 +99,13 @@ class Method:
     with_head: bool = True
 
 
-def _features(name: str, loss: str, channels: bool = False, **options: object) -> Callable[[Wiring], Entries]:
-    """Returns how to write an entry on the features, with their channels where the loss asks for them."""
-
-    def entries(wiring: Wiring) -> Entries:
-        known = {'channels': wiring.channels_t} if channels else {}
-        return {name: wiring.feature_entry({'type': loss, **known, **options})}
-
-    return entries
+def _features(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
+    return lambda wiring: {name: wiring.feature_entry({'type': loss, **options})}
 
 
 def _bands(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
-    return _features(name, f'freekd_mm.{loss}', channels=True, **options)
+    loss = f'freekd_mm.{loss}'
+    return lambda wiring: {name: wiring.feature_entry({'type': loss, 'channels': wiring.channels_t, **options})}
 
 
 def _fam(connector: str) -> Callable[[Wiring], Entries]:
@@ -140,10 +123,9 @@ def _fam(connector: str) -> Callable[[Wiring], Entries]:
 
 def _logits(name: str, kind: str) -> Callable[[Wiring], Entries]:
     def entries(wiring: Wiring) -> Entries:
-        loss: dict = {'type': f'freekd_mm.{kind}', 'num_classes': wiring.num_classes}
-        if wiring.use_sigmoid:  # a dense detection head: nearly all positions are background
-            loss.update({'use_sigmoid': True, 'foreground': True})
-        return {name: wiring.logit_entry(loss)}
+        # A sigmoid is of a dense detection head: nearly all positions are background.
+        dense = {'use_sigmoid': True, 'foreground': True} if wiring.use_sigmoid else {}
+        return {name: wiring.logit_entry({'type': f'freekd_mm.{kind}', 'num_classes': wiring.num_classes, **dense})}
 
     return entries
 
@@ -300,12 +282,15 @@ def method_entries(text: str, wiring: Wiring) -> Entries:
 
 def method_hooks(text: str, wiring: Wiring) -> list[dict]:
     """Returns the hooks of one or several methods: a warm-up of the weights, if a method has one."""
-    hooks = []
-    for name in parse_methods(text):
-        if METHODS[name].warmup:
-            hook = {'type': 'freekd_mm.DistillScheduleHook', 'warmup': METHODS[name].warmup}
-            hooks.append({**hook, 'entries': list(method_entries(name, wiring))})
-    return hooks
+    return [
+        {
+            'type': 'freekd_mm.DistillScheduleHook',
+            'warmup': METHODS[name].warmup,
+            'entries': list(method_entries(name, wiring)),
+        }
+        for name in parse_methods(text)
+        if METHODS[name].warmup
+    ]
 
 
 def list_methods() -> str:

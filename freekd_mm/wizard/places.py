@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Tuple, cast
 
 import torch
@@ -17,6 +18,7 @@ from freekd_mm.runtime.heads import find_head
 from freekd_mm.runtime.probe import ProbeError, Size, config_size, first_accepted, level_shapes, probe_model
 from freekd_mm.runtime.taps import Tap, TapRecorder, flatten
 from freekd_mm.runtime.wiring import as_maps, match_levels, without_vectors
+from freekd_mm.runtime.wiring import size as as_text
 from freekd_mm.text import table
 from freekd_mm.wizard.methods import Shape, Wiring
 
@@ -25,22 +27,17 @@ Levels = Tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Probed:
-    """A model as its config describes it, and what a dummy image showed.
-
-    Attributes:
-        model: The model, without weights.
-        features: Tap of its features in eval mode, as a teacher runs.
-        shapes: (C, H, W) of their levels.
-        trained: Tap of the same features in training, where some models return more.
-        vectors: How many vectors among them are left out.
-        modules: Shapes of what can be tapped, by module.
-    """
+    """A model without weights as its config describes it, and what a dummy image showed."""
 
     model: nn.Module
+    #: Tap of its features in eval mode, as a teacher runs, and the shapes (C, H, W) of their levels.
     features: str
     shapes: tuple[Shape, ...]
+    #: Tap of the same features in training, where some models return more.
     trained: str
+    #: How many vectors among them are left out.
     vectors: int = 0
+    #: Shapes of what can be tapped, by module.
     modules: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
     def listing(self) -> str:
@@ -49,8 +46,8 @@ class Probed:
         return table(rows, [f'module of {type(self.model).__name__}', 'gives'])
 
 
-def _sizes(shapes: Sequence[Sequence[int]]) -> str:
-    return ', '.join('x'.join(map(str, shape)) for shape in shapes)
+def _sizes(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ', '.join(map(as_text, shapes))
 
 
 class Outputs(TapRecorder):
@@ -110,24 +107,22 @@ class Outputs(TapRecorder):
         yield from (*sorted(named, key=rank), *shallow)
 
 
-def probe_config(cfg: Config, role: str, size: Size, features: str | None = None) -> Probed:
-    """Builds a model without weights and finds the tap of its features.
+def probe_config(cfg: Config, role: str, size: Size) -> Probed:
+    """Builds a model without weights and probes it."""
+    return probe_built(_build(cfg), role, size)
 
-    A neck is tapped whole. Without one: all levels of the backbone if their strides increase, else (as in
-    dilated segmentation backbones) the last.
 
-    Args:
-        cfg: The model's config.
-        role: ``'student'`` or ``'teacher'``.
-        size: Height and width of the dummy image.
-        features: The tap, if the user chose one.
-    """
+def _build(cfg: Config) -> nn.Module:
     model_cfg, scope = find_model(cfg)
-    return probe_built(build_model(without_pretrained(model_cfg), scope), role, size, features)
+    return build_model(without_pretrained(model_cfg), scope)
 
 
 def probe_built(model: nn.Module, role: str, size: Size, features: str | None = None) -> Probed:
-    """Finds the tap of the features of a built model, see :func:`probe_config`."""
+    """Finds the tap of the features of a built model, unless the user chose one.
+
+    A neck is tapped whole. Without one: all levels of the backbone if their strides increase, else (as in
+    dilated segmentation backbones) the last.
+    """
     trained, evaluated = (Outputs(model, role, size) for _ in range(2))
     if features is not None:
         given = _levels(model, features, role, size, training=role == 'student')
@@ -181,10 +176,7 @@ def probe_models(
             model refuses that, a size that the models name, or a larger one.
         features: Taps if the user chose them.
     """
-    built = {}
-    for role, cfg in configs.items():
-        model_cfg, scope = find_model(cfg)
-        built[role] = build_model(without_pretrained(model_cfg), scope)
+    built = {role: _build(cfg) for role, cfg in configs.items()}
 
     def probe(size: Size) -> tuple[list[Probed], Size]:
         return [probe_built(model, role, size, (features or {}).get(role)) for role, model in built.items()], size
@@ -209,11 +201,11 @@ def _shapes(model: nn.Module, tap: str, role: str, size: Size) -> tuple[Shape, .
 def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> tuple[str | None, int, bool, str]:
     """Returns the tap of comparable logits, the classes, whether they are sigmoids, or why there is none."""
     for path, test in (('bbox_head[0]', _is_dense_head), ('decode_head', _is_decode_head)):
-        heads: list[Any] = [getattr(model, path.split('.')[0].split('[')[0], None) for model in (student, teacher)]
-        if not all(head is not None and test(head) for head in heads):
+        heads: list[Any] = [getattr(model, Tap.parse(path).path, None) for model in (student, teacher)]
+        if not all(map(test, heads)):
             continue
-        classes = [int(getattr(head, 'cls_out_channels', None) or head.out_channels) for head in heads]
         # Other classes are matched by name when the training starts.
+        classes = [int(getattr(head, 'cls_out_channels', None) or head.out_channels) for head in heads]
         try:
             anchors = [
                 [shape[0] // count for shape in _shapes(model, path, 'model', size)]
@@ -224,16 +216,12 @@ def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> tuple[str
         if anchors[0] != anchors[1]:
             return None, 0, False, f'the heads have {anchors[0]} and {anchors[1]} anchors (other levels or anchors)'
         return path, classes[0], bool(getattr(heads[0], 'use_sigmoid_cls', False)), ''
-    return (
-        None,
-        0,
-        False,
-        'one of them has no dense head (bbox_head) or segmentation head (decode_head) with such logits',
-    )
+    why = 'one of them has no dense head (bbox_head) or segmentation head (decode_head) with such logits'
+    return None, 0, False, why
 
 
 def _is_dense_head(head: Any) -> bool:
-    return hasattr(head, 'cls_out_channels') and hasattr(head, 'use_sigmoid_cls') and hasattr(head, 'prior_generator')
+    return all(hasattr(head, name) for name in ('cls_out_channels', 'use_sigmoid_cls', 'prior_generator'))
 
 
 def _is_decode_head(head: Any) -> bool:
@@ -252,14 +240,11 @@ def find_classified(model: nn.Module, size: Size) -> str | None:
     outputs: list[tuple[str, Tensor]] = []
     classified: list[Tensor] = []
 
-    def record(name: str) -> Callable[[nn.Module, tuple, Any], None]:
-        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
-            if isinstance(output, Tensor) and not any(_is_same(output, value) for value in inputs):
-                outputs.append((name, output))
+    def record(name: str, module: nn.Module, inputs: tuple, output: Any) -> None:
+        if isinstance(output, Tensor) and not any(_is_same(output, value) for value in inputs):
+            outputs.append((f'decode_head.{name}', output))
 
-        return hook
-
-    handles = [m.register_forward_hook(record(f'decode_head.{name}')) for name, m in head.named_modules() if name]
+    handles = [m.register_forward_hook(partial(record, name)) for name, m in head.named_modules() if name]
     handles.append(head.conv_seg.register_forward_pre_hook(lambda _, inputs: classified.append(inputs[0])))
     try:
         _shapes(model, 'decode_head', 'model', size)
@@ -297,14 +282,6 @@ def find_wiring(student: Probed, teacher: Probed, size: Size, head: bool = False
     own, theirs = (find_classified(probed.model, size) if head else None for probed in (student, teacher))
     if own is None or theirs is None:
         return wiring
-    return replace(
-        wiring,
-        head=replace(
-            wiring,
-            features_s=own,
-            features_t=theirs,
-            shapes_s=_shapes(student.model, own, 'student', size),
-            shapes_t=_shapes(teacher.model, theirs, 'teacher', size),
-            indices_t=None,
-        ),
-    )
+    shapes = _shapes(student.model, own, 'student', size), _shapes(teacher.model, theirs, 'teacher', size)
+    same = replace(wiring, features_s=own, features_t=theirs, shapes_s=shapes[0], shapes_t=shapes[1], indices_t=None)
+    return replace(wiring, head=same)

@@ -12,17 +12,13 @@ from mmengine.config import Config
 from freekd_mm.compat.versions import remove_suffix, zip_equal
 from freekd_mm.runtime.config import load_config
 from freekd_mm.runtime.probe import SMALL, Size
+from freekd_mm.runtime.wiring import alignment, size
 from freekd_mm.text import table
-from freekd_mm.wizard.methods import Shape, Wiring, method_hooks
+from freekd_mm.wizard.methods import Wiring, method_hooks
 
 
 class Style:
-    """How a config of either style names its base, the base's variables, and files.
-
-    Args:
-        base: The config that is inherited: a file, or ``package::config``.
-        out: The file that will inherit it.
-    """
+    """How a config names its base, the base's variables, and files: by imports or not, as the base does."""
 
     def __init__(self, base: str, out: Path) -> None:
         self.base, self.folder = base, out.resolve().parent
@@ -87,7 +83,7 @@ def distill_source(
     entries: dict[str, dict],
     stage1: Path | None,
     file: str,
-    size: Size,
+    image: Size,
     inherit: list[str],
     unlabelled: str | None = None,
 ) -> str:
@@ -103,10 +99,10 @@ frequency_prompt = dict(cfg_path={style.file(str(stage1))}, file={file!r})
     body = ',\n'.join(f'        {name}={source(entry, 8)}' for name, entry in entries.items())
     start = f"    # Start with the teacher's weights.\n    inherit={inherit!r},\n" if inherit else ''
     data = mixed_source(style, unlabelled) if unlabelled is not None else ''
-    probe = f'    probe_size={size},\n' if size != (SMALL, SMALL) else ''
+    probe = f'    probe_size={image},\n' if image != (SMALL, SMALL) else ''
     return f"""# Distils the student of the base config with {method}. Written by tools/make_config.py; edit freely.
 {style.header()}
-# Features, as a {size[0]}x{size[1]} image gives them:
+# Features, as a {size(image)} image gives them:
 {_levels(wiring)}
 {stage}
 model = dict(
@@ -152,18 +148,12 @@ def mixed_source(style: Style, folder: str) -> str:
 def _levels(wiring: Wiring) -> str:
     """Returns what is compared with what as comments."""
     rows = [
-        [str(index), 'x'.join(map(str, teacher)), 'x'.join(map(str, student)), _action(student, teacher)]
+        [str(index), size(teacher), size(student), alignment(student, teacher)]
         for index, (student, teacher) in enumerate(zip_equal(wiring.shapes_s, wiring.shapes_t))
     ]
     header = ['level', f'teacher {wiring.features_t}', f'student {wiring.features_s}', 'the student is']
     comment = '\n'.join(f'#   {line}' for line in table(rows, header).splitlines())
     return comment if wiring.head is None else f'{comment}\n{_levels(wiring.head)}'
-
-
-def _action(student: Shape, teacher: Shape) -> str:
-    actions = [f'projected {student[0]} -> {teacher[0]}'] if student[0] != teacher[0] else []
-    actions += ['resized'] if student[1:] != teacher[1:] else []
-    return ', '.join(actions) or 'compared as it is'
 
 
 def source(value: Any, indent: int) -> str:

@@ -85,7 +85,7 @@ def test_one_command_runs_both_stages_and_the_next_reuses_the_first(
     cfg.merge_from_dict({'frequency_prompt.cfg_path': str(stage1), 'frequency_prompt.file': str(prompt)})
     cfg.model.distill.freekd.loss.prompt = str(prompt)
     said = []
-    monkeypatch.setattr('freekd_mm.engine.training.print_log', lambda text, *_: said.append(text))
+    monkeypatch.setattr('freekd_mm.engine.training.say', said.append)
     ensure_prompt(dict(cfg.frequency_prompt), cfg)
     assert said == [f'stage 1 of 2: reusing the frequency prompt {prompt}']
     assert prompt.stat().st_mtime_ns == written

@@ -78,7 +78,7 @@ def test_dense_equals_the_paper(region, cut, size):
 @pytest.mark.parametrize('mode', ['lowrank', 'depthwise'])
 @pytest.mark.parametrize('size', [(8, 10), (7, 9)])
 def test_other_modes_are_dense_with_a_structured_filter(mode, size):
-    fam = FAM(3, 4, mode, rank=2, grid_size=(5, 4), high_pass=0.5).double()
+    fam = FAM(3, 4, mode=mode, rank=2, grid_size=(5, 4), high_pass=0.5).double()
     with torch.no_grad():
         fam.spectral.spectrum.normal_()
     x = torch.randn(2, 3, *size, dtype=torch.float64)

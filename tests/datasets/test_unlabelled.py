@@ -60,7 +60,7 @@ def test_what_is_found(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures('in_mmdet')
 def test_broken_files_are_named(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('freekd_mm.datasets.unlabelled.print_log', lambda text, *_: said.append(text))
+    monkeypatch.setattr('freekd_mm.datasets.unlabelled.warn', said.append)
     folder = freekd_mm.ImageFolder(pictures, LOAD)
     assert len(folder) == 6
     for _ in range(2):

@@ -158,7 +158,7 @@ def test_skipped_steps_change_nothing(tmp_path, caplog):
     config = distilled(tmp_path, FREEKD, train_dataloader=bad_images(7), **SKIP)
     printed = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('freekd_mm.engine.nonfinite.print_log', lambda text, *_: printed.append(text))
+        patch.setattr('freekd_mm.engine.nonfinite.warn', printed.append)
         toy_run(config, {'type': 'Watch'})
     assert len(printed) == 4
     assert all(text.endswith('The step is skipped.') and '/data/7.png' in text for text in printed)

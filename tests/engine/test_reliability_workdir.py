@@ -81,7 +81,7 @@ def test_only_the_first_process_of_a_run_holds_it(holder, tmp_path, monkeypatch)
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr('freekd_mm.engine.workdir.print_log', lambda text, *_: said.append(text))
+    monkeypatch.setattr('freekd_mm.engine.workdir.warn', said.append)
 
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

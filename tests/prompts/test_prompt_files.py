@@ -65,9 +65,9 @@ def test_the_released_format_loads(tmp_path, prefix, inside):
     torch.save({'state_dict': state, 'meta': {'epoch': 1}} if inside else state, path)
     got = load_prompt(path)
     assert (got.num_tokens, got.levels, got.grouping, got.wavelet) == (6, 3, 'level', 'haar')
-    generator = PoIMaskGenerator(8, num_tokens=6, prompt=str(path))
+    generator = PoIMaskGenerator(8, prompt=str(path))
     for index, value in enumerate(tokens):
-        assert torch.equal(generator.tokens_of(index), value)
+        assert torch.equal(generator.get_buffer(f'tokens{index}'), value)
 
 
 class Evil:
@@ -179,10 +179,8 @@ def test_without_a_prompt_there_are_no_masks():
     [
         (dict(channels=4), r'channels of level 1 should be 5, as in the prompt of neck\[1\].*but got 4'),
         (dict(channels=(4, 5)), 'channels should be one number or one for each of the 3 prompts'),
-        (dict(num_tokens=3), 'num_tokens should be 2, as in the prompt file'),
         (dict(levels=2), 'levels should be 3, as in the prompt file'),
         (dict(wavelet='db2'), "wavelet should be 'haar', as in the prompt file"),
-        (dict(grouping='band'), "grouping should be 'level', as in the prompt file"),
         (dict(module='nek'), "module should be one of 'neck', but got 'nek'.* mean 'neck'"),
         (dict(indices=(0, 3)), r'indices should be in 0\.\.2, but got \[3\]'),
     ],

@@ -136,10 +136,8 @@ def test_the_weight_of_the_papers_prompt_is_flat_and_that_of_ours_looks_at_edges
         (dict(area=0), 'area should be greater than 0'),
         (dict(area=1.5), 'area should be a number up to 1 or 4 of them'),
         (dict(area=(1, 0.5)), r'area should be a number up to 1 or 4 of them, one for each group, but got \(1, 0.5\)'),
-        (dict(mode='paper', area=0.5), "area and sharpness should be left out where evidence is 'band'"),
+        (dict(mode='paper', area=0.5), "area and sharpness should be left out unless mode='selective'"),
         (dict(sharpness=0), 'sharpness should be greater than 0'),
-        (dict(evidence='size'), "evidence should be one of 'band', 'magnitude', but got 'size'"),
-        (dict(reduction='max'), "reduction should be one of 'sum', 'mean', but got 'max'"),
     ],
 )
 def test_wrong_options_are_named(options: dict, message: str) -> None:

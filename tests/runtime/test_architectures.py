@@ -114,30 +114,30 @@ def run(student, teacher, entry, samples, size=(64, 64)):
 
 
 CASES = {
-    'channels': (detector, lambda: pyramid(3), {'student': 'neck'}, ['project 16 -> 24'] * 3),
+    'channels': (detector, lambda: pyramid(3), {'student': 'neck'}, ['projected 16 -> 24'] * 3),
     'same': (detector, lambda: pyramid(3, 16), {'student': 'neck'}, ['as it is'] * 3),
-    'more levels': (detector, lambda: pyramid(5), {'student': 'neck'}, [*['project 16 -> 24'] * 3, '']),
+    'more levels': (detector, lambda: pyramid(5), {'student': 'neck'}, [*['projected 16 -> 24'] * 3, '']),
     'fewer levels': (lambda: pyramid(5, 16, 8), detector, {'student': 'neck'}, [*['as it is'] * 3, '']),
     'strides': (
         detector,
         lambda: pyramid(4),
         {'student': 'neck', 'teacher': 'neck[1:4]'},
-        ['project 16 -> 24, average down'] * 3,
+        ['projected 16 -> 24, averaged down'] * 3,
     ),
     'stages': (
         detector,
         lambda: pyramid(3),
         {'student': 'backbone[:2]', 'teacher': ['backbone.layer1', 'backbone.layer2']},
-        ['upsample', 'upsample'],
+        ['upsampled', 'upsampled'],
     ),
     'two stage teacher': (detector, two_stage, {'student': 'neck', 'teacher': 'neck[1:4]'}, ['as it is'] * 3),
-    'transformer student': (swin, lambda: pyramid(3), {'student': 'neck'}, ['project 16 -> 24'] * 3),
+    'transformer student': (swin, lambda: pyramid(3), {'student': 'neck'}, ['projected 16 -> 24'] * 3),
     'transformer teacher': (detector, swin, {'student': 'backbone'}, ['as it is'] * 3),
     'tokens of a stage': (
         detector,
         swin,
         {'student': 'backbone.layer2', 'teacher': 'backbone.stages.0.blocks.0'},
-        ['project 16 -> 8, upsample'],
+        ['projected 16 -> 8, upsampled'],
     ),
 }
 
@@ -154,13 +154,13 @@ SEG_CASES = {
         segformer,
         lambda: {**SEGMENTER, '_scope_': 'mmseg'},
         {'student': 'backbone[3]', 'teacher': 'backbone[3]', 'loss': CWD},
-        ['project 16 -> 64, upsample'],
+        ['projected 16 -> 64, upsampled'],
     ),
     'transformer teacher': (
         lambda: {**SEGMENTER, '_scope_': 'mmseg'},
         segformer,
         {'student': 'backbone[3]', 'teacher': 'backbone[2]', 'loss': CWD},
-        ['project 64 -> 16, average down'],
+        ['projected 64 -> 16, averaged down'],
     ),
     'logits': (
         segformer,
@@ -172,13 +172,13 @@ SEG_CASES = {
         segformer,
         vit,
         {'student': 'backbone[1]', 'teacher': 'backbone.layers.1'},
-        ['average down'],
+        ['averaged down'],
     ),
     'tokens': (
         lambda: vit(with_cls_token=True),
         segformer,
         {'student': 'backbone.layers.0', 'teacher': 'backbone[0]'},
-        ['project 16 -> 8, upsample'],
+        ['projected 16 -> 8, upsampled'],
     ),
 }
 
@@ -216,5 +216,5 @@ def test_unused_levels_are_in_the_table():
     )
     rows = build(config['model']).distillation.entry('kd').rows
     assert len(rows) == 4
-    assert rows[0] == ['kd', 'neck', '24x8x8', 'neck', '16x8x8', 'project 16 -> 24']
+    assert rows[0] == ['kd', 'neck', '24x8x8', 'neck', '16x8x8', 'projected 16 -> 24']
     assert rows[3][1] == '2 level(s) of the teacher not used'

@@ -11,7 +11,6 @@ from torch import nn
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.entry import Entry, PerLevel
-from freekd_mm.runtime.wiring import Align
 
 IMAGE = (64, 64)
 
@@ -98,8 +97,10 @@ def test_loss_that_cannot_compare_names_the_shapes():
 
 
 def test_map_and_vector_cannot_be_compared():
-    with pytest.raises(ValueError, match="at level 0 the student's 4x8x8 and the teacher's 4 should both be maps"):
+    with pytest.raises(ValueError, match='the teacher gives no feature maps but 4; tap a module before its pooling'):
         wired(levels((4, 8, 8)), levels((4,)))
+    with pytest.raises(ValueError, match="at level 0 the student's 4 and the teacher's 4x8x8 should both be maps"):
+        wired(levels((4,)), levels((4, 8, 8)))
     with pytest.raises(ValueError, match='only maps are projected and resized, but the shapes are 4 and the teacher'):
         wired(levels((4,)), levels((6,)))
     assert wired(levels((4,)), levels((4,))).connector is None
@@ -108,7 +109,7 @@ def test_map_and_vector_cannot_be_compared():
 def test_tokens_are_compared_as_maps():
     students, teachers = levels((65, 4)), levels((6, 16, 16), seed=1)
     entry = wired(students, teachers)
-    assert entry.connector.actions == ['project 4 -> 6, upsample']
+    assert entry.rows[0][-1] == 'projected 4 -> 6, upsampled'
     assert entry(students, teachers, IMAGE)['distill.loss_kd'] > 0
 
 
@@ -169,16 +170,20 @@ class Connector(BaseModule):
 def test_connectors_are_initialised_by_their_own_rules():
     rule = {'type': 'Constant', 'layer': 'Conv2d', 'val': 0.25}
     entry = wired(levels((4, 8, 8)), levels((6, 8, 8)), connector={'type': Connector, 'init_cfg': rule})
-    assert torch.equal(entry.connector.conv.weight, torch.full((6, 4, 1, 1), 0.25))
+    assert torch.equal(entry.connector.connectors[0].conv.weight, torch.full((6, 4, 1, 1), 0.25))
 
 
-def test_projection_gets_a_gradient_and_the_teacher_none():
-    students, teachers = levels((4, 8, 8), grad=True), levels((6, 8, 8))
+def test_projects_and_resizes_each_level():
+    students, teachers = levels((4, 8, 8), (6, 4, 4), (6, 4, 4), grad=True), levels((6, 8, 8), (6, 8, 8), (6, 2, 2))
     entry = wired(students, teachers)
-    assert isinstance(entry.connector, Align)
+    assert [sum(p.numel() for p in phi.parameters()) for phi in entry.connector.connectors] == [4 * 6 + 6, 0, 0]
     entry(students, teachers, IMAGE)['distill.loss_kd'].backward()
-    assert students[0].grad.abs().sum() > 0
+    assert all(level.grad.abs().sum() > 0 for level in students)
     assert all(parameter.grad is not None for parameter in entry.parameters())
+    # Another image size: the sizes are those at hand.
+    other = levels((4, 17, 8), (6, 9, 4), (6, 9, 4)), levels((6, 16, 8), (6, 16, 8), (6, 4, 2))
+    compared, _ = entry.compared(*other, IMAGE)
+    assert [tuple(level.shape[1:]) for level in compared] == [(6, 16, 8), (6, 16, 8), (6, 4, 2)]
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

@@ -144,7 +144,7 @@ def test_later_measurements_are_seldom_and_smoothed():
 )  # fmt: skip
 def test_it_warns_of_what_is_too_hard_or_too_weak(monkeypatch, weight, ratio, words):
     said = []
-    monkeypatch.setattr('freekd_mm.runtime.pull.print_log', lambda text, logger, level: said.append((level, text)))
+    monkeypatch.setattr('freekd_mm.log.print_log', lambda text, logger, level=logging.INFO: said.append((level, text)))
     pull = Pull('cwd', weight)
     for _ in range(FIRST + 3):
         levels, own, task = two_losses(ratio, 1.0)

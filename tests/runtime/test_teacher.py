@@ -206,7 +206,7 @@ def test_no_half_precision_where_it_is_imitated(monkeypatch, checkpoint):
     assert all(torch.equal(p, p.bfloat16().float()) for p in model.teacher.parameters())
     teacher = model.distillation.teacher
     said = []
-    monkeypatch.setattr(teacher_module, 'print_log', lambda message, *_: said.append(message))
+    monkeypatch.setattr(teacher_module, 'say', said.append)
     teacher.run(images())
     teacher.clear()
     teacher.run(images())

@@ -36,7 +36,6 @@ HOOK = dict(
     max_iters=4,
     probe_size=(64, 64),
     mode='code',
-    reduction='mean',
     min_positions=0,
 )
 

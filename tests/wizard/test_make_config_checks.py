@@ -158,7 +158,7 @@ def test_a_prompt_of_another_teacher(tool: Tool, tmp_path: Path) -> None:
 
 def test_a_smaller_teacher_is_a_warning(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('freekd_mm.runtime.compatibility.print_log', lambda text, *_: said.append(text))
+    monkeypatch.setattr('freekd_mm.runtime.compatibility.warn', said.append)
     tool('--method', 'mse', student='teacher.py', teacher='student.py', weights='student.pth')
     assert 'are teacher and student swapped?' in said[0]
 
