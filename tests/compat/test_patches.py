@@ -132,7 +132,8 @@ def test_tools_install():
         code = tool.read_text(encoding='utf-8')
         if tool.stem in ('doctor', 'make_scenes') or '__main__' not in code:
             continue
-        assert '    install()\n' in code or 'prepare_config(args)' in code, tool
+        calls = ('    install()\n', 'prepare_config(args)', 'from freekd_mm.api import')  # all of which do it
+        assert any(call in code for call in calls), tool
 
 
 # ---------------------------------------------------------------------- without them
