@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS
 
 from freekd_mm.checks import did_you_mean
 from freekd_mm.log import warn
+from freekd_mm.text import some
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 LOCAL = (None, 'local', 'disk')
@@ -23,12 +24,12 @@ SAMPLE = 50
 def check_files(cfg: Config) -> None:
     """Raises an error for data files and folders that do not exist."""
     for name, dataset in _local_datasets(cfg):
-        places = _places(dataset)
-        for key, path in ((key, Path(place)) for key, place in places.items()):
+        for key, place in _places(dataset).items():
+            path = Path(place)
             # A prefix may be the beginning of file names: then its folder must exist.
-            if path.exists() or (key != 'ann_file' and not places[key].endswith('/') and path.parent.is_dir()):
-                continue
-            raise FileNotFoundError(f'{key} of {name} should be there, but got {str(path)!r}; {_nearest(path)}')
+            is_prefix = key != 'ann_file' and not place.endswith('/') and path.parent.is_dir()
+            if not path.exists() and not is_prefix:
+                raise FileNotFoundError(f'{key} of {name} should be there, but got {str(path)!r}; {_nearest(path)}')
 
 
 def check_data(cfg: Config) -> None:
@@ -74,10 +75,9 @@ def _datasets(dataset: Any) -> Iterator[dict]:
 def _places(dataset: dict) -> dict[str, str]:
     """Returns the local files and folders that a data set names, by the names of its options."""
     root = str(dataset.get('data_root') or '')
-    named = {'ann_file': dataset.get('ann_file')}
     prefix = dataset.get('data_prefix')
-    if isinstance(prefix, dict):
-        named.update({f'data_prefix.{key}': value for key, value in prefix.items()})
+    prefixes = prefix.items() if isinstance(prefix, dict) else ()
+    named = {'ann_file': dataset.get('ann_file'), **{f'data_prefix.{key}': value for key, value in prefixes}}
     return {
         key: os.path.join(root, value)
         for key, value in named.items()
@@ -93,8 +93,7 @@ def _nearest(path: Path) -> str:
     if not parent.is_dir():
         return f'{parent} is no folder.'
     names = sorted(item.name for item in parent.iterdir())
-    listed = ', '.join(names[:8]) + (' ...' if len(names) > 8 else '')
-    return f'{parent.absolute()} has {listed or "nothing in it"}.{did_you_mean(missing, names)}'
+    return f'{parent.absolute()} has {some(names, 8) if names else "nothing in it"}.{did_you_mean(missing, names)}'
 
 
 def _kind(dataset: dict, scope: str | None) -> Any:
@@ -144,11 +143,11 @@ def _check_coco(name: str, path: Path, classes: Sequence[str], folder: Path | No
 
 def _check_label_maps(name: str, dataset: dict, kind: Any, places: dict[str, Path]) -> None:
     """Looks for the label maps of a segmentation data set, which have the names of its images with another suffix."""
-    options = inspect.signature(kind).parameters if kind is not None else {}
 
     def suffix(key: str, default: str) -> str:
-        own = options[key].default if key in options else default
-        return str(dataset.get(key) or (own if isinstance(own, str) else default))
+        option = inspect.signature(kind).parameters.get(key) if kind is not None else None
+        own = option.default if option is not None and isinstance(option.default, str) else default
+        return str(dataset.get(key) or own)
 
     folder, ending = places['data_prefix.img_path'], suffix('img_suffix', '.jpg')
     images = sorted(folder.rglob(f'*{ending}')) if folder.is_dir() else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,6 @@ from freekd_mm.runtime.probe import eval_mode
 from freekd_mm.runtime.rng import isolated_rng
 from freekd_mm.runtime.teacher import forward_features
 from freekd_mm.text import some
-
-ENTRY_LOSS = re.compile(r'^distill\.loss_(?P<entry>\w+)$')
-ENTRY_TERM = re.compile(r'^distill\.(?P<entry>\w+)\.(?P<term>.+)$')
 
 
 def diagnose(model: nn.Module, losses: dict[str, Any], batch: Any) -> str:
@@ -46,21 +44,13 @@ def _is_finite(value: Any) -> bool:
 
 def _losses(model: nn.Module, losses: dict[str, Any]) -> list[str]:
     bad = [key for key, value in losses.items() if not _is_finite(value)]
-    places: dict[str, list[str]] = {}
-    own = []
-    for key in bad:
-        loss, term = ENTRY_LOSS.match(key), ENTRY_TERM.match(key)
-        if loss:
-            places.setdefault(loss['entry'], [])
-        elif term:
-            places.setdefault(term['entry'], []).append(_place(term['term']))
-        elif 'loss' in key:
-            own.append(key)
-    parts = [
-        f"the loss of distill '{name}'{_kind(model, name)} is not finite"
-        + (f' at {some(dict.fromkeys(terms), 8)}' if terms else ' at no single level')
-        for name, terms in places.items()
-    ]
+    parts = []
+    for name, entry in getattr(getattr(model, 'distillation', None), 'entries', {}).items():
+        terms = [_place(key[len(f'distill.{name}.') :]) for key in bad if key.startswith(f'distill.{name}.')]
+        if terms or f'distill.loss_{name}' in bad:
+            where = f'at {some(dict.fromkeys(terms), 8)}' if terms else 'at no single level'
+            parts.append(f"the loss of distill '{name}' ({type(entry.losses[0]).__name__}) is not finite {where}")
+    own = [key for key in bad if 'loss' in key and not key.startswith('distill.')]
     if own:
         parts.append(f"the student's own {some(own, 8)} {'is' if len(own) == 1 else 'are'} not finite")
     return parts
@@ -68,15 +58,7 @@ def _losses(model: nn.Module, losses: dict[str, Any]) -> list[str]:
 
 def _place(term: str) -> str:
     """Returns ``'level0/low'`` as ``'level 0, band low'``."""
-    level = re.match(r'^level(?P<level>\d+)(?:/(?P<band>.+))?$', term)
-    if level is None:
-        return term
-    return f'level {level["level"]}' + (f', band {level["band"]}' if level['band'] else '')
-
-
-def _kind(model: nn.Module, name: str) -> str:
-    entries = getattr(getattr(model, 'distillation', None), 'entries', {})
-    return f' ({type(entries[name].losses[0]).__name__})' if name in entries else ''
+    return re.sub(r'^level(\d+)/', r'level \1, band ', re.sub(r'^level(\d+)$', r'level \1', term))
 
 
 def _features(model: nn.Module, batch: Any, images: Sequence[str]) -> list[str]:
@@ -97,10 +79,8 @@ def _features(model: nn.Module, batch: Any, images: Sequence[str]) -> list[str]:
             with distillation.student_recorder:
                 forward_features(model, inputs, samples)
             for role, recorder in (('student', distillation.student_recorder), ('teacher', distillation.teacher)):
-                taps = dict.fromkeys(
-                    tap for entry in distillation.entries.values() for tap in getattr(entry, f'{role}_taps')
-                )
-                for tap in taps:
+                taps = [getattr(entry, f'{role}_taps') for entry in distillation.entries.values()]
+                for tap in dict.fromkeys(itertools.chain(*taps)):
                     parts += _tensors(f"the {role}'s '{tap}'", recorder.levels([tap]), images)
     except Exception as error:  # a second look must not hide what was seen first
         parts.append(f'the features could not be checked again ({type(error).__name__}: {error})')

@@ -51,12 +51,9 @@ class ExactResumeHook(Hook):
     def prepare(self, runner: Runner) -> None:
         """Builds the training data loader of a runner that has not trained yet, seeded by place."""
         if isinstance(runner._train_dataloader, dict):
-            runner._train_dataloader = runner.build_dataloader(
-                runner._train_dataloader,
-                seed=runner.seed,
-                diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
-            )
-        if not make_exact(runner._train_dataloader, self._seed(runner)):
+            by_rank = runner._randomness_cfg.get('diff_rank_seed', False)
+            runner._train_dataloader = runner.build_dataloader(runner._train_dataloader, runner.seed, by_rank)
+        if not make_exact(runner._train_dataloader, int(runner.seed or 0)):
             warn(
                 'the training data loader has no batch sampler, or streams its data: after a resume the order of the '
                 'data and their augmentations will not be those of an uninterrupted run'
@@ -64,8 +61,8 @@ class ExactResumeHook(Hook):
         runner.register_hook(PendingEvaluationHook(self), priority='LOWEST')
 
     @staticmethod
-    def _seed(runner: Runner) -> int:
-        return int(runner.seed or 0)
+    def _seed_all(runner: Runner, kind: int) -> None:
+        seed_all(place_seed(int(runner.seed or 0), kind, runner.iter))
 
     @staticmethod
     def _seeded(runner: Runner) -> SeededBatches | None:
@@ -101,12 +98,12 @@ class ExactResumeHook(Hook):
         seeded = self._seeded(runner)
         if seeded is not None and isinstance(runner.train_loop, EpochBasedTrainLoop):
             seeded.number = runner.epoch
-        seed_all(place_seed(self._seed(runner), EPOCH, runner.iter))
+        self._seed_all(runner, EPOCH)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seeds the step."""
         self.evaluated = False
-        seed_all(place_seed(self._seed(runner), STEP, runner.iter))
+        self._seed_all(runner, STEP)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -120,7 +117,7 @@ class ExactResumeHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Seeds the evaluation."""
-        seed_all(place_seed(self._seed(runner), EVALUATION, runner.iter))
+        self._seed_all(runner, EVALUATION)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Checkpoints from here on know of the evaluation."""
