@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from freekd_mm.compat.versions import cache
 
@@ -42,9 +42,11 @@ ALLOCATIONS = (
 
 def available() -> bool:
     """Whether this PyTorch can register a device in Python."""
-    from torch.utils import backend_registration
-
-    return hasattr(backend_registration, '_setup_privateuseone_for_python_backend')
+    try:
+        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+    except ImportError:
+        return False
+    return callable(_setup_privateuseone_for_python_backend)
 
 
 def apart(job: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,7 +125,7 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs an operator and counts it."""
         out = func(*args, **(kwargs or {}))
-        read, written = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in ((args, kwargs), out))
+        read, written = ([x for x in tree_flatten(tree)[0] if isinstance(x, Tensor)] for tree in ((args, kwargs), out))
         name = func.overloadpacket.__name__
         if func.namespace == 'prim' or not any(x.device.type == NAME for x in (*read, *written)):
             return out

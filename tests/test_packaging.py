@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from freekd_mm.datasets import write_scenes
 from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES, STACKS, read_pins
 from freekd_mm.version import __version__
 
@@ -50,6 +54,30 @@ def wheel(tmp_path_factory) -> Path:
     return next((copy / 'dist').glob('*.whl'))
 
 
+def run_there(python: Path, *command: str | Path) -> str:
+    """Runs a command of an environment, which alone is on the path; returns its output."""
+    environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    environment['PATH'] = os.pathsep.join([str(python.parent), os.environ['PATH']])
+    command = [str(part) for part in (python, *command)]
+    cwd = python.parents[2]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout
+
+
+@pytest.fixture(scope='module')
+def foreign(tmp_path_factory) -> Path:
+    """The Python of an environment that holds all that is installed here, but not freekd_mm."""
+    folder = tmp_path_factory.mktemp('foreign') / 'venv'
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob('lib/python3*/site-packages')
+    for place in filter(Path.is_dir, map(Path, sys.path)):
+        for item in place.iterdir() if place.name == 'site-packages' else ():
+            if 'freekd_mm' not in item.name and not (site / item.name).exists():
+                (site / item.name).symlink_to(item)
+    return folder / 'bin' / 'python'
+
+
 def requirements(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
@@ -59,6 +87,30 @@ def requirements(wheel: Path) -> list[str]:
 def test_installation_replaces_nothing(wheel):
     """What is required has no bounds: pip leaves alone what is there."""
     assert [line for line in requirements(wheel) if 'extra ==' not in line] == ['Jinja2', 'matplotlib']
+
+
+def test_a_foreign_environment_gains_freekd_mm_and_loses_nothing(foreign, wheel):
+    before = run_there(foreign, '-m', 'pip', 'freeze', '--all').splitlines()
+    assert any(line.startswith('torch==') for line in before)
+    assert not any('freekd_mm' in line for line in before)
+    run_there(foreign, '-m', 'pip', 'install', '--no-index', '--no-input', wheel)
+    after = run_there(foreign, '-m', 'pip', 'freeze', '--all').splitlines()
+    assert [line.split()[0] for line in after if line not in before] == ['freekd_mm']
+    assert not set(before) - set(after)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec('mim'), reason='openmim is not installed')
+def test_mim_trains_from_the_wheel(foreign, wheel):
+    """A config by its name alone, one iteration: takes some seconds, as three programs start."""
+    run_there(foreign, '-m', 'pip', 'install', '--no-index', '--no-input', '--force-reinstall', '--no-deps', wheel)
+    place = foreign.parents[2]
+    write_scenes(place / 'data' / 'scenes', num_train=4, num_val=2, size=64)
+    options = 'train_cfg.max_epochs=1 train_dataloader.num_workers=0 train_dataloader.persistent_workers=False '
+    options += 'val_dataloader.num_workers=0 val_dataloader.persistent_workers=False'
+    mim = ('-c', 'from mim.cli import cli; cli()', 'train', 'freekd_mm', 'det_student.py', '--work-dir', 'work')
+    output = run_there(foreign, *mim, '--cfg-options', *options.split())
+    assert str(foreign.parents[1]) in re.search(r'Training command is (.+)', output)[1]
+    assert (place / 'work' / 'epoch_1.pth').exists()
 
 
 @pytest.mark.parametrize('stack', STACKS)

@@ -149,6 +149,7 @@ def toy_config(folder: Path, loop: str = 'epochs', workers: int = 0, **changes: 
         'custom_imports': {'imports': ['toy_runs']},
         'work_dir': str(folder / 'work'),
         'experiment_name': f'{folder.name}_{random.SystemRandom().getrandbits(48)}',
+        'env_cfg': {},
         'model': {'type': 'ToyModel'},
         'train_dataloader': loader,
         'val_dataloader': val,

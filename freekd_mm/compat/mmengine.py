@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import logging
 import os
 import re
 from typing import Any
 
+from mmengine.config import config
 from mmengine.logging import print_log
 
 from freekd_mm.checkpoints.fitting import UNCOUNTED
@@ -118,3 +120,8 @@ def _is_installed(distribution: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def configs_know_their_file() -> bool:
+    """Whether ``__file__`` is known in a config with ``read_base``: in mmengine 0.8 it is not."""
+    return "'__file__'" in inspect.getsource(config)

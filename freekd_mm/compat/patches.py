@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Callable, NamedTuple
 
-from freekd_mm.compat import mmengine, mmrazor
+from freekd_mm.compat import mmengine, mmrazor, pytorch
 from freekd_mm.log import warn
 
 #: Set to 1, it leaves the patches out.
@@ -73,6 +73,13 @@ PATCHES = (
         'mmrazor does not import on PyTorch >= 2.0 or with mmcv > 2.1.0',
         'tests/compat/test_mmrazor.py::test_stand_in_is_still_needed',
         mmrazor.install,
+    ),
+    Patch(
+        'torch.nn.SyncBatchNorm.forward',
+        'PyTorch before 2.1 refuses it on the CPU, where the models of mmseg, which have it, are looked at',
+        'models with SyncBN cannot be wired, or looked at by make_config, on PyTorch before 2.1',
+        'tests/compat/test_patches.py::test_sync_bn_still_refuses_the_cpu',
+        pytorch.normalize_on_cpu,
     ),
 )
 

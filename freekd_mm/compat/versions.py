@@ -6,11 +6,13 @@ Standard library at import: this module stands before every other room.
 from __future__ import annotations
 
 import _compat_pickle
+import collections
 import functools
 import importlib.metadata
 import itertools
 import pickle
 import types
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -132,11 +134,16 @@ def load_as_data(path: Any, map_location: Any, allowed: Mapping[str, Any]) -> An
     if torch_at_least(2, 6):
         with torch.serialization.safe_globals([(value, name) for name, value in allowed.items()]):
             return torch.load(path, map_location=map_location, weights_only=True)
+    if zipfile.is_zipfile(path) and any(name.endswith('/constants.pkl') for name in zipfile.ZipFile(path).namelist()):
+        raise RuntimeError('it is TorchScript')
     # In place of PyTorch's own, which has a fixed list. pickle_module= would do, but PyTorch 1.13 ignores it.
     serialization: Any = torch.serialization
     strict = serialization._weights_only_unpickler
+    classes = (set, complex, bytearray, collections.Counter, torch.device)
+    known: dict[str, Any] = {f'{item.__module__}.{item.__name__}': item for item in classes}
+    known.update({str(item): item for item in vars(torch).values() if isinstance(item, torch.dtype)})
     try:
-        serialization._weights_only_unpickler = _data_pickle({**strict._get_allowed_globals(), **allowed})
+        serialization._weights_only_unpickler = _data_pickle({**strict._get_allowed_globals(), **known, **allowed})
         return torch.load(path, map_location=map_location, weights_only=True)
     finally:
         serialization._weights_only_unpickler = strict
@@ -167,6 +174,9 @@ def _data_pickle(allowed: Mapping[str, Any]) -> Any:
         dispatch[pickle.BUILD[0]] = load_build
 
     def load(file: Any, **options: Any) -> Any:
-        return Unpickler(file, **options).load()
+        try:
+            return Unpickler(file, **options).load()
+        except LookupError as error:
+            raise pickle.UnpicklingError(f'it is no pickle: {error!r}') from error
 
     return types.SimpleNamespace(Unpickler=Unpickler, load=load, __name__=__name__)

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from freekd_mm.compat.mmengine import configs_know_their_file
 from freekd_mm.compat.versions import remove_suffix, zip_equal
 from freekd_mm.runtime.config import load_config
 from freekd_mm.runtime.probe import SMALL, Size
@@ -57,7 +58,10 @@ class Style:
         """Returns how a file is named: relative to the new config, so that both can be moved together."""
         if '::' in path or path.startswith(('http://', 'https://')):
             return repr(path)
-        relative = os.path.relpath(Path(path).expanduser().resolve(), self.folder)
+        whole = Path(path).expanduser().resolve()
+        if self.imports and not configs_know_their_file():
+            return repr(str(whole))
+        relative = os.path.relpath(whole, self.folder)
         if self.imports:
             return f'(__file__.rpartition({"/"!r})[0] or {"."!r}) + {f"/{relative}"!r}'
         return repr('{{ fileDirname }}/' + relative)

@@ -11,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS
 from test_rooms import PACKAGE, ROOT, modules
 
 from freekd_mm.compat import install, patches
 from freekd_mm.compat import mmengine as changes
+from freekd_mm.compat.versions import torch_at_least
 from freekd_mm.engine.evaluation import evaluate
 from freekd_mm.engine.training import run, train
 from freekd_mm.registry import HOOKS as OURS
@@ -243,6 +245,21 @@ torch.load('a.pth', weights_only=True)
     answer = run_python(code, tmp_path)
     assert answer.returncode != 0, 'mmengine writes whole files: remove save_whole'
     assert 'line 12' in answer.stderr, answer.stderr
+
+
+@pytest.mark.skipif(torch_at_least(2, 1), reason='PyTorch 2.1 and newer take SyncBN on the CPU')
+def test_sync_bn_still_refuses_the_cpu(tmp_path):
+    code = 'import torch; torch.nn.SyncBatchNorm(3)(torch.zeros(2, 3, 4, 4))'
+    answer = run_python(code, tmp_path)
+    assert 'expected input tensor to be on GPU' in answer.stderr, 'PyTorch takes it: remove normalize_on_cpu'
+
+
+def test_sync_bn_on_the_cpu_is_plain_batch_normalization():
+    x = torch.randn(2, 3, 4, 5)
+    sync, plain = torch.nn.SyncBatchNorm(3), torch.nn.BatchNorm2d(3)
+    for mode in (True, False):
+        torch.testing.assert_close(sync.train(mode)(x), plain.train(mode)(x))
+    torch.testing.assert_close(sync.state_dict(), plain.state_dict())
 
 
 # ---------------------------------------------------------------------- configs of the onedl line

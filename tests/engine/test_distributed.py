@@ -14,6 +14,7 @@ from distill_cases import L2, distilled, save_weights
 from mmengine.config import Config
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from ranks import processes
+from torch_versions import newer_torch
 
 from freekd_mm.engine import training
 
@@ -185,6 +186,7 @@ def test_gradients_are_those_of_the_doubled_batch(runs):
     assert moved > len(one['gradients'][0])
 
 
+@newer_torch('fully sharded training on a CPU')
 def test_fully_sharded(scenes_root, tmp_path):
     """mmengine's FSDP strategy: each process holds a part of each gradient, and nothing of the teacher.
 

@@ -22,6 +22,7 @@ from distill_cases import CWD, build, distilled
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader, load_checkpoint
+from torch_versions import newer_torch
 from toy_runs import toy_config, toy_run
 
 from freekd_mm.checkpoints import sources
@@ -289,6 +290,7 @@ def rename(path, old, new):
     path.write_bytes(result.getvalue())
 
 
+@newer_torch('list of allowed names', (2, 6))
 def test_loading_allows_nothing_to_others(tmp_path):
     """The classes are allowed while we load, not for the whole process."""
     path = write(official(), tmp_path / 'official.pth')

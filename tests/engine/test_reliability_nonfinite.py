@@ -9,6 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
+from torch_versions import newer_torch
 from toy_runs import Stop, ToyImages, ToyModel, changed, last_state, toy_config, toy_run
 
 from freekd_mm.engine.nonfinite import NonFiniteError
@@ -234,6 +235,7 @@ def scaled(init_scale):
     return {'type': 'ScaledWrapper', 'init_scale': init_scale, 'optimizer': {'type': 'SGD', 'lr': 0.01}}
 
 
+@newer_torch('loss scale on a CPU', (2, 3))
 def test_an_overflow_of_mixed_precision_is_no_error(tmp_path):
     """The gradients overflow until the scale has come down; the steps behind that count."""
     toy_run(distilled(tmp_path, FREEKD, optim_wrapper=scaled(2.0**127)), {'type': 'Watch'})
@@ -243,6 +245,7 @@ def test_an_overflow_of_mixed_precision_is_no_error(tmp_path):
     assert all(bool(torch.isfinite(value).all()) for value in Watch.states[-1].values())
 
 
+@newer_torch('loss scale on a CPU', (2, 3))
 def test_a_loss_that_stays_infinite_is_one(tmp_path):
     changes = {'reliability': {'patience': 5}, 'optim_wrapper': scaled(1024.0)}
     text = fails(distilled(tmp_path, FREEKD, 'head.bias', **changes))
@@ -251,6 +254,7 @@ def test_a_loss_that_stays_infinite_is_one(tmp_path):
     assert 'train in full precision' in text
 
 
+@newer_torch('loss scale on a CPU', (2, 3))
 def test_one_overflow_of_the_loss_is_none(tmp_path):
     """A batch overflows in the forward pass: the scaler leaves the step out, the norms are put back."""
     changes = {'train_dataloader': bad_images(7), 'optim_wrapper': scaled(1024.0)}
