@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from freekd_mm.robustness.corrupt import CORRUPTIONS, Corrupt, corrupt
+from freekd_mm.robustness.corrupt import Corrupt, corrupt
+from freekd_mm.robustness.corruptions import CORRUPTIONS
 
 __all__ = ['CORRUPTIONS', 'Corrupt', 'corrupt']

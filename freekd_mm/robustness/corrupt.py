@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,47 +10,19 @@ from numpy.typing import NDArray
 
 from freekd_mm.checks import check_choice
 from freekd_mm.registry import TRANSFORMS
-from freekd_mm.robustness import blur, digital, noise, weather
-from freekd_mm.robustness.picture import Picture, Random
+from freekd_mm.robustness.corruptions import CORRUPTIONS
 
 SEVERITIES = (1, 2, 3, 4, 5)
-#: The 15 corruptions of the benchmark, in its order.
-CORRUPTIONS: dict[str, Callable[[Picture, int, Random], Picture]] = {
-    function.__name__: function
-    for function in (
-        noise.gaussian_noise,
-        noise.shot_noise,
-        noise.impulse_noise,
-        blur.defocus_blur,
-        blur.glass_blur,
-        blur.motion_blur,
-        blur.zoom_blur,
-        weather.snow,
-        weather.frost,
-        weather.fog,
-        weather.brightness,
-        digital.contrast,
-        digital.elastic_transform,
-        digital.pixelate,
-        digital.jpeg_compression,
-    )
-}
 
 
 def corrupt(picture: NDArray[np.uint8], corruption: str, severity: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Returns a corrupted copy.
-
-    Args:
-        picture: (H, W, 3), blue, green, red, as OpenCV and the MM packages load it.
-        corruption: A name of ``CORRUPTIONS``.
-        severity: 1 to 5.
-        seed: What is random in it.
-    """
+    """Returns a corrupted copy of a picture (H, W, 3), blue, green, red; the seed is for what is random in it."""
     check_choice('corruption', corruption, CORRUPTIONS)
     check_choice('severity', severity, SEVERITIES)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f'picture should be uint8 (H, W, 3), but got {picture.dtype} {picture.shape}')
-    result = CORRUPTIONS[corruption](picture / 255.0, severity, np.random.default_rng(seed))
+    function, parameters = CORRUPTIONS[corruption]
+    result = function(picture / 255.0, np.random.default_rng(seed), *parameters[severity - 1])
     return np.round(np.clip(result, 0, 1) * 255).astype(np.uint8)
 
 

@@ -16,7 +16,8 @@ from mmengine.config import Config
 
 from freekd_mm.checks import check_choice
 from freekd_mm.files import write_text
-from freekd_mm.robustness.corrupt import CORRUPTIONS, SEVERITIES
+from freekd_mm.robustness.corrupt import SEVERITIES
+from freekd_mm.robustness.corruptions import CORRUPTIONS
 from freekd_mm.text import table
 
 LOADERS = ('LoadImageFromFile', 'mmcv.LoadImageFromFile')
@@ -29,15 +30,12 @@ def corrupted_config(cfg: Config, corruption: str, severity: int) -> Config:
     dataset = cfg.test_dataloader.dataset
     while 'pipeline' not in dataset and 'dataset' in dataset:
         dataset = dataset.dataset
-    pipeline = list(dataset.pipeline)
-    places = [index for index, step in enumerate(pipeline) if step['type'] in LOADERS]
-    if not places:
-        raise ValueError(
-            f"the test pipeline should have a 'LoadImageFromFile' to corrupt after, but has "
-            f'{", ".join(str(step["type"]) for step in pipeline)}'
-        )
-    step = dict(type='freekd_mm.Corrupt', corruption=corruption, severity=severity)
-    dataset.pipeline = [*pipeline[: places[0] + 1], step, *pipeline[places[0] + 1 :]]
+    types = [step['type'] for step in dataset.pipeline]
+    place = next((index for index, kind in enumerate(types, 1) if kind in LOADERS), None)
+    if place is None:
+        found = ', '.join(map(str, types))
+        raise ValueError(f"the test pipeline should have a 'LoadImageFromFile' to corrupt after, but has {found}")
+    dataset.pipeline.insert(place, dict(type='freekd_mm.Corrupt', corruption=corruption, severity=severity))
     return cfg
 
 
@@ -48,7 +46,7 @@ def measure(
     corruptions: Sequence[str] = tuple(CORRUPTIONS),
     severities: Sequence[int] = SEVERITIES,
     out: str | Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Results:
     """Evaluates clean and under every corruption and severity; continues an ``out`` file that exists already.
 
@@ -70,26 +68,20 @@ def measure(
             raise ValueError(f'{out} should hold results of {checkpoint} and {metric}, but is of another run')
         results = before
     todo = [('clean', 0), *((name, severity) for name in corruptions for severity in severities)]
-    for done, (name, severity) in enumerate(todo):
+    for done, (name, severity) in enumerate(todo, 1):
         if name == 'clean':
             if results['clean'] is None:
                 results['clean'] = _evaluate(cfg, checkpoint, metric)
         elif str(severity) not in results['corrupted'].setdefault(name, {}):
             value = _evaluate(corrupted_config(cfg, name, severity), checkpoint, metric)
             results['corrupted'][name][str(severity)] = value
-        results.update(summary(results))
+        means = [mean(by_severity.values()) for by_severity in results['corrupted'].values() if by_severity]
+        results['mPC'] = mean(means) if means else math.nan
+        results['rPC'] = results['mPC'] / results['clean'] if results['clean'] else math.nan
         if out is not None:
             write_text(out, json.dumps(results, indent=2) + '\n')
-        if progress is not None:
-            progress(done + 1, len(todo))
+        progress(done, len(todo))
     return results
-
-
-def summary(results: Results) -> Results:
-    """Returns mPC, the mean over corruptions of the mean over severities, and rPC = mPC / clean."""
-    means = [mean(by_severity.values()) for by_severity in results['corrupted'].values() if by_severity]
-    mpc = mean(means) if means else math.nan
-    return {'mPC': mpc, 'rPC': mpc / results['clean'] if results['clean'] else math.nan}
 
 
 def _evaluate(cfg: Config, checkpoint: str, metric: str) -> float:
@@ -106,12 +98,15 @@ def _evaluate(cfg: Config, checkpoint: str, metric: str) -> float:
 
 def compare(results: dict[str, Results], factor: float = 1.0) -> str:
     """Returns a table of several models: clean, each corruption, mPC and rPC."""
-    names = list(results)
-    rows = [['clean', *(f'{factor * results[name]["clean"]:.1f}' for name in names)]]
+
+    def row(name: str, values: Sequence[float | None], factor: float = factor) -> list[str]:
+        return [name, *('' if value is None else f'{factor * value:.1f}' for value in values)]
+
+    models = list(results.values())
+    rows = [row('clean', [model['clean'] for model in models])]
     for corruption in CORRUPTIONS:
-        cells = [results[name]['corrupted'].get(corruption) for name in names]
+        cells = [model['corrupted'].get(corruption) for model in models]
         if any(cells):
-            rows.append([corruption, *(f'{factor * mean(cell.values()):.1f}' if cell else '' for cell in cells)])
-    rows.append(['mPC', *(f'{factor * results[name]["mPC"]:.1f}' for name in names)])
-    rows.append(['rPC (%)', *(f'{100 * results[name]["rPC"]:.1f}' for name in names)])
-    return table(rows, ['', *names])
+            rows.append(row(corruption, [mean(cell.values()) if cell else None for cell in cells]))
+    rows += [row('mPC', [model['mPC'] for model in models]), row('rPC (%)', [model['rPC'] for model in models], 100)]
+    return table(rows, ['', *results])

@@ -1,8 +1,8 @@
-"""What the corruptions share."""
+"""Kernels, clouds and filters that the corruptions share."""
 
 from __future__ import annotations
 
-from typing import TypeVar, Union
+from typing import Union
 
 import cv2
 import numpy as np
@@ -11,12 +11,6 @@ from numpy.typing import NDArray
 # OpenCV's stubs promise no more than numbers.
 Picture = NDArray[Union[np.integer, np.floating]]
 Random = np.random.Generator
-T = TypeVar('T')
-
-
-def pick(severity: int, *values: T) -> T:
-    """Returns the value of a severity, 1 to 5."""
-    return values[severity - 1]
 
 
 def disk(radius: float, sigma: float) -> Picture:
@@ -24,17 +18,15 @@ def disk(radius: float, sigma: float) -> Picture:
     reach = int(np.ceil(radius)) if radius > 8 else 8
     axis = np.arange(-reach, reach + 1)
     kernel = (axis[:, None] ** 2 + axis[None] ** 2 <= radius**2).astype(np.float64)
-    kernel /= kernel.sum()
     size = 3 if radius <= 8 else 5
-    return cv2.GaussianBlur(kernel, (size, size), sigma)
+    return cv2.GaussianBlur(kernel / kernel.sum(), (size, size), sigma)
 
 
 def line(length: int, sigma: float, angle: float) -> Picture:
     """Returns the kernel of a movement: half a normal curve along a line, of sum 1."""
     kernel = np.zeros((2 * length + 1, 2 * length + 1))
     for step in range(length):
-        row = round(length + step * np.sin(angle))
-        column = round(length + step * np.cos(angle))
+        row, column = round(length + step * np.sin(angle)), round(length + step * np.cos(angle))
         kernel[row, column] += np.exp(-(step**2) / (2 * sigma**2))
     return kernel / kernel.sum()
 
@@ -49,11 +41,6 @@ def zoom(x: Picture, factor: float) -> Picture:
     height, width = x.shape[:2]
     matrix = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), 0, factor)
     return cv2.warpAffine(x, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-
-
-def gray(x: Picture) -> Picture:
-    """Returns the brightness (H, W, 1) of a picture whose channels are blue, green, red."""
-    return (x @ np.array([0.114, 0.587, 0.299]))[..., None]
 
 
 def plasma(shape: tuple[int, ...], decay: float, random: Random) -> Picture:
