@@ -80,7 +80,6 @@ HOOKS = TableRegistry(
         'stage1.hook': ['FrequencyPromptHook'],
         'visualize.hook': ['DistillPicturesHook'],
         'benchmark.images': ['BenchmarkImagesHook'],
-        'benchmark.status': ['BenchmarkStatusHook'],
     },
 )
 TRANSFORMS = TableRegistry('transform', MMENGINE_TRANSFORMS, {'robustness.corrupt': ['Corrupt']})

@@ -15,6 +15,8 @@ from freekd_mm.compat import install
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
+    from mmengine.config import DictAction
+
     parser = Parser(description=__doc__)
     parser.add_argument('plan', help='YAML plan, see configs/benchmark')
     parser.add_argument('--data-root', help="replaces the configs' data_root")
@@ -25,11 +27,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--methods', nargs='+', help='only these methods of the plan; * and ? match')
     parser.add_argument('--seeds', nargs='+', type=int, help="instead of the plan's")
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes (default: the cores, %(default)s)')
-    parser.add_argument('--status', type=float, default=30, help='seconds between status lines (default: %(default)s)')
     parser.add_argument('--report', action='store_true', help='run nothing: write table and plots of what is there')
     parser.add_argument('--dry-run', action='store_true', help='run nothing: list the jobs')
     parser.add_argument('--no-plots', action='store_true', help='no PNG files')
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of both configs')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of both: key=value')
     return parser.parse_args()
 
 
@@ -49,7 +50,6 @@ def main() -> int:
             methods=args.methods,
             seeds=args.seeds,
             processes=args.jobs,
-            status_seconds=args.status,
             options=args.cfg_options,
             action='report' if args.report else 'list' if args.dry_run else 'run',
             plots=not args.no_plots,

@@ -22,7 +22,6 @@ def parse_args() -> argparse.Namespace:
         metavar='init|CHECKPOINT',
         help="compare with the student before: 'init' (as the training starts) or a checkpoint",
     )
-    parser.add_argument('--entries', nargs='+', help="names of the entries of 'distill' to show (default: all)")
     return parser.parse_args()
 
 
@@ -35,7 +34,7 @@ def main() -> None:
     from freekd_mm.visualize.write import visualize
 
     cfg = Config.fromfile(args.config)
-    written = visualize(cfg, args.checkpoint, args.images, args.out, args.before, args.entries, args.force)
+    written = visualize(cfg, args.checkpoint, args.images, args.out, args.before, args.force)
     print('\n'.join(f'written: {path}' for path in written))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
 
 from freekd_mm.benchmark.plan import Method, Plan
 from freekd_mm.checks import did_you_mean
@@ -64,15 +65,6 @@ def config_hash(cfg: Config, work_dir: str | Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def probe(student: Config, teacher: Config, head: bool) -> Wiring:
-    """Finds which features of student and teacher belong together, and what decode heads classify."""
-    from mmengine.registry import init_default_scope
-
-    init_default_scope(student.get('default_scope', 'mmengine'))
-    probed = probe_config(student, 'student', PROBE_SIZE), probe_config(teacher, 'teacher', PROBE_SIZE)
-    return find_wiring(*probed, PROBE_SIZE, head)
-
-
 class ConfigMaker:
     """Makes the configs of one plan.
 
@@ -88,8 +80,11 @@ class ConfigMaker:
 
     @functools.cached_property
     def wiring(self) -> Wiring:
-        """What probing student and teacher found."""
-        return probe(self.student_cfg, self.teacher_cfg, self.plan.head)
+        """Which features of student and teacher belong together, and what decode heads classify."""
+        init_default_scope(self.student_cfg.get('default_scope', 'mmengine'))
+        student = probe_config(self.student_cfg, 'student', PROBE_SIZE)
+        teacher = probe_config(self.teacher_cfg, 'teacher', PROBE_SIZE)
+        return find_wiring(student, teacher, PROBE_SIZE, self.plan.head)
 
     def student(self, seed: int, options: dict[str, Any] | None = None) -> Config:
         """Returns the config of the student alone, with the options of a row."""
@@ -134,27 +129,22 @@ class ConfigMaker:
 
     def entries(self, method: Method, prompt: Path | None) -> dict[str, Any]:
         """Returns the entries of a method, with options and prompt set."""
-        given = method.entries
-        entries: dict[str, Any] = copy.deepcopy(given) if isinstance(given, dict) else {}
-        if isinstance(given, str):
-            entries = method_entries(given, self.wiring)
+        by_name = isinstance(method.entries, str)
+        entries: Any = method_entries(str(method.entries), self.wiring) if by_name else copy.deepcopy(method.entries)
         if method.weight is not None:
             for entry in entries.values():
                 entry['weight'] = method.weight
         for key, value in method.set.items():
             _set(entries, key, value, method.name)
-        if prompt is not None:
-            targets = [entry for name, entry in entries.items() if name.startswith(PROMPTED)]
-            if not targets:
-                raise ValueError(
-                    f"a prompt is for entries called 'wavelet...' or 'freekd...', but method {method.name!r} has "
-                    f'{", ".join(entries)}'
-                )
-            for entry in targets:
-                # Entries in the plan itself say which levels they compare.
-                by_name = isinstance(given, str)
-                file, loss = str(prompt), entry['loss']
-                loss['prompt'] = self.wiring.prompt_option(file, loss) if by_name else file
+        prompted = [entry['loss'] for name, entry in entries.items() if name.startswith(PROMPTED)]
+        if prompt is not None and not prompted:
+            raise ValueError(
+                f"a prompt is for entries called 'wavelet...' or 'freekd...', but method {method.name!r} has "
+                f'{", ".join(entries)}'
+            )
+        for loss in prompted if prompt is not None else ():
+            # Entries in the plan itself say which levels they compare.
+            loss['prompt'] = self.wiring.prompt_option(str(prompt), loss) if by_name else str(prompt)
         return entries
 
 

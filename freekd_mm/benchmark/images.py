@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 import numpy as np
 from mmengine.hooks import Hook
 
-from freekd_mm.benchmark.jobs import RUNS, folder_name, kind_folder
-from freekd_mm.benchmark.plan import Plan
-from freekd_mm.benchmark.records import Record, kind
 from freekd_mm.benchmark.statistics import Interval, image_interval
 from freekd_mm.registry import HOOKS
 
 IMAGES_FILE = 'images.npz'
 RECALLS = np.linspace(0, 1, 101)
 Arrays = Dict[str, np.ndarray]
+#: The metric, given how often each image counts, (images,).
+Metric = Callable[[np.ndarray], float]
 
 
 @HOOKS.register_module()
@@ -83,7 +82,7 @@ def _detections(metric: Any, results: list) -> Arrays:
     return {'positives': positives, **{name: np.concatenate(part) for name, part in parts.items()}}
 
 
-def metric_of(arrays: Arrays) -> Callable[[np.ndarray], float]:
+def metric_of(arrays: Arrays) -> Metric:
     """Returns the metric as a function of how often each image counts, (images,)."""
     if 'union' in arrays:
         return functools.partial(_miou, arrays['intersect'], arrays['union'])
@@ -118,13 +117,7 @@ def _average_precision(by_category: list, weights: np.ndarray) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
-def images_file(record: Record, plan: Plan, work_dir: Path) -> Path:
-    """Returns where the run of a line keeps what each image adds."""
-    folder = kind_folder(work_dir, kind(record)) / RUNS / plan.task
-    return folder / folder_name(record['method'], record['seed'], record['hash']) / IMAGES_FILE
-
-
-def pair_interval(pairs: Sequence[tuple[Path, Path]], factor: float) -> Interval | None:
+def pair_interval(pairs: Sequence[Sequence[Path]], factor: float) -> Interval | None:
     """Returns the interval of the metric's difference over runs and test images.
 
     Args:
@@ -137,8 +130,10 @@ def pair_interval(pairs: Sequence[tuple[Path, Path]], factor: float) -> Interval
     if not all(file.is_file() for pair in pairs for file in pair):
         return None
     arrays = [[dict(np.load(file)) for file in pair] for pair in pairs]
-    functions = [[metric_of(run) for run in pair] for pair in arrays]
-    differences = [lambda weights, one=one, other=other: factor * (one(weights) - other(weights))
-                   for one, other in functions]  # fmt: skip
+
+    def difference(one: Metric, other: Metric) -> Metric:
+        return lambda weights: factor * (one(weights) - other(weights))
+
     first = arrays[0][0]
-    return image_interval(differences, len(first['union' if 'union' in first else 'positives']))
+    images = len(first['union' if 'union' in first else 'positives'])
+    return image_interval([difference(*map(metric_of, pair)) for pair in arrays], images)

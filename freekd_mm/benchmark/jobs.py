@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, Tuple
+from typing import Callable
 
 from mmengine.config import Config
 
@@ -17,44 +17,28 @@ from freekd_mm.prompts.prompt_file import PROMPT_FILE
 
 PROMPT_PREFIX = 'prompt:'
 TEACHER_FILE = 'teacher.pth'
-RUNS = 'runs'
-Make = Callable[[], Config]
-Needs = Tuple[Path, ...]
+RUNS, CACHE = 'runs', 'cache'
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run.
+    """One training run."""
 
-    Attributes:
-        kind: Kind of machine that it runs on.
-        method: Name of the row, or ``'prompt:<name>'``.
-        seed: Its seed.
-        folder: Where it works.
-        hash: Hash of its config.
-        config: Makes its config.
-        product: File that other jobs need; it exists when the job is done.
-        needs: Files of other jobs.
-    """
-
-    kind: str
-    method: str
-    seed: int
+    key: Key  # what its record is known by
     folder: Path
-    hash: str
-    config: Make
-    product: Path | None = None
-    needs: Needs = ()
+    config: Callable[[], Config]
+    product: Path | None = None  # file that other jobs need; it exists when the job is done
+    needs: tuple[Path, ...] = ()  # files of other jobs
+
+    @property
+    def method(self) -> str:
+        """Name of the row, or ``'prompt:<name>'``."""
+        return self.key[1]
 
     @property
     def name(self) -> str:
         """Short name for the log."""
-        return f'{self.method} seed {self.seed}'
-
-    @property
-    def key(self) -> Key:
-        """What its record is known by."""
-        return self.kind, self.method, self.seed, self.hash
+        return f'{self.method} seed {self.key[2]}'
 
 
 def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path, kind: str = '') -> list[Job]:
@@ -67,28 +51,26 @@ def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path, kind: str = '') ->
         kind: Kind of machine. It has a folder of its own there: ``cache/`` in it holds teachers and prompts for all
             plans, ``runs/`` the rest.
     """
-    work_dir = kind_folder(work_dir, kind)
-    cache, runs = work_dir / 'cache' / plan.task, work_dir / RUNS / plan.task
 
-    def job(parent: Path, method: str, seed: int, make: Make, needs: Needs = (), product: str = '') -> Job:
-        digest = config_hash(make(), work_dir)
-        folder = parent / folder_name(method, seed, digest)
-        return Job(kind, method, seed, folder, digest, make, folder / product if product else None, needs)
+    def job(place: str, method: str, seed: int, make: Callable[[], Config], *needs: Path, product: str = '') -> Job:
+        key = kind, method, seed, config_hash(make(), kind_folder(work_dir, kind))
+        folder = run_folder(work_dir, plan.task, key, place)
+        return Job(key, folder, make, folder / product if product else None, needs)
 
-    teacher = job(cache, TEACHER, plan.teacher_seed, maker.teacher, product=TEACHER_FILE)
+    teacher = job(CACHE, TEACHER, plan.teacher_seed, maker.teacher, product=TEACHER_FILE)
     checkpoint = teacher.folder / TEACHER_FILE
-    jobs = [teacher, *(job(runs, STUDENT, seed, partial(maker.student, seed)) for seed in plan.seeds)]
+    jobs = [teacher, *(job(RUNS, STUDENT, seed, partial(maker.student, seed)) for seed in plan.seeds)]
     prompts: dict[str | None, Path | None] = {None: None}
     for seed, (name, method) in itertools.product(plan.seeds, plan.methods.items()):
         if method.prompt not in prompts:
             # Right before its first use: what needs no prompt does not wait for it.
             make = partial(maker.prompt, str(method.prompt), checkpoint)
-            made = job(cache, f'{PROMPT_PREFIX}{method.prompt}', plan.teacher_seed, make, (checkpoint,), PROMPT_FILE)
-            prompts[method.prompt] = made.product
-            jobs.append(made)
+            title = f'{PROMPT_PREFIX}{method.prompt}'
+            jobs.append(job(CACHE, title, plan.teacher_seed, make, checkpoint, product=PROMPT_FILE))
+            prompts[method.prompt] = jobs[-1].product
         prompt = prompts[method.prompt]
         needs = () if method.alone else (checkpoint,) if prompt is None else (checkpoint, prompt)
-        jobs.append(job(runs, name, seed, partial(maker.distilled, method, seed, checkpoint, prompt), needs))
+        jobs.append(job(RUNS, name, seed, partial(maker.distilled, method, seed, checkpoint, prompt), *needs))
     return jobs
 
 
@@ -97,9 +79,10 @@ def kind_folder(work_dir: Path, kind: str) -> Path:
     return work_dir.resolve() / _safe(kind)
 
 
-def folder_name(method: str, seed: int, digest: str) -> str:
-    """Returns the name of a run's folder."""
-    return f'{_safe(method)}-seed{seed}-{digest}'
+def run_folder(work_dir: Path, task: str, key: Key, place: str = RUNS) -> Path:
+    """Returns where the run of a record works."""
+    kind, method, seed, digest = key
+    return kind_folder(work_dir, kind) / place / task / f'{_safe(method)}-seed{seed}-{digest}'
 
 
 def _safe(name: str) -> str:

@@ -18,10 +18,6 @@ def write_plots(records: Sequence[Record], plan: Plan, folder: Path) -> list[Pat
 
     They show the kind of machine that has the most lines: means over several would compare other seeds.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install matplotlib, or leave them out with --no-plots') from error
     folder.mkdir(parents=True, exist_ok=True)
     records = max(by_kind(records).values(), key=len)
     files = [_bars(records, plan, split, folder / f'{plan.name}_{split}.png') for split in ('val', 'test')]

@@ -3,141 +3,134 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from freekd_mm.benchmark import records
 from freekd_mm.benchmark.jobs import Job
 from freekd_mm.benchmark.plan import Plan
-from freekd_mm.benchmark.status import STATUS, read_json
 from freekd_mm.benchmark.worker import CONFIG, JOB, RESULT
+from freekd_mm.checkpoints.sources import sha256
 from freekd_mm.files import lock, write_text
 from freekd_mm.progress import format_seconds
+from freekd_mm.report.runs import NoRunError, read_run
 
-POLL_SECONDS = 0.5
+POLL_SECONDS, STATUS_SECONDS = 0.5, 30.0
+say = functools.partial(print, flush=True)
 
 
-@dataclass
-class Pool:
-    """Runs the jobs of one plan.
+def run_jobs(plan: Plan, file: Path, jobs: list[Job], processes: int) -> int:
+    """Runs what is not done yet, so many jobs at a time, each with one thread.
 
     Args:
         plan: The plan.
         file: JSON lines of the results.
-        processes: Jobs at a time, each with one thread.
-        status_seconds: Time between two looks at the running jobs.
-        stream: Where to report.
+        jobs: All its jobs.
+        processes: How many at a time.
+
+    Returns:
+        The number of jobs that failed.
     """
-
-    plan: Plan
-    file: Path
-    processes: int = 1
-    status_seconds: float = 30.0
-    stream: TextIO = field(default_factory=lambda: sys.stdout)
-
-    def run(self, jobs: list[Job]) -> int:
-        """Runs what is not done yet; returns the number of jobs that failed."""
-        done = records.latest(records.read(self.file))
-        waiting = to_do(jobs, done)
-        self._say(f'{self.plan.name}: {len(jobs)} jobs, {len(jobs) - len(waiting)} done already')
-        running: dict[Job, subprocess.Popen] = {}
-        failed, finished, total = 0, 0, len(waiting)
-        shown = time.monotonic()
-        try:
-            while waiting or running:
-                failed += self._skip_hopeless(waiting, running)
-                for job in [job for job in waiting if all(file.is_file() for file in job.needs)]:
-                    if len(running) >= self.processes:
-                        break
-                    waiting.remove(job)
-                    running[job] = self._start(job)
-                time.sleep(POLL_SECONDS)
-                for job in [job for job, process in running.items() if process.poll() is not None]:
-                    finished += 1
-                    failed += self._collect(job, running.pop(job).returncode, f'{finished}/{total}')
-                if time.monotonic() - shown > self.status_seconds:
-                    shown = time.monotonic()
-                    self._show(running, finished, total)
-        finally:
-            _stop(running.values())
-        return failed
-
-    def _skip_hopeless(self, waiting: list[Job], running: dict[Job, subprocess.Popen]) -> int:
-        """Leaves out jobs that need a file that no job will make."""
-        makers = {job.product for job in (*waiting, *running)}
-        hopeless = [job for job in waiting if any(not file.is_file() and file not in makers for file in job.needs)]
-        for job in hopeless:
-            waiting.remove(job)
-            self._say(f'left out: {job.name}, because a job that it needs failed')
-        return len(hopeless)
-
-    def _start(self, job: Job) -> subprocess.Popen:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / RESULT).unlink(missing_ok=True)
-        job.config().dump(str(job.folder / CONFIG))
-        known = {'method': job.method, 'seed': job.seed, 'hash': job.hash, 'metric': self.plan.metric}
-        write_text(job.folder / JOB, json.dumps({'task': self.plan.task, **known}))
-        log = open(job.folder / 'log.txt', 'a', encoding='utf-8')  # noqa: SIM115 - the process owns it
-        with log:
-            process = subprocess.Popen(
-                [sys.executable, '-m', 'freekd_mm.benchmark.worker', str(job.folder)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment(),
-            )
-        self._say(f'started {job.name}: {job.folder}')
-        return process
-
-    def _collect(self, job: Job, code: int, count: str) -> int:
-        result = read_json(job.folder / RESULT) or {'error': f'the process ended with status {code}'}
-        record = {
-            **(read_json(job.folder / JOB) or {}),
-            **result,
-            **({'teacher': _digest(job.needs[0])} if job.needs else {}),
-            'commit': records.commit(),
-            'machine': records.machine(),
-        }
-        records.append(self.file, record)
-        if 'error' in result:
-            self._say(f'[{count}] FAILED {job.name}: {result["error"]} (see {job.folder / "log.txt"})')
-            return 1
-        values = ', '.join(f'{split} {self._value(result[split])}' for split in ('val', 'test') if split in result)
-        self._say(
-            f'[{count}] done {job.name}: {values or "prompt written"} in {format_seconds(result["train_seconds"])}'
-        )
-        return 0
-
-    def _value(self, metrics: dict[str, float]) -> str:
-        value = metrics.get(self.plan.metric)
-        return f'no {self.plan.metric}' if value is None else f'{value * self.plan.factor:.1f} {self.plan.unit}'.strip()
-
-    def _show(self, running: dict[Job, subprocess.Popen], finished: int, total: int) -> None:
-        for job in running:
-            status = read_json(job.folder / STATUS)
-            if status is None:
-                self._say(f'  {job.name}: starting')
-                continue
-            share = 100 * status['iter'] / status['max_iters']
-            history = status['history']
-            metric = f', val {history[-1][1] * self.plan.factor:.1f} at {100 * history[-1][0]:.0f}%' if history else ''
-            left = f', {format_seconds(status["eta"])} left' if status['eta'] is not None else ''
-            self._say(f'  {job.name}: {share:.0f}% (epoch {status["epoch"] + 1}){metric}{left}')
-        self._say(f'  {finished} of {total} done')
-
-    def _say(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+    waiting = to_do(jobs, records.latest(records.read(file)))
+    say(f'{plan.name}: {len(jobs)} jobs, {len(jobs) - len(waiting)} done already')
+    running: dict[Job, subprocess.Popen] = {}
+    failed, finished, total = 0, 0, len(waiting)
+    shown = time.monotonic()
+    try:
+        while waiting or running:
+            makers = {job.product for job in (*waiting, *running)}
+            for job in [job for job in waiting if not all(file.is_file() or file in makers for file in job.needs)]:
+                waiting.remove(job)
+                failed += 1
+                say(f'left out: {job.name}, because a job that it needs failed')
+            for job in [job for job in waiting if all(file.is_file() for file in job.needs)]:
+                if len(running) >= processes:
+                    break
+                waiting.remove(job)
+                running[job] = _start(job, plan)
+                say(f'started {job.name}: {job.folder}')
+            time.sleep(POLL_SECONDS)
+            for job in [job for job, process in running.items() if process.poll() is not None]:
+                finished += 1
+                record = _result(job, plan, running.pop(job).returncode)
+                records.append(file, record)
+                failed += 'error' in record
+                say(f'[{finished}/{total}] {_outcome(job, plan, record)}')
+            if time.monotonic() - shown > STATUS_SECONDS:
+                shown = time.monotonic()
+                for job in running:
+                    say(f'  {job.name}: {_progress(job, plan)}')
+                say(f'  {finished} of {total} done')
+    finally:
+        _stop(*running.values())
+    return failed
 
 
-def environment() -> dict[str, str]:
+def _start(job: Job, plan: Plan) -> subprocess.Popen:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / RESULT).unlink(missing_ok=True)
+    job.config().dump(str(job.folder / CONFIG))
+    write_text(job.folder / JOB, json.dumps(_known(job, plan)))
+    command = [sys.executable, '-m', 'freekd_mm.benchmark.worker', str(job.folder)]
+    with open(job.folder / 'log.txt', 'a', encoding='utf-8') as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
+
+
+def _known(job: Job, plan: Plan) -> records.Record:
+    _, method, seed, digest = job.key
+    return {'task': plan.task, 'method': method, 'seed': seed, 'hash': digest, 'metric': plan.metric}
+
+
+def _result(job: Job, plan: Plan, code: int) -> records.Record:
+    file = job.folder / RESULT
+    teacher = next((file for file in job.needs if file.is_file()), None)
+    return {
+        **_known(job, plan),
+        **(json.loads(file.read_text()) if file.is_file() else {'error': f'the process ended with status {code}'}),
+        # Lines say which teacher was used.
+        **({'teacher': sha256(teacher)[:12]} if teacher else {}),
+        'commit': records.commit(),
+        'machine': records.machine(),
+    }
+
+
+def _outcome(job: Job, plan: Plan, record: records.Record) -> str:
+    if 'error' in record:
+        return f'FAILED {job.name}: {record["error"]} (see {job.folder / "log.txt"})'
+    found = {split: record[split].get(plan.metric) for split in ('val', 'test') if split in record}
+    values = [f'{split} {_shown(value, plan)}' for split, value in found.items()]
+    return f'done {job.name}: {", ".join(values) or "prompt written"} in {format_seconds(record["train_seconds"])}'
+
+
+def _shown(value: float | None, plan: Plan) -> str:
+    return f'no {plan.metric}' if value is None else f'{value * plan.factor:.1f} {plan.unit}'.strip()
+
+
+def _progress(job: Job, plan: Plan) -> str:
+    """Says how far a run is, as its log does."""
+    try:
+        run = read_run(job.folder, job.name)
+    except NoRunError:
+        return 'starting'
+    said = [
+        f'{run.iterations} iterations',
+        *(f'val {_shown(value, plan)}' for _, value in run.metric(plan.metric)[-1:]),
+    ]
+    times = run.series('time')
+    if run.planned and times:
+        left = format_seconds(times[-1][1] * max(run.planned - run.iterations, 0))
+        said += [f'{100 * run.iterations / run.planned:.0f}%', f'{left} left']
+    return ', '.join(said)
+
+
+def environment() -> dict[str, Any]:
     """Returns the environment of a job: one thread, and this process's modules, as those that a config lies beside."""
     return {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
 
@@ -154,18 +147,13 @@ def to_do(jobs: list[Job], done: dict[records.Key, records.Record]) -> list[Job]
     return waiting[::-1]
 
 
-def _digest(file: Path) -> str:
-    """Returns the first 12 digits of a file's SHA-256: lines say which teacher was used."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else ''
-
-
-def _stop(processes: Collection[subprocess.Popen]) -> None:
+def _stop(*processes: subprocess.Popen) -> None:
     for process in processes:
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
     for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             process.wait(10)
-        if process.poll() is None:
+        except subprocess.TimeoutExpired:
             process.kill()
 
 

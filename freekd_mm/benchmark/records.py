@@ -22,9 +22,10 @@ def machine() -> dict[str, Any]:
     """Returns what a reader must know about this machine."""
     import torch
 
-    names = [line.split(':', 1)[1].strip() for line in _lines(Path('/proc/cpuinfo')) if line.startswith('model name')]
+    file = Path('/proc/cpuinfo')
+    name = re.search(r'^model name\s*: (.+)$', file.read_text() if file.is_file() else '', re.MULTILINE)
     return {
-        'cpu': names[0] if names else platform.processor() or platform.machine(),
+        'cpu': name[1].strip() if name else platform.processor() or platform.machine(),
         # With other instructions sums round differently, and the same seed gives another result.
         'instructions': re.findall('CPU capability usage: (.+)', torch.__config__.show())[0],
         'cores': os.cpu_count(),
@@ -34,23 +35,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _lines(file: Path) -> list[str]:
-    return file.read_text(encoding='utf-8').splitlines() if file.is_file() else []
-
-
 def commit() -> str:
-    """Returns the commit of the code, with a ``+`` if the package has uncommitted changes."""
-    package = Path(__file__).resolve().parents[1]
-    head = _git('rev-parse', '--short=12', 'HEAD', cwd=package)
-    return head + '+' if head and _git('status', '--porcelain', '--', '.', cwd=package) else head
+    """Returns the commit of the code, with a ``+`` if the package has uncommitted changes; empty without git."""
 
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ['git', *words], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
 
-def _git(*args: str, cwd: Path) -> str:
     try:
-        done = subprocess.run(['git', *args], cwd=cwd, capture_output=True, text=True, check=False)
-    except OSError:
+        return git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain', '--', '.') else '')
+    except (OSError, subprocess.CalledProcessError):
         return ''
-    return done.stdout.strip() if done.returncode == 0 else ''
 
 
 def append(file: Path, record: Record) -> None:

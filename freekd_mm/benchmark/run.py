@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from freekd_mm.benchmark import records
 from freekd_mm.benchmark.configs import ConfigMaker
-from freekd_mm.benchmark.jobs import Job, make_jobs
+from freekd_mm.benchmark.jobs import make_jobs
 from freekd_mm.benchmark.plan import Plan, load_plan
 from freekd_mm.benchmark.plots import write_plots
-from freekd_mm.benchmark.pool import Pool, only_one
+from freekd_mm.benchmark.pool import only_one, run_jobs
 from freekd_mm.benchmark.table import markdown, plain
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.files import write_text
@@ -24,8 +25,7 @@ def benchmark(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     processes: int = 1,
-    status_seconds: float = 30.0,
-    options: Sequence[str] | None = None,
+    options: dict[str, Any] | None = None,
     action: str = 'run',
     plots: bool = True,
     lines: Path | None = None,
@@ -39,8 +39,7 @@ def benchmark(
         methods: Patterns of the methods to run; all by default.
         seeds: Seeds to run; the plan's by default.
         processes: Jobs at a time.
-        status_seconds: Time between status lines.
-        options: Overrides of both configs, ``['train_cfg.max_epochs=1']``.
+        options: Overrides of both configs, ``{'train_cfg.max_epochs': 1}``.
         action: ``'run'``, ``'list'`` or ``'report'``.
         plots: Write PNG files.
         lines: JSON lines of the results, table and plots beside them; ``<work_dir>/<task>.jsonl`` by default. A file
@@ -52,7 +51,7 @@ def benchmark(
     check_choice('action', action, ('run', 'list', 'report'))
     check_positive('jobs', processes, integer=True)
     whole = load_plan(plan_file)
-    whole = replace(whole, options={**whole.options, **_parse(options or ())})
+    whole = replace(whole, options={**whole.options, **(options or {})})
     plan = whole.select(methods, seeds)
     file = lines or work_dir / f'{plan.task}.jsonl'
     if action == 'report':
@@ -62,10 +61,12 @@ def benchmark(
     if action == 'list':
         done = records.latest(records.read(file))
         for job in jobs:
-            print(f'{_state(job, done):8} {job.name}  {job.hash}')
+            record = done.get(job.key)
+            state = 'to do' if record is None else 'failed' if 'error' in record else 'done'
+            print(f'{state:8} {job.name}  {job.key[-1]}')
         return 0
     with only_one(work_dir):
-        failed = Pool(plan, file, processes, status_seconds).run(jobs)
+        failed = run_jobs(plan, file, jobs, processes)
         report(whole, file, work_dir, plots)
     return 1 if failed else 0
 
@@ -76,25 +77,7 @@ def report(plan: Plan, file: Path, work_dir: Path, plots: bool) -> None:
     if not found:
         print(f'no results in {file}')
         return
-    page = file.with_name(f'{plan.name}.md')
-    write_text(page, markdown(found, plan, work_dir))
+    page = write_text(file.with_name(f'{plan.name}.md'), markdown(found, plan, work_dir))
     print(plain(found, plan, work_dir))
     written = write_plots(found, plan, file.parent) if plots else []
     print(f'written: {", ".join(str(path) for path in (file, page, *written))}')
-
-
-def _state(job: Job, done: dict[records.Key, records.Record]) -> str:
-    record = done.get(job.key)
-    return 'to do' if record is None else 'failed' if 'error' in record else 'done'
-
-
-def _parse(options: Sequence[str]) -> dict[str, object]:
-    from mmengine.config import DictAction
-
-    parsed = {}
-    for option in options:
-        name, found, value = option.partition('=')
-        if not found:
-            raise ValueError(f'cfg-options should be KEY=VALUE, but got {option!r}')
-        parsed[name] = DictAction._parse_iterable(value)
-    return parsed

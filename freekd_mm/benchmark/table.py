@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Dict, List, Tuple
 
-from freekd_mm.benchmark.images import images_file, pair_interval
+from freekd_mm.benchmark.images import IMAGES_FILE, pair_interval
+from freekd_mm.benchmark.jobs import run_folder
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
-from freekd_mm.benchmark.records import Record, by_kind, kind
+from freekd_mm.benchmark.records import Record, by_kind, key, kind
 from freekd_mm.benchmark.statistics import interval, p_value
 from freekd_mm.text import table as text_table
 
@@ -25,17 +26,11 @@ COMPARED = ('test {}', 'pairs', 'difference', '95 % interval', 'with images', 'p
 
 @dataclass(frozen=True)
 class Summary:
-    """One method on one split.
+    """One method on one split."""
 
-    Attributes:
-        values: The metric by seed and kind.
-        gains: Difference to the student alone of the same seed and kind.
-        closed: Mean gain as a share of the gap between student and teacher, NaN where unknown.
-    """
-
-    values: Values
-    gains: Values
-    closed: float
+    values: Values  # the metric
+    gains: Values  # difference to the student alone of the same seed and kind
+    closed: float  # mean gain as a share of the gap between student and teacher, NaN where unknown
 
     @property
     def mean(self) -> float:
@@ -93,18 +88,15 @@ def titles(plan: Plan) -> dict[str, str]:
 
 def rows(records: Sequence[Record], plan: Plan) -> list[list[str]]:
     """Returns the cells of the plan's rows, failures included."""
-    val, test = (summarize(records, plan, split) for split in ('val', 'test'))
+    splits = [summarize(records, plan, split) for split in ('val', 'test')]
     found = []
     for name, title in titles(plan).items():
         own = [record for record in records if record['method'] == name]
-        if not own:
-            continue
         good = [record for record in own if 'error' not in record]
-        failures = len(own) - len(good)
-        seeds = str(len(good)) + (f' ({failures} failed)' if failures else '')
+        seeds = str(len(good)) + (f' ({len(own) - len(good)} failed)' if len(good) < len(own) else '')
         minutes = f'{mean(record["train_seconds"] for record in good) / 60:.1f}' if good else ''
-        cells = [cell for summary in (val.get(name), test.get(name)) for cell in _cells(summary)]
-        found.append([title, seeds, *cells, minutes])
+        if own:
+            found.append([title, seeds, *(cell for split in splits for cell in _cells(split.get(name))), minutes])
     return found
 
 
@@ -117,7 +109,7 @@ def comparisons(records: Sequence[Record], plan: Plan, work_dir: Path | None = N
         work_dir: Where the runs lie; with what they left about each image the interval holds the images, too.
     """
     val, test = (values_of(records, plan, split) for split in ('val', 'test'))
-    names = titles(plan)
+    keys = {(record['method'], (record['seed'], kind(record))): key(record) for record in records}
     found = []
     for sides in plan.compare:
         rivals = [_best(plan, side, val) for side in sides]
@@ -126,22 +118,15 @@ def comparisons(records: Sequence[Record], plan: Plan, work_dir: Path | None = N
             continue
         gains, images = list(paired.values()), None
         if work_dir:
-            files = {(r['method'], (r['seed'], kind(r))): images_file(r, plan, work_dir) for r in records}
-            one, other = rivals
-            images = pair_interval([(files[one, run], files[other, run]) for run in paired], plan.factor)
-        several = len(gains) > 1
-        found.append(
-            [
-                ' less '.join(
-                    names[name] + (f' (best of {side})' if side != name else '') for name, side in zip(rivals, sides)
-                ),
-                str(len(gains)),
-                f'{mean(gains):+.1f}',
-                _range(interval(gains)) if several else '',
-                _range(images) if images else '',
-                f'{p_value(gains):.2f}' if several else '',
-            ]
-        )
+            folders = [[run_folder(work_dir, plan.task, keys[name, run]) for name in rivals] for run in paired]
+            images = pair_interval([[folder / IMAGES_FILE for folder in pair] for pair in folders], plan.factor)
+        named = [
+            titles(plan)[name] + (f' (best of {side})' if side != name else '') for name, side in zip(rivals, sides)
+        ]
+        one = len(gains) == 1
+        interval_of_runs, p = ('', '') if one else (_range(interval(gains)), f'{p_value(gains):.2f}')
+        row = [' less '.join(named), str(len(gains)), f'{mean(gains):+.1f}', interval_of_runs]
+        found.append([*row, _range(images) if images else '', p])
     return found
 
 
@@ -152,15 +137,15 @@ def _best(plan: Plan, side: str, val: dict[str, Values]) -> str:
 
 def markdown(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> str:
     """Returns the Markdown page of a plan: a table for each kind of machine, and what is compared."""
-    tables = _tables(records, plan, work_dir)
-    parts = [f'## {heading}\n\n{_markdown(header, cells)}' for heading, header, cells in tables]
+    parts = [
+        f'## {heading}\n\n{_markdown(header, cells)}' for heading, header, cells in _tables(records, plan, work_dir)
+    ]
     return '\n\n'.join([f'# {plan.title or plan.name}', *parts, *_legend(records, plan)]) + '\n'
 
 
 def plain(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> str:
     """Returns the same for a terminal."""
-    tables = _tables(records, plan, work_dir)
-    parts = [f'{heading}\n{text_table(cells, header)}' for heading, header, cells in tables]
+    parts = [f'{heading}\n{text_table(cells, header)}' for heading, header, cells in _tables(records, plan, work_dir)]
     return '\n'.join([*parts, *_legend(records, plan)])
 
 

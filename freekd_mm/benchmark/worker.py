@@ -15,9 +15,9 @@ from mmengine.config import Config
 from freekd_mm.benchmark.images import IMAGES_FILE
 from freekd_mm.benchmark.jobs import PROMPT_PREFIX, TEACHER_FILE
 from freekd_mm.benchmark.plan import TEACHER
-from freekd_mm.benchmark.status import STATUS, read_json
 from freekd_mm.files import write_atomically, write_text
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
+from freekd_mm.report.runs import read_run
 
 CONFIG, JOB, RESULT = 'config.py', 'job.json', 'result.json'
 
@@ -26,7 +26,7 @@ def run_job(folder: Path) -> dict[str, Any]:
     """Trains, evaluates on the data that chooses (val) and on the data that reports (test).
 
     Args:
-        folder: Holds ``config.py`` and ``job.json``; gets the checkpoint, the status and the logs.
+        folder: Holds ``config.py`` and ``job.json``; gets the checkpoint and the logs.
     """
     from mmengine.runner import find_latest_checkpoint
 
@@ -36,21 +36,16 @@ def run_job(folder: Path) -> dict[str, Any]:
     cfg = Config.fromfile(folder / CONFIG)
     cfg.work_dir = str(folder)
     cfg.experiment_name = f'{job["method"]}-{uuid.uuid4().hex}'
-    hook = dict(type='freekd_mm.BenchmarkStatusHook', file=str(folder / STATUS), metric=job['metric'])
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     # Only the last one counts, and many runs fill a disk.
     cfg.merge_from_dict({'default_hooks.checkpoint.max_keep_ckpts': 1})
     resumed = find_latest_checkpoint(str(folder)) is not None
     cpu = time.process_time()
     run(cfg, resume='auto')
-    status = read_json(folder / STATUS) or {}
-    result = {
-        'train_seconds': round(status.get('seconds', 0.0), 1),
-        # Only of this process: more exact on a busy machine. Without the part before a resume.
-        'cpu_seconds': round(time.process_time() - cpu, 1),
-        'resumed': resumed,
-        'history': status.get('history', []),
-    }
+    # Only of this process: more exact on a busy machine. Without the part before a resume.
+    result: dict[str, Any] = {'cpu_seconds': round(time.process_time() - cpu, 1), 'resumed': resumed}
+    trained = read_run(folder, job['method'])
+    result['train_seconds'] = round(sum(map(_seconds, trained.logs)), 1)
+    result['history'] = [[step / trained.steps, value] for step, value in trained.metric(job['metric'])]
     if job['method'].startswith(PROMPT_PREFIX):
         if not (folder / PROMPT_FILE).is_file():
             raise RuntimeError(f'stage 1 should have written {folder / PROMPT_FILE}, but did not')
@@ -63,6 +58,11 @@ def run_job(folder: Path) -> dict[str, Any]:
     if job['method'] == TEACHER:
         _keep_weights(checkpoint, folder / TEACHER_FILE)
     return result
+
+
+def _seconds(log: Path) -> float:
+    """Returns how long one start of a run took: mmengine names its folder by the time of the start."""
+    return log.stat().st_mtime - time.mktime(time.strptime(log.parents[1].name, '%Y%m%d_%H%M%S'))
 
 
 def _evaluate(cfg: Config, checkpoint: str, split: str) -> dict[str, float]:
@@ -86,17 +86,12 @@ def _keep_weights(checkpoint: str, target: Path) -> None:
     write_atomically(target, lambda part: torch.save({'state_dict': state}, part))
 
 
-def main() -> int:
-    """Runs the job and writes ``result.json``, also for a failure."""
-    folder = Path(sys.argv[1])
+if __name__ == '__main__':
+    work_dir = Path(sys.argv[1])
     try:
-        result = run_job(folder)
+        outcome = run_job(work_dir)
     except Exception as error:
         traceback.print_exc()
-        result = {'error': f'{type(error).__name__}: {error}'.splitlines()[0]}
-    write_text(folder / RESULT, json.dumps(result))
-    return 1 if 'error' in result else 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+        outcome = {'error': f'{type(error).__name__}: {error}'.splitlines()[0]}
+    write_text(work_dir / RESULT, json.dumps(outcome))
+    sys.exit('error' in outcome)

@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from freekd_mm.datasets.classes import CLASSES, DET_METAINFO, IGNORE_LABEL, PALETTE, SEG_METAINFO, STUFF, THINGS
-from freekd_mm.datasets.scenes import SPLITS, Scene, render_scene
+from freekd_mm.datasets.classes import CLASSES, DET_METAINFO, SEG_METAINFO, STUFF, THINGS
+from freekd_mm.datasets.scenes import render_scene
 from freekd_mm.datasets.writer import CITY, write_scenes
 
-__all__ = [
-    'CITY',
-    'CLASSES',
-    'DET_METAINFO',
-    'IGNORE_LABEL',
-    'PALETTE',
-    'SEG_METAINFO',
-    'SPLITS',
-    'STUFF',
-    'THINGS',
-    'Scene',
-    'render_scene',
-    'write_scenes',
-]
+__all__ = ['CITY', 'CLASSES', 'DET_METAINFO', 'SEG_METAINFO', 'STUFF', 'THINGS', 'render_scene', 'write_scenes']

@@ -3,47 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
 import numpy as np
 
-from freekd_mm.datasets.textures import Field, Rng, fine_noise, two_colours
+from freekd_mm.datasets.textures import Field, Rng, fine_noise, grid, two_colours
 
-OUTLINES: dict[str, str] = {
-    'striped_ball': 'ball',
-    'checked_ball': 'ball',
-    'grate': 'plate',
-    'mesh': 'plate',
-    'gear': 'wheel',
-    'saw': 'wheel',
-}
+#: Coordinates of a patch in the object's own frame (pixels), and its half axes.
+Pose = Tuple[Field, Field, float, float]
+#: Outline, pattern and shade, each (h, w).
+Shape = Tuple[Field, Field, Field]
 _TEETH = {'gear': 8, 'saw': 16}
 
 
 class Sprite(NamedTuple):
-    """An object on its own patch.
+    """An object on its own patch."""
 
-    Attributes:
-        colour: (h, w, 3), in [0, 1].
-        opacity: (h, w), in [0, 1]; less than 1 at the border and where the ground shows through.
-        outline: (h, w), in [0, 1]; its half is the border of the mask.
-    """
-
-    colour: Field
-    opacity: Field
-    outline: Field
+    colour: Field  # (h, w, 3), in [0, 1]
+    opacity: Field  # (h, w), in [0, 1]; less than 1 at the border and where the ground shows through
+    outline: Field  # (h, w), in [0, 1]; its half is the border of the mask
 
 
-class _Pose(NamedTuple):
-    """Coordinates of a patch in the object's own frame (pixels), and its half axes."""
-
-    u: Field
-    v: Field
-    a: float
-    b: float
-
-
-def _pose(rng: Rng, radius: float, squeeze: tuple[float, float]) -> _Pose:
+def _pose(rng: Rng, radius: float, squeeze: tuple[float, float]) -> Pose:
     a, b = radius, radius * rng.uniform(*squeeze)
     angle = rng.uniform(0, 2 * math.pi)
     # The corners of a plate reach farthest: hypot(1, 0.8).
@@ -51,7 +32,7 @@ def _pose(rng: Rng, radius: float, squeeze: tuple[float, float]) -> _Pose:
     axis = np.arange(-half, half + 1, dtype=np.float32) + np.float32(rng.uniform(-0.5, 0.5))
     y, x = np.meshgrid(axis, axis, indexing='ij')
     cos, sin = math.cos(angle), math.sin(angle)
-    return _Pose(cos * x + sin * y, cos * y - sin * x, a, b)
+    return cos * x + sin * y, cos * y - sin * x, a, b
 
 
 def _wave(coordinate: Field, period: float) -> Field:
@@ -59,7 +40,7 @@ def _wave(coordinate: Field, period: float) -> Field:
     return np.clip(0.5 + 1.3 * np.sin(coordinate * np.float32(2 * math.pi / period)), 0, 1)
 
 
-def _ball(rng: Rng, name: str, pose: _Pose, period: float) -> tuple[Field, Field, Field]:
+def _ball(rng: Rng, name: str, pose: Pose, period: float) -> Shape:
     u, v, a, b = pose
     distance = np.sqrt((u / a) ** 2 + (v / b) ** 2)
     outline = np.clip((1 - distance) * min(a, b) + 0.5, 0, 1)
@@ -68,80 +49,79 @@ def _ball(rng: Rng, name: str, pose: _Pose, period: float) -> tuple[Field, Field
     else:
         # The squares are as wide as the stripes.
         pattern = np.clip(0.5 + 1.3 * np.sin(u * (2 * math.pi / period)) * np.sin(v * (2 * math.pi / period)), 0, 1)
-    shade = np.clip(1.15 - 0.45 * distance**2, 0.5, 1.15)
-    return outline, pattern, shade
+    return outline, pattern, np.clip(1.15 - 0.45 * distance**2, 0.5, 1.15)
 
 
-def _plate(rng: Rng, name: str, pose: _Pose, period: float) -> tuple[Field, Field, Field]:
+def _plate(rng: Rng, name: str, pose: Pose, period: float) -> Shape:
     u, v, a, b = pose
     distance = np.minimum(a - np.abs(u), b - np.abs(v))
-    outline = np.clip(distance + 0.5, 0, 1)
+    period = 1.25 * period
     # The mesh has bars both ways, farther apart: as much ink as the grate.
     bars = _wave(v, period) if name == 'grate' else np.maximum(_wave(u, 1.5 * period), _wave(v, 1.5 * period))
     frame = np.clip(2.5 - distance, 0, 1)
     slope = rng.uniform(-0.25, 0.25)
-    return outline, np.maximum(bars, frame), np.clip(1 + slope * u / a, 0.6, 1.3)
+    return np.clip(distance + 0.5, 0, 1), np.maximum(bars, frame), np.clip(1 + slope * u / a, 0.6, 1.3)
 
 
-def _wheel(rng: Rng, name: str, pose: _Pose, teeth: int) -> tuple[Field, Field, Field]:
+def _wheel(rng: Rng, name: str, pose: Pose, period: float) -> Shape:
     u, v, a, _ = pose
     distance, angle = np.hypot(u, v), np.arctan2(v, u)
+    teeth = _TEETH.get(name, 0)
     # Many teeth are short, so that both wheels have the same mean radius and the same slope at the rim.
     depth = 0.13 * min(1.0, 10 / max(teeth, 1))
     reach = a * (0.96 + depth * np.clip(2 * np.sin(teeth * angle), -1, 1))
-    outline = np.clip(reach - distance + 0.5, 0, 1)
     hub = np.clip(0.28 * a - distance + 0.5, 0, 1)
     if name == 'saw':
         # Radial slits, one for every second tooth, thin at any distance.
         slits = np.clip(1.2 - np.abs(np.sin(teeth / 4 * angle)) * distance * (4 / teeth), 0, 1)
     else:
         slits = np.clip(1.2 - np.abs(distance - 0.62 * a), 0, 1)
-    return outline, 1 - np.maximum(hub, 0.7 * slits), 1 + 0.2 * np.sin(2 * angle)
+    return np.clip(reach - distance + 0.5, 0, 1), 1 - np.maximum(hub, 0.7 * slits), 1 + 0.2 * np.sin(2 * angle)
+
+
+#: How each thing is drawn, and between which ratios its half axes are.
+SHAPES = {
+    'striped_ball': (_ball, (0.75, 1.0)),
+    'checked_ball': (_ball, (0.75, 1.0)),
+    'grate': (_plate, (0.5, 0.8)),
+    'mesh': (_plate, (0.5, 0.8)),
+    'gear': (_wheel, (1.0, 1.0)),
+    'saw': (_wheel, (1.0, 1.0)),
+}
 
 
 def thing(rng: Rng, name: str, radius: float) -> Sprite:
-    """Draws one object of a class in :data:`OUTLINES`.
+    """Draws one object of a class in :data:`SHAPES`.
 
     Args:
         rng: Source of the pose, the colours and the period of the fine structure.
         name: Class.
         radius: Half of the longer axis in pixels.
     """
-    outline_name = OUTLINES[name]
     # Fine at every scale: a few pixels, only slightly wider on a large object.
     period = rng.uniform(3.2, 4.2) * max(1.0, radius / 18)
-    first, second = two_colours(rng)
-    if outline_name == 'ball':
-        outline, pattern, shade = _ball(rng, name, _pose(rng, radius, (0.75, 1.0)), period)
-    elif outline_name == 'plate':
-        outline, pattern, shade = _plate(rng, name, _pose(rng, radius, (0.5, 0.8)), 1.25 * period)
-    else:
-        outline, pattern, shade = _wheel(rng, name, _pose(rng, radius, (1.0, 1.0)), _TEETH[name])
-    opacity = outline * (0.6 + 0.4 * pattern) if outline_name == 'plate' else outline
-    return _sprite(first, second, outline, opacity, pattern, shade)
+    colours = two_colours(rng)
+    draw, squeeze = SHAPES[name]
+    outline, pattern, shade = draw(rng, name, _pose(rng, radius, squeeze), period)
+    opacity = outline * (0.6 + 0.4 * pattern) if draw is _plate else outline
+    return _sprite(*colours, outline, opacity, pattern, shade)
 
 
 def distractor(rng: Rng, radius: float) -> Sprite:
     """Draws an object with the outline of a thing but plain or mottled: it belongs to no class."""
-    kind = ('ball', 'plate', 'wheel')[rng.integers(3)]
-    first, second = two_colours(rng)
-    if kind == 'ball':
-        outline, pattern, shade = _ball(rng, 'striped_ball', _pose(rng, radius, (0.75, 1.0)), 4)
-    elif kind == 'plate':
-        outline, pattern, shade = _plate(rng, 'grate', _pose(rng, radius, (0.45, 0.8)), 4)
-    else:
-        outline, pattern, shade = _wheel(rng, 'gear', _pose(rng, radius, (1.0, 1.0)), 0)
+    draw, squeeze = ((_ball, (0.75, 1.0)), (_plate, (0.45, 0.8)), (_wheel, (1.0, 1.0)))[rng.integers(3)]
+    colours = two_colours(rng)
+    outline, pattern, shade = draw(rng, 'none', _pose(rng, radius, squeeze), 4)
     if rng.random() < 0.5:
         pattern = np.zeros_like(outline)
-    elif kind != 'wheel':
+    elif draw is not _wheel:
         pattern = np.clip(0.5 + 0.3 * fine_noise(rng, outline.shape[0], 1.0), 0, 1)
-    return _sprite(first, second, outline, outline, pattern, shade)
+    return _sprite(*colours, outline, outline, pattern, shade)
 
 
 def bar(rng: Rng, size: int) -> Sprite:
     """Draws a thin straight bar through the whole picture, of about 1/40 of its width."""
-    axis = np.arange(size, dtype=np.float32)
-    y, x = np.meshgrid(axis, axis, indexing='ij')
+    x, y = grid(size)
     angle = rng.choice([0.0, math.pi / 2]) + rng.normal(0, 0.25)
     middle = rng.uniform(0.1, 0.9, 2) * size
     width = max(1.5, size / 160 * rng.uniform(1.6, 2.6))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,80 +23,66 @@ _NO_INSTANCE = -1
 
 
 class Scene(NamedTuple):
-    """One picture and what is visible in it.
+    """One picture and what is visible in it."""
 
-    Attributes:
-        image: (size, size, 3), uint8, in OpenCV's order blue, green, red.
-        labels: (size, size), uint8, places in :data:`CLASSES`, or 255 for objects of no class.
-        instances: (size, size), int16, places in ``classes``, or -1.
-        classes: For each instance its place in :data:`THINGS`. Every instance has visible pixels.
-    """
+    image: NDArray[np.uint8]  # (size, size, 3), in OpenCV's order blue, green, red
+    labels: NDArray[np.uint8]  # (size, size), places in CLASSES, or 255 for objects of no class
+    instances: NDArray[np.int16]  # (size, size), places in ``classes``, or -1
+    classes: tuple[int, ...]  # for each instance its place in THINGS; every instance has visible pixels
 
-    image: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    instances: NDArray[np.int16]
-    classes: tuple[int, ...]
+
+def _overlap(patch: Field, left: int, top: int, size: int) -> tuple[Any, Any]:
+    """Returns where a patch lies in a picture, and which part of the patch that is."""
+    height, width = patch.shape
+    y0, x0 = max(top, 0), max(left, 0)
+    y1, x1 = max(y0, min(top + height, size)), max(x0, min(left + width, size))
+    return np.s_[y0:y1, x0:x1], np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
 class _Canvas:
     """The picture while it is painted, back to front."""
 
     def __init__(self, colour: Field, labels: NDArray[np.uint8]) -> None:
-        self.colour = colour
-        self.labels = labels
+        self.colour, self.labels = colour, labels
         self.instances = np.full(labels.shape, _NO_INSTANCE, np.int16)
         self.classes: list[int] = []
         self._areas: list[int] = []
 
-    def paste(self, sprite: Sprite, left: int, top: int, label: int, *, instance: bool, shadow: float = 0.0) -> bool:
+    def paste(self, sprite: Sprite, left: int, top: int, label: int, shadow: float = 0.0) -> bool:
         """Paints a sprite unless it would hide too much of a thing; says whether it did."""
-        size = self.labels.shape[0]
-        height, width = sprite.opacity.shape
-        x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + width, size), min(top + height, size)
-        there = np.s_[y0:y1, x0:x1]
-        here = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
+        size, is_thing = self.labels.shape[0], label < len(THINGS)
+        there, here = _overlap(sprite.outline, left, top, size)
         mask = sprite.outline[here] > 0.5
         area = int(mask.sum())
         # At the picture's edge at least half of a thing must be inside.
-        if area < max(12, 0.5 * int((sprite.outline > 0.5).sum())) and instance:
+        if is_thing and area < max(12, 0.5 * int((sprite.outline > 0.5).sum())):
             return False
         if not self._leaves_in_sight(there, mask):
             return False
         if shadow:
-            self._darken(sprite.outline, left + 2, top + 3, shadow)
-        opacity = sprite.opacity[here][..., None]
-        self.colour[there] += opacity * (sprite.colour[here] - self.colour[there])
+            ground, part = _overlap(sprite.outline, left + 2, top + 3, size)
+            self.colour[ground] *= 1 - shadow * cv2.GaussianBlur(sprite.outline, (0, 0), 2)[part][..., None]
+        self.colour[there] += sprite.opacity[here][..., None] * (sprite.colour[here] - self.colour[there])
         self.labels[there][mask] = label
-        self.instances[there][mask] = len(self.classes) if instance else _NO_INSTANCE
-        if instance:
+        self.instances[there][mask] = len(self.classes) if is_thing else _NO_INSTANCE
+        if is_thing:
             self.classes.append(label)
             self._areas.append(area)
         return True
 
-    def _leaves_in_sight(self, there: tuple[slice, slice], mask: NDArray[np.bool_]) -> bool:
-        if not self.classes:
-            return True
+    def _leaves_in_sight(self, there: Any, mask: NDArray[np.bool_]) -> bool:
         count = len(self.classes)
         hidden = np.bincount(self.instances[there][mask] + 1, minlength=count + 1)[1:]
         seen = np.bincount(self.instances.ravel() + 1, minlength=count + 1)[1:]
         return bool(np.all(seen - hidden >= _MIN_VISIBLE * np.array(self._areas)))
 
-    def _darken(self, outline: Field, left: int, top: int, strength: float) -> None:
-        size = self.labels.shape[0]
-        height, width = outline.shape
-        x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + width, size), min(top + height, size)
-        if x0 >= x1 or y0 >= y1:
-            return
-        soft = cv2.GaussianBlur(outline, (0, 0), 2)[y0 - top : y1 - top, x0 - left : x1 - left]
-        self.colour[y0:y1, x0:x1] *= 1 - strength * soft[..., None]
-
-    def scatter(self, rng: Rng, sprite: Sprite, label: int, *, instance: bool) -> None:
+    def scatter(self, rng: Rng, sprite: Sprite, label: int) -> None:
         """Pastes a sprite at a random place, and tries some others if it hides too much there."""
         size = self.labels.shape[0]
         height, width = sprite.opacity.shape
         shadow = rng.uniform(0, 0.5)
         for x, y in rng.uniform(0.04, 0.96, (_TRIES, 2)) * size:
-            if self.paste(sprite, int(x) - width // 2, int(y) - height // 2, label, instance=instance, shadow=shadow):
+            if self.paste(sprite, int(x) - width // 2, int(y) - height // 2, label, shadow):
                 return
 
 
@@ -124,11 +110,11 @@ def render_scene(seed: int, index: int, split: str = 'train', size: int = 160) -
     bars = rng.permutation(len(radii) + 1)[: rng.integers(1, 4)]
     for position, radius in enumerate(radii):
         if position in bars:
-            canvas.paste(bar(rng, size), 0, 0, CLASSES.index('bar'), instance=False)
+            canvas.paste(bar(rng, size), 0, 0, CLASSES.index('bar'))
         if position in others:
-            canvas.scatter(rng, distractor(rng, float(radius)), IGNORE_LABEL, instance=False)
+            canvas.scatter(rng, distractor(rng, float(radius)), IGNORE_LABEL)
         label = int(rng.integers(len(THINGS)))
-        canvas.scatter(rng, thing(rng, THINGS[label], float(radius)), label, instance=True)
+        canvas.scatter(rng, thing(rng, THINGS[label], float(radius)), label)
     _wires(rng, canvas, int(rng.integers(0, 3)))
     return Scene(_develop(rng, canvas.colour), canvas.labels, canvas.instances, tuple(canvas.classes))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from freekd_mm.checks import check_positive
 from freekd_mm.datasets.classes import THINGS
-from freekd_mm.datasets.scenes import MIN_SIZE, Scene, render_scene
+from freekd_mm.datasets.scenes import Scene, render_scene
 from freekd_mm.files import check_output, make_room
 
 CITY = 'sceneville'
@@ -29,7 +29,7 @@ def write_scenes(
     num_val: int = 150,
     size: int = 160,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     force: bool = False,
 ) -> Path:
     """Writes the data set to ``root`` unless it is there; one call serves detection and segmentation.
@@ -48,21 +48,11 @@ def write_scenes(
         seed: Seed. A picture depends on the seed, its split, its number and the size alone.
         progress: Called with (done, total) after every picture.
         force: Keep what ``root`` holds with ``.bak`` after its name, and write the data set in its place.
-
-    Returns:
-        ``root`` as a path.
-
-    Raises:
-        FileExistsError: ``root`` holds something else.
     """
     root = Path(root)
     counts = {'train': num_train, 'val': num_val}
     for split, count in counts.items():
         check_positive(f'num_{split}', count, integer=True)
-    check_positive('size', size, integer=True)
-    check_positive('seed', seed, integer=True, zero=True)
-    if size < MIN_SIZE:
-        raise ValueError(f'size should be at least {MIN_SIZE}, but got {size}')
     settings = {'version': _VERSION, 'num_train': num_train, 'num_val': num_val, 'size': size, 'seed': seed}
     manifest = root / MANIFEST
     if manifest.is_file() and json.loads(manifest.read_text()).get('settings') == settings:
@@ -82,8 +72,7 @@ def write_scenes(
             images.append({'id': index + 1, 'file_name': name, 'height': size, 'width': size})
             annotations += _annotations(scene, index + 1, len(annotations) + 1)
             done += 1
-            if progress is not None:
-                progress(done, num_train + num_val)
+            progress(done, num_train + num_val)
         categories = [{'id': place + 1, 'name': name, 'supercategory': 'thing'} for place, name in enumerate(THINGS)]
         coco = {'images': images, 'annotations': annotations, 'categories': categories}
         _write(part / f'annotations/instances_{split}2017.json', json.dumps(coco, separators=(',', ':')).encode())

@@ -53,7 +53,7 @@ def write_report(
             ('Distillation', distillation_curves(runs)),
             ('Optimisation', optimisation_curves(runs)),
             ('Settings', settings(runs)),
-            ('Environment', environment(runs)),
+            ('Environment', _columns(runs, [{k: v for k, v in run.environment.items() if k != SEED} for run in runs])),
         ]
     )
     title = title or ' / '.join(run.name for run in runs[:4]) + (' …' if len(runs) > 4 else '')
@@ -65,13 +65,13 @@ def result_table(runs: Sequence[Run]) -> Markup:
     """Returns the best and the last value of the metrics that count, and what the runs took."""
     columns: dict[str, list[str]] = {'run': [run.name for run in runs]}
     for metric in main_metrics({key: None for run in runs for key in run.metric_keys()}):
-        found = [run.metric(metric.key, run.by_epoch) for run in runs]
-        units = ['epoch' if run.by_epoch else 'iteration' for run in runs]
+        found = [(run, run.metric(metric.key)) for run in runs]
+        best = [(run, points and metric.best(points)) for run, points in found]
         columns[f'{metric.label}, best'] = [
-            f'{metric.cell(metric.best(points)[1])} at {unit} {metric.best(points)[0]}' if points else EMPTY
-            for points, unit in zip_equal(found, units)
+            f'{metric.cell(point[1])} at {"epoch" if run.by_epoch else "iteration"} {point[0]}' if point else EMPTY
+            for run, point in best
         ]
-        columns[f'{metric.label}, last'] = [metric.cell(points[-1][1]) if points else EMPTY for points in found]
+        columns[f'{metric.label}, last'] = [metric.cell(points[-1][1]) if points else EMPTY for _, points in found]
     for metric in main_metrics({key: None for run in runs for test in run.tests for key in test.values}):
         values = [[test.values[metric.key] for test in run.tests if metric.key in test.values] for run in runs]
         columns[f'{metric.label}, tested'] = [metric.cell(own[-1]) if own else EMPTY for own in values]
@@ -134,11 +134,6 @@ def settings(runs: Sequence[Run]) -> list[Markup]:
         else:
             found.append(parts.details(f'All {len(rows)} settings in which the runs differ', [shown]))
     return found
-
-
-def environment(runs: Sequence[Run]) -> list[Markup]:
-    """Returns versions and devices, as the logs name them."""
-    return _columns(runs, [{k: v for k, v in run.environment.items() if k != SEED} for run in runs])
 
 
 def _columns(runs: Sequence[Run], found: Sequence[dict[str, str]]) -> list[Markup]:

@@ -47,18 +47,11 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def _value(node: ast.expr, source: str) -> Any:
     """Returns the value of a literal, of ``dict(...)``, or the source of anything else."""
-    pairs: list[tuple[Any, ast.expr]] | None = None
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict' and not node.args:
+        return _merged([(word.arg, _value(word.value, source)) for word in node.keywords])
     if isinstance(node, ast.Dict):
-        pairs = [(key and _value(key, source), value) for key, value in zip_equal(node.keys, node.values)]
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
-        pairs = [(keyword.arg, keyword.value) for keyword in node.keywords]
-    if pairs is not None:
-        merged: dict[str, Any] = {}
-        for key, item in pairs:
-            value = _value(item, source)
-            # ``**`` of something that is not a literal: its source.
-            merged.update({str(key): value} if key is not None else value if isinstance(value, dict) else {'**': value})
-        return merged
+        keys = [key and _value(key, source) for key in node.keys]
+        return _merged(list(zip_equal(keys, [_value(value, source) for value in node.values])))
     if isinstance(node, (ast.List, ast.Tuple)):
         items = [_value(item, source) for item in node.elts]
         return tuple(items) if isinstance(node, ast.Tuple) else items
@@ -68,17 +61,22 @@ def _value(node: ast.expr, source: str) -> Any:
         return ast.get_source_segment(source, node)
 
 
+def _merged(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for key, value in pairs:
+        # ``**`` of something that is not a literal: its source.
+        merged.update({str(key): value} if key is not None else value if isinstance(value, dict) else {'**': value})
+    return merged
+
+
 def flatten(config: Any, path: str = '') -> dict[str, Any]:
     """Returns the leaves of a config by dotted name; lists of plain values are leaves."""
-    items: Any = None
-    if isinstance(config, dict):
-        items = config.items()
-    elif isinstance(config, (list, tuple)) and any(isinstance(item, dict) for item in config):
-        items = ((str(index), item) for index, item in enumerate(config))
-    if items is None or not config:
+    if isinstance(config, (list, tuple)) and any(isinstance(item, dict) for item in config):
+        config = dict(enumerate(config))
+    if not isinstance(config, dict) or not config:
         return {path: config} if path else {}
     leaves: dict[str, Any] = {}
-    for key, value in items:
+    for key, value in config.items():
         if key not in IGNORED:
             leaves.update(flatten(value, f'{path}.{key}' if path else str(key)))
     return leaves
@@ -113,16 +111,9 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def text(value: Any) -> str:
     """Returns a value for people: absolute paths shortened, long values cut."""
-    shown = shorten(value) if isinstance(value, str) else repr(_shorten_all(value))
+    shown = value if isinstance(value, str) else repr(value)
+    shown = shorten(shown) if shown is value else re.sub(r"'([^']*)'", lambda found: f"'{shorten(found[1])}'", shown)
     return shown if len(shown) <= MAX_TEXT else f'{shown[: MAX_TEXT - 1]}…'
-
-
-def _shorten_all(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _shorten_all(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_shorten_all(item) for item in value)
-    return shorten(value) if isinstance(value, str) else value
 
 
 def shorten(path: str) -> str:
@@ -139,7 +130,8 @@ def facts(config: dict[str, Any]) -> dict[str, str]:
     own = optimizer.get('optimizer') or {}
     train = config.get('train_cfg') or {}
     length = next((f'{train[f"max_{unit}"]} {unit}' for unit in ('epochs', 'iters') if train.get(f'max_{unit}')), None)
-    prompt = next((hook for hook in config.get('custom_hooks') or [] if _is_prompt_hook(hook)), None)
+    hooks = [hook for hook in config.get('custom_hooks') or [] if isinstance(hook, dict)]
+    prompt = next((hook for hook in hooks if str(hook.get('type')).endswith('FrequencyPromptHook')), None)
     if prompt:  # stage 1 has a loop and an optimizer of its own
         length, own = f'{prompt.get("max_iters", "default")} iterations of stage 1', prompt.get('optimizer') or {}
     batch = found.get('train_dataloader.batch_size')
@@ -158,10 +150,6 @@ def facts(config: dict[str, Any]) -> dict[str, str]:
         'start from': config.get('load_from'),
     }
     return {name: text(str(value)) for name, value in rows.items() if value}
-
-
-def _is_prompt_hook(hook: Any) -> bool:
-    return isinstance(hook, dict) and str(hook.get('type')).endswith('FrequencyPromptHook')
 
 
 def _join(leaves: dict[str, Any], *names: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.engine.evaluation import RESULT
@@ -13,21 +13,13 @@ from freekd_mm.engine.evaluation import RESULT
 TIMES = ('data_time', 'time', 'step')
 
 
-@dataclass(frozen=True)
-class Tested:
-    """The evaluation of a checkpoint.
+class Tested(NamedTuple):
+    """The evaluation of a checkpoint."""
 
-    Attributes:
-        file: The JSON file with the result.
-        checkpoint: The file that was tested.
-        sha256: The first digits of its hash.
-        values: Metrics by name.
-    """
-
-    file: Path
-    checkpoint: Path
-    sha256: str
-    values: dict[str, float]
+    file: Path  # the JSON file with the result
+    checkpoint: Path  # the file that was tested
+    sha256: str  # the first digits of its hash
+    values: dict[str, float]  # metrics by name
 
     def is_of(self, folder: Path) -> bool:
         """Whether the tested file is one of this work directory, and still the same."""

@@ -7,52 +7,23 @@ from pathlib import Path
 
 #: Not of the machine, but drawn by it if the config gives none.
 SEED = 'seed'
-#: The names in the log of what the report shows, by the report's names.
-WANTED = {
-    'Python': 'Python',
-    'PyTorch': 'PyTorch',
-    'TorchVision': 'TorchVision',
-    'OpenCV': 'OpenCV',
-    'MMEngine': 'MMEngine',
-    'CUDA available': 'CUDA available',
-    'NVCC': 'CUDA compiler',
-    'GPU number': 'processes',
-    'seed': SEED,
-    'Distributed training': 'distributed',
-    'sys.platform': 'system',
-}
-RULE = '-' * 30
-HEAD = 200
+#: What the report shows, beside the names of the GPUs.
+SHOWN = ('Python', 'PyTorch', 'TorchVision', 'OpenCV', 'MMEngine', 'CUDA available', 'NVCC', 'GPU number', SEED,
+         'Distributed training', 'sys.platform')  # fmt: skip
+RULE = re.compile(r'^-{30,}$', re.MULTILINE)
+LINE = re.compile(r'^ {4}([A-Za-z][\w ,.]*?): (.+)$', re.MULTILINE)
 #: ``Epoch(train)  [1][ 30/36]``.
 EPOCH = re.compile(r'Epoch\(train\)\s+\[\s*\d+\]\[\s*\d+/(\d+)\]')
-LINE = re.compile(r'^ {4}(?P<name>[A-Za-z][\w ,.]*?): (?P<value>.+)$')
 
 
-def read_environment(log: Path) -> dict[str, str]:
-    """Returns versions and devices from the head of a text log; empty if there is none."""
-    if not log.is_file():
-        return {}
-    found: dict[str, str] = {}
-    rules = 0
-    with open(log, encoding='utf-8', errors='replace') as lines:
-        for _, line in zip(range(HEAD), lines):
-            rules += line.startswith(RULE)
-            match = LINE.match(line.rstrip())
-            if rules == 1 and match:
-                name, value = match['name'], match['value'].strip()
-                if name.startswith('GPU ') and name != 'GPU number':
-                    found['GPU'] = value
-                elif name in WANTED:
-                    found[WANTED[name]] = value.split(' (')[0] if name == 'Python' else value
-    return found
-
-
-def iterations_per_epoch(log: Path) -> int:
-    """Returns the iterations of an epoch, from the first line of the training; 0 if there is none."""
-    if log.is_file():
-        with open(log, encoding='utf-8', errors='replace') as lines:
-            for line in lines:
-                match = EPOCH.search(line)
-                if match:
-                    return int(match[1])
-    return 0
+def read_log(log: Path) -> tuple[dict[str, str], int]:
+    """Returns versions and devices, and the iterations of an epoch; empty and 0 if the log does not say them."""
+    text = log.read_text(encoding='utf-8', errors='replace') if log.is_file() else ''
+    found = {}
+    for name, value in LINE.findall(''.join(RULE.split(text, 2)[1:2])):
+        if name in SHOWN:
+            found[name] = value.split(' (')[0] if name == 'Python' else value.strip()
+        elif name.startswith('GPU '):
+            found['GPU'] = value.strip()
+    epoch = EPOCH.search(text)
+    return found, int(epoch[1]) if epoch else 0

@@ -15,19 +15,12 @@ MAIN = ('coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1', 'pascal_voc/m
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown.
+    """How a metric is shown."""
 
-    Attributes:
-        key: Its name in the log.
-        label: Its name for people.
-        unit: What the axis says.
-        factor: From the logged value to the unit.
-    """
-
-    key: str
-    label: str
-    unit: str
-    factor: float = 1.0
+    key: str  # its name in the log
+    label: str  # its name for people
+    unit: str  # what the axis says
+    factor: float = 1.0  # from the logged value to the unit
 
     @property
     def smaller_is_better(self) -> bool:

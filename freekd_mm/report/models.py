@@ -18,7 +18,7 @@ from freekd_mm.runtime.config import is_distilled
 from freekd_mm.runtime.teacher import build_teacher
 from freekd_mm.visualize.loading import INIT, compare, quiet
 from freekd_mm.visualize.page import view_parts
-from freekd_mm.visualize.predictions import Column, build_student, predict, side_by_side, some_samples
+from freekd_mm.visualize.predictions import build_student, predict, side_by_side, some_samples
 
 #: Pictures for which bands, masks and weights are shown.
 DISTILLED = 2
@@ -37,30 +37,28 @@ def shown_models(runs: Sequence[Run], count: int) -> list[tuple[str, list[Markup
         runs: The runs.
         count: Number of pictures, evenly spread over the test data of the first run.
     """
-    having = [(run, Config(run.config), run.checkpoint) for run in runs if run.config.get('model')]
-    found = [(run, cfg, checkpoint) for run, cfg, checkpoint in having if checkpoint]
+    found = [(run, Config(run.config), run.checkpoint) for run in runs if run.config.get('model') and run.checkpoint]
     if not found:
         return [('Predictions', [parts.remark('No run has both a config and a checkpoint in its folder.')])]
-    sources, columns, sections, teachers = [], [], [], {}
+    sources, columns, sections, teachers = [], {}, [], {}
     with quiet():
         for _, cfg, _ in found:
             import_modules_from_strings(**(cfg.get('custom_imports') or {'imports': []}))
         data, meta = some_samples(found[0][1], count)
         for run, cfg, checkpoint in found:
             sources.append(f'{run.name}: {inside(run.folder, checkpoint)} ({short_hash(checkpoint)})')
-            columns.append(Column(run.name, predict(build_student(cfg, checkpoint), data)))
+            columns[run.name] = predict(build_student(cfg, checkpoint), data)
             if is_distilled(cfg.model):
                 teachers[cfg.model.teacher.get('checkpoint')] = cfg.model.teacher
                 sections.append((f'What was distilled: {run.name}', distilled(cfg, checkpoint, data[:DISTILLED])))
         shown = {short_hash(checkpoint) for _, _, checkpoint in found}
+        teachers.pop(None, None)  # random weights on purpose
         for checkpoint, teacher in teachers.items():
-            if not checkpoint:  # random weights on purpose
-                continue
             model, _ = build_teacher(teacher)
             file = Path(fetch(checkpoint))
             if hasattr(model, 'predict') and short_hash(file) not in shown:
                 sources.append(f'teacher: {inside(file.parent, file)} ({short_hash(file)})')
-                columns.append(Column('teacher', predict(model, data)))
+                columns['teacher'] = predict(model, data)
     explained = parts.remark('Pictures of the test data. ' + '; '.join(sources) + '.')
     return [('Predictions', [explained, *side_by_side(columns, data, meta)]), *sections]
 

@@ -14,7 +14,7 @@ from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import pairwise, zip_equal
 from freekd_mm.report.configs import read_config
 from freekd_mm.report.files import TIMES, Tested, last_checkpoint, read_tests
-from freekd_mm.report.log import iterations_per_epoch, read_environment
+from freekd_mm.report.log import read_log
 from freekd_mm.report.metrics import Metric, is_known, main_metrics
 
 LOGS = 'vis_data'
@@ -26,35 +26,20 @@ class NoRunError(ValueError):
 
 @dataclass
 class Run:
-    """One training run, the parts before and after each resume joined.
-
-    Attributes:
-        name: What the report calls it.
-        folder: Its work directory.
-        by_epoch: Whether evaluations are counted in epochs.
-        epoch_length: Iterations per epoch, 0 if not known.
-        train: Logged training values by iteration.
-        evaluations: Metrics by epoch or iteration, as they were logged.
-        config: The config as plain values; empty if there is none.
-        environment: What the log says about the machine.
-        tests: Evaluations of checkpoints of this run.
-        foreign_tests: Evaluations in the same folder, of files that are not this run's.
-        logs: The files from which all this was read.
-        notes: What a reader should know.
-    """
+    """One training run, the parts before and after each resume joined."""
 
     name: str
     folder: Path = Path()
-    by_epoch: bool = False
-    epoch_length: int = 0
-    train: dict[int, dict[str, float]] = field(default_factory=dict)
-    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
-    tests: list[Tested] = field(default_factory=list)
-    foreign_tests: list[Tested] = field(default_factory=list)
-    logs: list[Path] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    by_epoch: bool = False  # whether evaluations are counted in epochs
+    epoch_length: int = 0  # iterations per epoch, 0 if not known
+    train: dict[int, dict[str, float]] = field(default_factory=dict)  # training values by iteration
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)  # metrics by epoch or iteration
+    config: dict[str, Any] = field(default_factory=dict)  # as plain values; empty if there is none
+    environment: dict[str, str] = field(default_factory=dict)  # what the log says about the machine
+    tests: list[Tested] = field(default_factory=list)  # evaluations of this run's checkpoints
+    foreign_tests: list[Tested] = field(default_factory=list)  # others in the same folder
+    logs: list[Path] = field(default_factory=list)  # from which all this was read
+    notes: list[str] = field(default_factory=list)  # what a reader should know
 
     @property
     def steps(self) -> int:
@@ -66,8 +51,14 @@ class Run:
     @property
     def iterations(self) -> int:
         """The last iteration, which may not have been logged."""
-        done = self.steps * self.epoch_length if self.by_epoch else self.steps
-        return max([*self.train, done])
+        return max([*self.train, self.iteration_of(self.steps)])
+
+    @property
+    def planned(self) -> int:
+        """The iterations of the whole training; 0 if the config does not say."""
+        plan = self.config.get('train_cfg') or {}
+        found = plan.get('max_iters') or (plan.get('max_epochs') or 0) * self.epoch_length
+        return found if isinstance(found, int) else 0
 
     @property
     def epochs(self) -> int:
@@ -78,22 +69,21 @@ class Run:
         """Returns (iteration, value) of a training value."""
         return [(step, row[key]) for step, row in sorted(self.train.items()) if key in row]
 
-    def metric(self, key: str, epochs: bool) -> list[tuple[int, float]]:
-        """Returns (epoch or iteration, value) of a metric."""
+    def metric(self, key: str, epochs: bool | None = None) -> list[tuple[int, float]]:
+        """Returns (epoch or iteration, value) of a metric; by default in the run's own unit."""
+        own = epochs is None or epochs
         found = [(step, row[key]) for step, row in sorted(self.evaluations.items()) if key in row]
-        return [(step if epochs else self.iteration_of(step), value) for step, value in found if math.isfinite(value)]
+        return [(step if own else self.iteration_of(step), value) for step, value in found if math.isfinite(value)]
 
     def iteration_of(self, step: int) -> int:
-        """Returns the training iterations until an evaluation; as far as they were logged if no log says more."""
-        if not self.by_epoch or self.epoch_length:
-            return step * (self.epoch_length or 1)
-        return max([0, *(at for at, row in self.train.items() if row.get('epoch', 0) <= step)])
+        """Returns the training iterations until an evaluation."""
+        return step * self.epoch_length if self.by_epoch else step
 
     @property
     def best(self) -> tuple[Metric | None, tuple[int, float] | None]:
         """The metric that the run is judged by, and its best (epoch or iteration, value)."""
         metric = next(iter(main_metrics(self.metric_keys())), None)
-        points = self.metric(metric.key, self.by_epoch) if metric else []
+        points = self.metric(metric.key) if metric else []
         return metric, metric.best(points) if metric and points else None
 
     @property
@@ -141,11 +131,10 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None)
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Returns the last parts of the paths, as many as are needed to distinguish them."""
     parts = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, parts), default=1) + 1):
-        names = ['/'.join(own[-count:]) for own in parts]
-        if len(set(names)) == len(set(parts)):
-            return names
-    return [str(path) for path in paths]
+    count = 1
+    while len({own[-count:] for own in parts}) < len(set(parts)):
+        count += 1
+    return ['/'.join(own[-count:]) for own in parts]
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -163,15 +152,19 @@ def read_run(folder: Path, name: str) -> Run:
         (run.tests if test.is_of(folder) else run.foreign_tests).append(test)
     broken = dropped = 0
     for start in starts:
-        train, evaluations, unread = _read_session(start)
+        file = next(iter(sorted((start / LOGS).glob('*.json'), key=lambda file: file.name != 'scalars.json')), None)
+        rows, unread = _rows(file) if file else ([], 0)
         broken += unread
-        if train or evaluations or not run.config:
+        if rows or not run.config:
             run.config = read_config(start / LOGS / 'config.py') or run.config
-            log = start / f'{start.name}.log'
-            run.environment = read_environment(log) or run.environment
-            run.epoch_length = iterations_per_epoch(log) or run.epoch_length
-        dropped += _join(run, train, evaluations)
-        run.logs += [_scalars(start)] if train or evaluations else []
+            environment, epoch_length = read_log(start / f'{start.name}.log')
+            run.environment, run.epoch_length = environment or run.environment, epoch_length or run.epoch_length
+        if rows and file:
+            run.logs.append(file)
+            dropped += _add(run, rows)
+    if not run.epoch_length:
+        ends = [math.ceil(step / row['epoch']) for step, row in run.train.items() if row.get('epoch')]
+        run.epoch_length = max(ends, default=0)
     if broken:
         run.notes.append(f'{_count(broken, "line")} of the log cannot be read and are left out')
     if dropped:
@@ -184,80 +177,63 @@ def _no_logs(folder: Path) -> str:
     inside = sorted({path.parents[1].name for path in folder.glob(f'*/*/{LOGS}')})
     if inside:
         return f'should be a work directory, but holds several: {", ".join(inside[:8])}; name those'
-    return f'should hold <timestamp>/{LOGS}, as mmengine writes it, but has ' + (
-        ', '.join(sorted(item.name for item in folder.iterdir())[:6]) or 'nothing in it'
-    )
+    held = ', '.join(sorted(item.name for item in folder.iterdir())[:6])
+    return f'should hold <timestamp>/{LOGS}, as mmengine writes it, but has {held or "nothing in it"}'
 
 
-def _scalars(start: Path) -> Path:
-    file = start / LOGS / 'scalars.json'
-    return file if file.is_file() else next(iter(sorted((start / LOGS).glob('*.json'))), file)
-
-
-def _read_session(start: Path) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]], int]:
-    """Returns training values, evaluations and the number of broken lines of one start.
-
-    A training value has a learning rate or an iteration, an evaluation has none.
-    """
-    train: dict[int, dict[str, float]] = {}
-    evaluations: dict[int, dict[str, float]] = {}
-    last, broken, file = 0, 0, _scalars(start)
-    for line in file.read_text(encoding='utf-8', errors='replace').splitlines() if file.is_file() else ():
+def _rows(file: Path) -> tuple[list[dict[str, float]], int]:
+    """Returns the numbers of each line of a log, and how many lines are broken."""
+    rows, broken = [], 0
+    for line in file.read_text(encoding='utf-8', errors='replace').splitlines():
         try:
-            values = _numbers(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             broken += bool(line.strip())
             continue
-        if 'iter' in values or 'lr' in values:
-            last = int(values.get('step', values.get('iter', last)))
-            train.setdefault(last, {}).update(values)
-        elif 'step' in values:
-            own = {key: value for key, value in values.items() if key not in TIMES and is_known(key, value)}
+        kept = row.items() if isinstance(row, dict) else ()
+        rows.append({k: v for k, v in kept if isinstance(v, (int, float)) and not isinstance(v, bool)})
+    return [row for row in rows if {'iter', 'lr', 'step'} & set(row)], broken
+
+
+def _add(run: Run, rows: Sequence[dict[str, float]]) -> int:
+    """Adds what one start of a run logged; returns the number of logged steps that were dropped.
+
+    A training value has a learning rate or an iteration, an evaluation has none. What is logged after a resume replaces
+    all from its first step on, which did not lead to its weights.
+    """
+    replaced: set[int] = set()
+    last = None
+    for row in rows:
+        if 'iter' in row or 'lr' in row:
+            step = int(row.get('step', row.get('iter', last or 0)))
+            if last is None:
+                run.by_epoch = run.by_epoch or 'epoch' in row
+                border = row.get('epoch', 0) if run.by_epoch else step
+                replaced = {at for at in run.train if at >= step}
+                run.train = {at: values for at, values in run.train.items() if at < step}
+                run.evaluations = {at: values for at, values in run.evaluations.items() if at < border}
+            last = step
+            run.train.setdefault(step, {}).update(row)
+        else:
+            own = {key: value for key, value in row.items() if key not in TIMES and is_known(key, value)}
             if own:
                 # By epochs in a run of iterations: mmengine counts none, and logs 0.
-                evaluations.setdefault(int(values['step']) or last, {}).update(own)
-    return train, evaluations, broken
-
-
-def _numbers(row: Any) -> dict[str, float]:
-    if not isinstance(row, dict):
-        return {}
-    return {str(k): v for k, v in row.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-
-
-def _join(run: Run, train: dict[int, dict[str, float]], evaluations: dict[int, dict[str, float]]) -> int:
-    """Adds what was logged after a resume. It replaces all from its first step on, which did not lead to its weights.
-
-    Returns the number of logged steps that were dropped.
-    """
-    dropped = 0
-    if train:
-        first = min(train)
-        run.by_epoch = run.by_epoch or 'epoch' in train[first]
-        border = train[first].get('epoch', 0) if run.by_epoch else first
-        dropped = len([step for step in run.train if step >= first and step not in train])
-        run.train = {step: row for step, row in run.train.items() if step < first}
-        run.evaluations = {step: row for step, row in run.evaluations.items() if step < border}
-    run.train.update(train)
-    run.evaluations.update(evaluations)
-    return dropped
+                run.evaluations.setdefault(int(row['step']) or last or 0, {}).update(own)
+    return len(replaced - set(run.train))
 
 
 def _state(run: Run) -> list[str]:
     """Says whether the run was finished."""
     if not run.train and not run.evaluations:
         return ['nothing was logged: the run ended before its first log line, or it is still starting']
-    plan = run.config.get('train_cfg') or {}
-    unit, planned = ('epoch', plan.get('max_epochs')) if run.by_epoch else ('iteration', plan.get('max_iters'))
     notes = []
-    if isinstance(planned, int) and run.train:
-        # A run may end some iterations after its last log line.
-        steps = sorted(run.train)
-        behind = max((b - a for a, b in pairwise(steps)), default=steps[0]) - 1
-        done = max(run.steps, run.epochs) if run.by_epoch else run.iterations
-        length = run.epoch_length if run.by_epoch else 1
-        if done < planned if run.by_epoch and not length else planned * length - run.iterations > behind:
-            notes.append(f'it is not finished: logged until {unit} {done} of {planned}')
+    # A run may end some iterations after its last log line.
+    behind = max(after - before for before, after in pairwise([0, *sorted(run.train)])) if run.train else 0
+    if run.train and run.planned - run.iterations >= behind:
+        done = f'iteration {run.iterations} of {run.planned}'
+        if run.by_epoch:
+            done = f'epoch {max(run.steps, run.epochs)} of {run.config["train_cfg"]["max_epochs"]}'
+        notes.append(f'it is not finished: logged until {done}')
     if not run.evaluations and 'loss_prompt_dissimilarity' not in run.train_keys():
         notes.append('there is no evaluation in its logs')
     return notes

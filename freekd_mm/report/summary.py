@@ -14,12 +14,7 @@ from freekd_mm.runtime.config import is_distilled
 
 
 def summary(work_dir: str | Path, config: str) -> str:
-    """Returns metric, gain over the student alone if there is one, checkpoint, and the next command.
-
-    Args:
-        work_dir: Where the training wrote.
-        config: Its config file.
-    """
+    """Returns metric, gain over the student alone if there is one, checkpoint, and the next command."""
     try:
         run = read_run(Path(work_dir), Path(work_dir).name)
     except NoRunError:  # a config without mmengine's own log
@@ -28,16 +23,14 @@ def summary(work_dir: str | Path, config: str) -> str:
     metric, best = run.best
     if metric and best:
         unit = 'epoch' if run.by_epoch else 'iteration'
-        last = run.metric(metric.key, run.by_epoch)[-1]
+        last = run.metric(metric.key)[-1]
         lines[0] += f'; {metric.label} {metric.cell(best[1])} at {unit} {best[0]}'
         lines[0] += f', {metric.cell(last[1])} at the end' if last != best else ''
         alone = student_alone(run)
-        value = alone.best[1] if alone else None
-        if alone and value:
-            difference = (best[1] - value[1]) * metric.factor
-            lines.append(
-                f'{difference:+.2f} over the student alone, which has {metric.cell(value[1])} ({here(alone.folder)})'
-            )
+        if alone and alone.best[1]:
+            value = alone.best[1][1]
+            gain = f'{(best[1] - value) * metric.factor:+.2f} over the student alone'
+            lines.append(f'{gain}, which has {metric.cell(value)} ({here(alone.folder)})')
     if run.checkpoint is not None:
         lines.append(f'best checkpoint: {here(run.checkpoint)} ({short_hash(run.checkpoint)})')
         lines.append(f'next: {next_command(run, config)}')

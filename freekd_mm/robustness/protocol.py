@@ -35,7 +35,8 @@ def corrupted_config(cfg: Config, corruption: str, severity: int) -> Config:
     if place is None:
         found = ', '.join(map(str, types))
         raise ValueError(f"the test pipeline should have a 'LoadImageFromFile' to corrupt after, but has {found}")
-    dataset.pipeline.insert(place, dict(type='freekd_mm.Corrupt', corruption=corruption, severity=severity))
+    step = dict(type='freekd_mm.Corrupt', corruption=corruption, severity=severity)
+    dataset.pipeline = [*dataset.pipeline[:place], step, *dataset.pipeline[place:]]
     return cfg
 
 

@@ -14,6 +14,8 @@ from freekd_mm.visualize.features import Seen, View
 
 #: What the bands' scale ends at: the strongest hundredth of the teacher's map is cut off.
 TOP = 99.0
+#: Instead of a strength: a white line between bands.
+LINE = 2.0
 
 
 def band_tiles(seen: Seen, level: int, image: np.ndarray, before: Seen | None = None) -> list[Tile]:
@@ -51,28 +53,23 @@ def pyramid(bands: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
         bands: Values in [0, 1]: low band, then horizontal, vertical, diagonal from the finest level on.
         shape: Height and width, for the proportions.
     """
-    scale = SIDE / max(shape)
-    height, width = (max(2, round(length * scale)) for length in shape)
-    canvas = np.zeros((height, width), np.float32)
-    lines = np.zeros((height, width), bool)
-
-    def place(band: np.ndarray, top: int, left: int, bottom: int, right: int) -> None:
-        if bottom > top and right > left:
-            size = (right - left, bottom - top)
-            canvas[top:bottom, left:right] = cv2.resize(band.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
-
-    for level in range((len(bands) - 1) // 3):
-        half_h, half_w = height // 2, width // 2
+    levels = (len(bands) - 1) // 3
+    height, width = (max(2**levels, round(length * SIDE / max(shape))) for length in shape)
+    drawn = _stretch(bands[0], height >> levels, width >> levels)
+    for level in reversed(range(levels)):
+        rows, columns = drawn.shape
+        below, beside = (height >> level) - rows, (width >> level) - columns
         horizontal, vertical, diagonal = bands[1 + 3 * level : 4 + 3 * level]
-        place(horizontal, 0, half_w, half_h, width)
-        place(vertical, half_h, 0, height, half_w)
-        place(diagonal, half_h, half_w, height, width)
-        lines[half_h : half_h + 1, :width] = lines[:height, half_w : half_w + 1] = True
-        height, width = half_h, half_w
-    place(bands[0], 0, 0, height, width)
-    coloured = cv2.applyColorMap((255 * canvas.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
-    coloured[lines] = 255
+        top = np.hstack([drawn, _stretch(horizontal, rows, beside)])
+        drawn = np.vstack([top, np.hstack([_stretch(vertical, below, columns), _stretch(diagonal, below, beside)])])
+        drawn[rows] = drawn[:, columns] = LINE
+    coloured = cv2.applyColorMap((255 * drawn.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    coloured[drawn == LINE] = 255
     return cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB)
+
+
+def _stretch(band: np.ndarray, height: int, width: int) -> np.ndarray:
+    return cv2.resize(band.clip(0, 1).astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
 
 
 def weight_lines(seen: Seen) -> list[Line]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.frequency import WaveletBands, dwt2d
+from freekd_mm.frequency import dwt2d
 from freekd_mm.losses.bands.distance import TINY
 from freekd_mm.losses.bands.loss import BandLoss
 from freekd_mm.prompts.masks import mask_groups
@@ -26,77 +26,54 @@ from freekd_mm.stage1.selectivity import of_masks
 LEVELS = 3
 
 
-@dataclass(frozen=True)
-class BandMaps:
+class BandMaps(NamedTuple):
     """The bands of one feature level of one image, each as a map of its strength (h, w): the mean of |band| over C.
 
-    Attributes:
-        teacher: Low band first, then horizontal, vertical and diagonal detail from the finest level on.
-        student: The same of the student.
-        difference: The mean of |student - teacher|.
+    The low band is first, then horizontal, vertical and diagonal detail from the finest level on.
     """
 
     teacher: list[np.ndarray]
     student: list[np.ndarray]
-    difference: list[np.ndarray]
+    difference: list[np.ndarray]  # the mean of |student - teacher|
 
     @property
     def names(self) -> list[str]:
         """The names of the bands."""
-        return ['low', *(f'{kind} {1 + index // 3}' for index, kind in enumerate(KINDS * (len(self.teacher) // 3)))]
-
-
-KINDS = ('horizontal', 'vertical', 'diagonal')
+        kinds = ('horizontal', 'vertical', 'diagonal')
+        return ['low', *(f'{kinds[index % 3]} {1 + index // 3}' for index in range(len(self.teacher) - 1))]
 
 
 @dataclass
 class Seen:
-    """What one entry of the distillation compares for one image.
+    """What one entry of the distillation compares for one image."""
 
-    Attributes:
-        entry: Its name.
-        bands: By feature level; empty where the entry compares no maps of one shape.
-        masks: By feature level, one (T, h, w) per group of bands; empty without a prompt.
-        weights: By feature level, the weights of the channels (C,); empty without a relation.
-        prompt: How selective the prompt is: as stage 1 measured it, or what these masks tell; empty without a prompt.
-        note: Why there is nothing to see.
-        remarks: How the pictures differ from what the loss sees.
-    """
-
-    entry: str
-    bands: list[BandMaps] = field(default_factory=list)
-    masks: list[list[Tensor]] = field(default_factory=list)
-    weights: list[np.ndarray] = field(default_factory=list)
-    prompt: dict[str, Any] = field(default_factory=dict)
-    note: str = ''
-    remarks: list[str] = field(default_factory=list)
+    entry: str  # its name
+    bands: list[BandMaps] = field(default_factory=list)  # by feature level; empty without maps of one shape
+    masks: list[list[Tensor]] = field(default_factory=list)  # by level, one (T, h, w) per group of bands
+    weights: list[np.ndarray] = field(default_factory=list)  # by level, those of the channels (C,)
+    prompt: dict[str, Any] = field(default_factory=dict)  # how selective it is: as stage 1, or these masks, tell
+    note: str = ''  # why there is nothing to see
+    remarks: list[str] = field(default_factory=list)  # how the pictures differ from what the loss sees
 
 
-@dataclass(frozen=True)
-class View:
-    """An image as the models get it, and what each entry compares for it.
+class View(NamedTuple):
+    """An image as the models get it, and what each entry compares for it."""
 
-    Attributes:
-        image: (H, W, 3), RGB.
-        entries: In the order of the config.
-    """
-
-    image: np.ndarray
-    entries: list[Seen]
+    image: np.ndarray  # (H, W, 3), RGB
+    entries: list[Seen]  # in the order of the config
 
 
 @torch.no_grad()
-def look(model: Any, data: Any, entries: Sequence[str] | None = None) -> View:
+def look(model: Any, data: Any) -> View:
     """Runs teacher and student on one sample of a data set, without any change to the model or the random numbers.
 
     Args:
         model: A distilled student.
         data: One item of a data set: ``inputs`` and ``data_samples``.
-        entries: Names of the entries to look at; all by default.
     """
     distillation = model.distillation
-    chosen = [distillation.entry(name) for name in entries or list(distillation.entries)]
-    with isolated_rng(seed=0), eval_mode(model), torch.autocast(_device(model).type, enabled=False):
+    device = next(model.parameters()).device
+    with isolated_rng(seed=0), eval_mode(model), torch.autocast(device.type, enabled=False):
         batch = model.data_preprocessor(pseudo_collate([data]), False)
         inputs, samples = batch['inputs'], batch['data_samples']
         size = (inputs.shape[-2], inputs.shape[-1])
@@ -105,7 +82,7 @@ def look(model: Any, data: Any, entries: Sequence[str] | None = None) -> View:
             with distillation.student_recorder:
                 forward_features(model, inputs, samples)
             seen = []
-            for entry in chosen:
+            for entry in map(distillation.entry, distillation.entries):
                 students = distillation.student_recorder.levels(entry.student_taps)
                 teachers = distillation.teacher.levels(entry.teacher_taps)
                 seen.append(compared_by(entry, *entry.compared(students, teachers, size)))
@@ -114,19 +91,9 @@ def look(model: Any, data: Any, entries: Sequence[str] | None = None) -> View:
     return View(as_rgb(inputs[0], model.data_preprocessor), seen)
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
 @torch.no_grad()
 def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Seen:
-    """Returns what an entry sees in the features that it compares.
-
-    Args:
-        entry: The entry.
-        students: The student's levels after the connector.
-        teachers: The teacher's levels.
-    """
+    """Returns what an entry sees in the levels of student (after the connector) and teacher."""
     seen = Seen(entry.name)
     if entry.logits:
         seen.note = 'it compares logits, which have no bands to show'
@@ -156,21 +123,20 @@ def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tenso
 
 def band_maps(student: Tensor, teacher: Tensor, loss: nn.Module | None = None) -> BandMaps:
     """Returns the bands of the first image (N, C, H, W), normalised as in the loss."""
-    ours, theirs = (dwt2d(features[:1], getattr(loss, 'levels', LEVELS)) for features in (student, teacher))
     maps = BandMaps([], [], [])
-    for own, other in zip_equal(_listed(ours), _listed(theirs)):
-        if getattr(loss, 'standardises', True):
-            own, other = _standardised(own), _standardised(other)
-        for found, band in ((maps.teacher, other), (maps.student, own), (maps.difference, own - other)):
+    ours, theirs = (_bands(features[:1], loss) for features in (student, teacher))
+    for own, other in zip_equal(ours, theirs):
+        for found, band in zip_equal(maps, (other, own, own - other)):
             found.append(band[0].abs().mean(0).cpu().numpy())
     return maps
 
 
-def _standardised(band: Tensor) -> Tensor:
-    """Returns a band (1, C, h, w) with mean 0 and deviation 1 in each channel; 0 where it is constant."""
-    band = band - band.mean((2, 3), keepdim=True)
-    return band * band.square().mean((2, 3), keepdim=True).clamp(min=TINY).rsqrt()
-
-
-def _listed(bands: WaveletBands) -> list[Tensor]:
-    return [bands.low, *(band for detail in bands.high for band in detail)]
+def _bands(features: Tensor, loss: nn.Module | None) -> Iterator[Tensor]:
+    """Yields the bands (1, C, h, w), where the loss does so with mean 0 and deviation 1 in each channel."""
+    bands = dwt2d(features, getattr(loss, 'levels', LEVELS))
+    for band in (bands.low, *(band for detail in bands.high for band in detail)):
+        if getattr(loss, 'standardises', True):
+            centred = band - band.mean((2, 3), keepdim=True)
+            yield centred * centred.square().mean((2, 3), keepdim=True).clamp(min=TINY).rsqrt()
+        else:
+            yield band

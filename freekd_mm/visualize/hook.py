@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -27,28 +26,18 @@ class DistillPicturesHook(Hook):
     numbers are those of a training without the hook.
 
     Args:
-        interval: Epochs or iterations between two pictures.
+        interval: Epochs or iterations between two pictures; the first shows the student before its first step.
         by_epoch: Count epochs.
         images: How many images, from the beginning of the validation data, or of the training data without those.
-        entries: Names of the entries to show; all by default.
-        at_start: Also show the student before its first step.
     """
 
     # Before checkpoints and logs are written, as they might end the run.
     priority = 'NORMAL'
 
-    def __init__(
-        self,
-        interval: int = 1,
-        by_epoch: bool = True,
-        images: int = 2,
-        entries: Sequence[str] | None = None,
-        at_start: bool = True,
-    ) -> None:
+    def __init__(self, interval: int = 1, by_epoch: bool = True, images: int = 2) -> None:
         check_positive('interval', interval, integer=True)
         check_positive('images', images, integer=True)
         self.interval, self.by_epoch, self.images = interval, by_epoch, images
-        self.entries, self.at_start = entries, at_start
         self._data: list[Any] = []
 
     def before_train(self, runner: Any) -> None:
@@ -59,9 +48,7 @@ class DistillPicturesHook(Hook):
                 "DistillPicturesHook should run with model=dict(type='freekd_mm.DistilledModel', ...), but got "
                 f'{type(model).__name__}'
             )
-        for name in self.entries or ():
-            model.distillation.entry(name)
-        if self.at_start and runner.iter == 0:
+        if runner.iter == 0:
             self.show(runner, 0)
 
     def after_train_epoch(self, runner: Any) -> None:
@@ -77,31 +64,21 @@ class DistillPicturesHook(Hook):
             self.show(runner, runner.iter + 1)
 
     def show(self, runner: Any, step: int) -> None:
-        """Sends the pictures of all images to the visualizer.
-
-        Args:
-            runner: The runner.
-            step: Iterations so far.
-        """
+        """Sends the pictures of all images to the visualizer; ``step`` is the number of iterations so far."""
         if not is_main_process():
             return
         from freekd_mm.visualize.draw import overviews
         from freekd_mm.visualize.features import look
 
-        for index, data in enumerate(self._samples(runner)):
-            view = look(unwrapped_model(runner), data, self.entries)
-            for name, picture in overviews(view):
-                runner.visualizer.add_image(f'distill_{name}_{index}', picture, step=step)
-            if step == 0 and index == 0:
-                for seen in view.entries:
-                    if seen.note:
-                        say(f"no pictures of distill '{seen.entry}': {seen.note}")
-
-    def _samples(self, runner: Any) -> list[Any]:
-        """Returns the same images each time, read once."""
         if not self._data:
             loop = runner.val_loop if runner._val_loop is not None else runner.train_loop
             dataset = loop.dataloader.dataset
             with isolated_rng(seed=0):
                 self._data = [dataset[index] for index in range(min(self.images, len(dataset)))]
-        return self._data
+        for index, data in enumerate(self._data):
+            view = look(unwrapped_model(runner), data)
+            for name, picture in overviews(view):
+                runner.visualizer.add_image(f'distill_{name}_{index}', picture, step=step)
+            for seen in view.entries if step == index == 0 else ():
+                if seen.note:
+                    say(f"no pictures of distill '{seen.entry}': {seen.note}")

@@ -18,6 +18,7 @@ from torch import nn
 
 from freekd_mm.checkpoints.fitting import load_what_fits, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.config import build_model, default_scope, is_distilled
 from freekd_mm.runtime.model import PREFIX
 from freekd_mm.runtime.rng import isolated_rng
@@ -42,22 +43,6 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def build_distilled(cfg: Config) -> nn.Module:
-    """Builds teacher and student of a distillation config.
-
-    Raises:
-        ValueError: The config has no teacher.
-    """
-    if not is_distilled(cfg.model):
-        raise ValueError(
-            f"config should be a distillation config, with model=dict(type='freekd_mm.DistilledModel', ...), but its "
-            f'model is {cfg.model.get("type")!r}; write one with tools/make_config.py'
-        )
-    model = build_model(cfg.model, cfg.get('default_scope'))
-    model.eval()
-    return model
-
-
 def load_student(model: nn.Module, checkpoint: str | Path, needs_all: bool = True) -> None:
     """Loads a training checkpoint of the student, its projections included.
 
@@ -73,11 +58,7 @@ def load_student(model: nn.Module, checkpoint: str | Path, needs_all: bool = Tru
 
 
 def compare(
-    cfg: Config,
-    checkpoint: str | Path,
-    data: Sequence[Any],
-    before: str | Path | None = None,
-    entries: Sequence[str] | None = None,
+    cfg: Config, checkpoint: str | Path, data: Sequence[Any], before: str | Path | None = None
 ) -> list[tuple[View, View | None]]:
     """Looks at each sample with the student of a checkpoint, and with the student before.
 
@@ -87,35 +68,33 @@ def compare(
         data: Items of a data set.
         before: ``'init'`` for the student as the training starts, or a checkpoint; one without projections, such as
             that of the student alone, is shown through those of the distillation. None leaves it out.
-        entries: Names of the entries to look at; all by default.
     """
+    if not is_distilled(cfg.model):
+        raise ValueError(
+            f"config should be a distillation config, with model=dict(type='freekd_mm.DistilledModel', ...), but its "
+            f'model is {cfg.model.get("type")!r}; write one with tools/make_config.py'
+        )
     with default_scope(cfg.get('default_scope')), isolated_rng(cfg.get('randomness', {}).get('seed') or 0):
-        model = build_distilled(cfg)
-        first: list[View] = []
+        model = build_model(cfg.model, cfg.get('default_scope')).eval()
+        first: list[Any] = [None] * len(data)
         if before == INIT:
             model.init_weights()  # type: ignore[operator]
-            first = [look(model, item, entries) for item in data]
+            first = [look(model, item) for item in data]
         load_student(model, checkpoint)
-        after = [look(model, item, entries) for item in data]
+        after = [look(model, item) for item in data]
         if before is not None and before != INIT:
             load_student(model, before, needs_all=False)
-            first = [look(model, item, entries) for item in data]
-    return [(view, first[index] if first else None) for index, view in enumerate(after)]
+            first = [look(model, item) for item in data]
+    return list(zip_equal(after, first))
 
 
 def read_images(cfg: Config, files: Sequence[str | Path]) -> list[Any]:
-    """Reads image files through the config's test pipeline, without annotations.
-
-    Raises:
-        FileNotFoundError: A file does not exist.
-        ValueError: The config does not say how images are read.
-    """
+    """Reads image files through the config's test pipeline, without annotations."""
     for file in files:
         if not Path(file).is_file():
             raise FileNotFoundError(f'an image should be an existing file, but got {str(file)!r}')
-    steps = _pipeline(cfg)
     with default_scope(cfg.get('default_scope')):
-        compose = Compose([copy.deepcopy(step) for step in steps])
+        compose = Compose(copy.deepcopy(_pipeline(cfg)))
         return [compose({'img_path': str(file), 'img_id': index}) for index, file in enumerate(files)]
 
 

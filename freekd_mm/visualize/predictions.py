@@ -30,18 +30,6 @@ SIDE = 400
 COLORS = ((220, 60, 60), (60, 120, 220), (60, 170, 90), (230, 160, 40), (150, 90, 200), (40, 180, 190), (200, 90, 150))
 
 
-class Column(NamedTuple):
-    """What one model predicts.
-
-    Attributes:
-        label: Name of the model.
-        samples: Its data samples, one per picture.
-    """
-
-    label: str
-    samples: list[Any]
-
-
 class Drawn(NamedTuple):
     """A picture (H, W, 3), RGB, the classes in it, and how many boxes it shows, in words."""
 
@@ -73,13 +61,13 @@ def predict(model: nn.Module, data: Sequence[Any]) -> list[Any]:
         return [model.eval().test_step(pseudo_collate([copy.deepcopy(item)]))[0] for item in data]  # type: ignore[operator]
 
 
-def side_by_side(columns: Sequence[Column], data: Sequence[Any], meta: dict[str, Any]) -> list[Markup]:
-    """Returns a row of pictures per image: the ground truth, then each model."""
+def side_by_side(columns: dict[str, list[Any]], data: Sequence[Any], meta: dict[str, Any]) -> list[Markup]:
+    """Returns a row of pictures per image: the ground truth, then what each model predicts, by its name."""
     rows, colors = [], palette(meta)
     classes: set[int] = set()
     for index, item in enumerate(data):
         drawn = [('ground truth', draw(item['data_samples'], colors, truth=True))]
-        drawn += [(column.label, draw(column.samples[index], colors)) for column in columns]
+        drawn += [(label, draw(samples[index], colors)) for label, samples in columns.items()]
         figures = [picture(d.picture, f'{label}{d.boxes}', photo=True) for label, d in drawn]
         rows.append(parts.pictures(figures, len(figures)))
         classes.update(*(d.classes for _, d in drawn))
@@ -89,13 +77,7 @@ def side_by_side(columns: Sequence[Column], data: Sequence[Any], meta: dict[str,
 
 
 def draw(sample: Any, colors: Sequence[tuple[int, ...]], truth: bool = False) -> Drawn:
-    """Draws the predictions or the ground truth.
-
-    Args:
-        sample: A data sample of mmdet or mmseg, with ``img_path``.
-        colors: One per class.
-        truth: Draw the ground truth.
-    """
+    """Draws the predictions or the ground truth of a data sample of mmdet or mmseg, with a colour per class."""
     image = cv2.imread(sample.metainfo['img_path'])[..., ::-1]
     prefix = 'gt' if truth else 'pred'
     if hasattr(sample, f'{prefix}_sem_seg'):
@@ -126,8 +108,8 @@ def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, colors: Sequence[tuple[int, ...]]
 ) -> np.ndarray:
     """Returns the picture, enlarged if it is small, with boxes (N, 4) in the colours of their classes."""
-    scale = max(1.0, SIDE / max(image.shape[:2]))
-    canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    canvas = _enlarged(image, cv2.INTER_LINEAR)
+    scale = len(canvas) / len(image)
     for box, label in zip_equal((boxes * scale).round().astype(int).tolist(), labels):
         # A dark border, so that every colour is visible on every background.
         for color, width in (((15, 15, 15), 5), (colors[label % len(colors)], 3)):
@@ -137,9 +119,11 @@ def draw_boxes(
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, colors: Sequence[tuple[int, ...]]) -> np.ndarray:
     """Returns the picture with the classes (H, W) of its pixels over it; pixels without a class stay as they are."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(colors)] = colors
-    known = (labels < len(colors))[..., None]
-    mixed = np.where(known, 0.35 * image + 0.65 * table[labels.clip(0, 255)], image).astype(np.uint8)
+    known = labels < len(colors)
+    mixed = 0.35 * image + 0.65 * np.array(colors)[np.where(known, labels, 0)]
+    return _enlarged(np.where(known[..., None], mixed, image).astype(np.uint8), cv2.INTER_NEAREST)
+
+
+def _enlarged(image: np.ndarray, interpolation: int) -> np.ndarray:
     scale = max(1.0, SIDE / max(image.shape[:2]))
-    return cv2.resize(mixed, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=interpolation)

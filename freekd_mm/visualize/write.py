@@ -17,7 +17,6 @@ from freekd_mm.pictures import png
 from freekd_mm.prompts.prompt_file import use_prompt
 from freekd_mm.stage1.selectivity import describe
 from freekd_mm.visualize.draw import overviews
-from freekd_mm.visualize.features import View
 from freekd_mm.visualize.loading import INIT, compare, quiet, read_images
 from freekd_mm.visualize.page import view_parts
 
@@ -28,7 +27,6 @@ def visualize(
     images: Sequence[str | Path],
     out: str | Path,
     before: str | Path | None = None,
-    entries: Sequence[str] | None = None,
     force: bool = False,
 ) -> list[Path]:
     """Writes a page (``out`` ends in ``.html``) or a folder of PNG files; returns what was written.
@@ -39,23 +37,31 @@ def visualize(
         images: Image files.
         out: The page or the folder.
         before: ``'init'`` or a checkpoint of the student before the distillation.
-        entries: Names of the entries of ``distill`` to show; all by default.
         force: Replace files that a person made or edited, and keep them as ``.bak``.
     """
     for file in (checkpoint, *([before] if before and before != INIT else [])):
         if not Path(file).is_file():
-            raise FileNotFoundError(f'a checkpoint should be an existing file, but got {str(file)!r}.{_near(file)}')
+            near = [item.name for item in Path(file).parent.iterdir()] if Path(file).parent.is_dir() else []
+            raise FileNotFoundError(
+                f'a checkpoint should be an existing file, but got {str(file)!r}.{did_you_mean(Path(file).name, near)}'
+            )
     is_page = Path(out).suffix.lower() in ('.html', '.htm')
     if is_page:
         check_output(out, [checkpoint, *images], force)
     use_prompt(cfg)
     with quiet():
-        views = compare(cfg, checkpoint, read_images(cfg, images), before, entries)
+        views = compare(cfg, checkpoint, read_images(cfg, images), before)
     for seen in views[0][0].entries:
         if seen.masks:
             print_log(f"the weight of the prompt of '{seen.entry}':\n{describe(seen.prompt)}")
     if is_page:
-        return [_write_page(Path(out), cfg, Path(checkpoint), images, views, before)]
+        first = 'the student as its training starts' if before == INIT else before and _named(before)
+        says = f'"Before" is {first}, "after" is {_named(checkpoint)}.' if before else _named(checkpoint)
+        found = [parts.notes([says])]
+        for file, (view, old) in zip_equal(images, views):
+            shown = parts.pictures([picture(view.image, 'as the models see it', photo=True)])
+            found.append(parts.section(Path(file).name, [shown, *view_parts(view, old)]))
+        return [write_page(out, f'What {Path(cfg.filename).name} distils', Path(checkpoint).name, found)]
     drawn = {
         Path(out) / f'{Path(file).stem}_{name}.png': overview
         for file, (view, first) in zip_equal(images, views)
@@ -68,28 +74,5 @@ def visualize(
     return [write_kept(path, png(overview)) for path, overview in drawn.items()]
 
 
-def _near(file: str | Path) -> str:
-    folder = Path(file).parent
-    return did_you_mean(Path(file).name, [item.name for item in folder.iterdir()]) if folder.is_dir() else ''
-
-
-def _write_page(
-    out: Path,
-    cfg: Config,
-    checkpoint: Path,
-    images: Sequence[str | Path],
-    views: Sequence[tuple[View, View | None]],
-    before: str | Path | None,
-) -> Path:
-    first = 'the student as its training starts' if before == INIT else before and _named(Path(before))
-    remarks = [f'"Before" is {first}, "after" is {_named(checkpoint)}.' if before else _named(checkpoint)]
-    found = [parts.notes(remarks)]
-    for file, (view, old) in zip_equal(images, views):
-        shown = parts.pictures([picture(view.image, 'as the models see it', photo=True)])
-        found.append(parts.section(Path(file).name, [shown, *view_parts(view, old)]))
-    name = Path(cfg.filename).name if cfg.filename else 'a config'
-    return write_page(out, f'What {name} distils', checkpoint.name, found)
-
-
-def _named(file: Path) -> str:
-    return f'{"/".join(file.parts[-2:])} ({short_hash(file)})'
+def _named(file: str | Path) -> str:
+    return f'{"/".join(Path(file).parts[-2:])} ({short_hash(file)})'

@@ -116,7 +116,7 @@ def test_python_calls_and_models_install(installed, call):
 
 
 #: These refuse to train without a DistilledModel, which has installed by then, or run in our own processes.
-NEEDS_US = {'DistillScheduleHook', 'DistillPicturesHook', 'BenchmarkImagesHook', 'BenchmarkStatusHook'}
+NEEDS_US = {'DistillScheduleHook', 'DistillPicturesHook', 'BenchmarkImagesHook'}
 
 
 @pytest.mark.parametrize('name', sorted(set(OURS.modules) - NEEDS_US))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.datasets import CLASSES, DET_METAINFO, IGNORE_LABEL, SEG_METAINFO, STUFF, THINGS, render_scene
-from freekd_mm.datasets.objects import OUTLINES, thing
+from freekd_mm.datasets import CLASSES, DET_METAINFO, SEG_METAINFO, STUFF, THINGS, render_scene
+from freekd_mm.datasets.classes import IGNORE_LABEL
+from freekd_mm.datasets.objects import SHAPES, thing
 from freekd_mm.datasets.textures import ground_pattern
 
 
@@ -82,7 +83,7 @@ def test_ground_patterns_are_fine(name):
 
 
 def test_metainfo_has_a_colour_a_class():
-    assert set(OUTLINES) == set(THINGS)
+    assert set(SHAPES) == set(THINGS)
     for metainfo in (DET_METAINFO, SEG_METAINFO):
         assert len(set(metainfo['classes'])) == len(metainfo['classes']) == len(set(map(tuple, metainfo['palette'])))
 

@@ -13,7 +13,7 @@ from html_checks import check_page
 from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.report.build import write_report
 from freekd_mm.report.configs import differences, facts, read_config, text
-from freekd_mm.report.log import iterations_per_epoch, read_environment
+from freekd_mm.report.log import read_log
 from freekd_mm.report.runs import NoRunError, read_run, read_runs
 
 
@@ -150,7 +150,7 @@ def test_versions_are_read_from_the_head_of_the_log(tmp_path: Path) -> None:
         f'    GPU 0,1: NVIDIA H200\n    CUDA_HOME: /usr/local/cuda\n    PyTorch: 2.13.0\n{rule}\n\n'
         '    PyTorch: of the config below\n'
     )
-    assert read_environment(tmp_path / 'a.log') == {'Python': '3.11.7', 'GPU': 'NVIDIA H200', 'PyTorch': '2.13.0'}
+    assert read_log(tmp_path / 'a.log')[0] == {'Python': '3.11.7', 'GPU': 'NVIDIA H200', 'PyTorch': '2.13.0'}
 
 
 def write_result(file: Path, checkpoint: Path, value: float) -> None:
@@ -182,7 +182,7 @@ def test_the_last_iteration_need_not_be_logged(tmp_path: Path) -> None:
     run = write_session(tmp_path, '1', rows, 'train_cfg = dict(max_epochs=2)\n')
     log = '2026/01/01 - INFO - Epoch(train)  [1][ 30/36]  lr: 1.0e-01  loss: 3.0\n'
     (run / '1/1.log').write_text(log)
-    assert iterations_per_epoch(run / '1/1.log') == 36
+    assert read_log(run / '1/1.log') == ({}, 36)
     found = read_run(run, 'run')
     assert (found.iterations, found.epochs, found.notes) == (72, 2, [])
     assert found.metric('coco/bbox_mAP', epochs=False) == [(36, 0.1), (72, 0.2)]
