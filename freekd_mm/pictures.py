@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from torch import Tensor
 
@@ -18,15 +19,10 @@ TITLE, GAP = 22, 6
 
 
 class Tile(NamedTuple):
-    """A picture with its title.
-
-    Attributes:
-        title: What it shows.
-        picture: (H, W, 3), RGB.
-    """
+    """A picture with its title."""
 
     title: str
-    picture: np.ndarray
+    picture: np.ndarray  # (H, W, 3), RGB
 
 
 def mask_pictures(image: np.ndarray, masks: Mapping[str, Sequence[Tensor]], folder: Path) -> list[Path]:
@@ -63,8 +59,6 @@ def mask_tiles(image: np.ndarray, groups: Sequence[Tensor], prefix: str = '') ->
 
 def overlay(canvas: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Returns an RGB picture with values (h, w) in [0, 1] over it, from blue to red."""
-    import cv2
-
     size = (canvas.shape[1], canvas.shape[0])
     level = cv2.resize((255 * values.clip(0, 1)).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     heat = cv2.cvtColor(cv2.applyColorMap(level, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
@@ -73,8 +67,6 @@ def overlay(canvas: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def shrink(image: np.ndarray) -> np.ndarray:
     """Returns an image, scaled to SIDE pixels on its longer side."""
-    import cv2
-
     scale = SIDE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
@@ -88,8 +80,6 @@ def grid(rows: Sequence[Sequence[Tile]]) -> np.ndarray:
 
 
 def _titled(tile: Tile) -> np.ndarray:
-    import cv2
-
     framed = np.pad(tile.picture, ((TITLE, GAP), (0, GAP), (0, 0)), constant_values=255)
     place = (2, TITLE - 7)
     return cv2.putText(framed, tile.title, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40, 40, 40), 1, cv2.LINE_AA)
@@ -97,13 +87,9 @@ def _titled(tile: Tile) -> np.ndarray:
 
 def png(picture: np.ndarray) -> bytes:
     """Returns the PNG file of an RGB picture (H, W, 3)."""
-    import cv2
-
     return cv2.imencode('.png', picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
 
 
 def jpeg(picture: np.ndarray) -> bytes:
     """Returns the JPEG file of an RGB picture: a tenth of the size of a PNG if it has a photo in it."""
-    import cv2
-
     return cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()

@@ -7,7 +7,6 @@ import time
 from typing import TextIO
 
 _WIDTH = 30
-_SECONDS_BETWEEN_DRAWS = 0.1
 
 
 def format_seconds(seconds: float) -> str:
@@ -32,37 +31,28 @@ class ProgressBar:
         self.label = label
         self.stream = stream if stream is not None else sys.stderr
         self._start = time.monotonic()
-        self._first_done: int | None = None
-        self._drawn = float('-inf')
-        self._tenth = 0
+        self._before: int | None = None
+        self._shown = 0
 
     def __call__(self, done: int, total: int) -> None:
-        """Draws the bar if enough has happened since it was drawn last."""
-        now = time.monotonic()
-        if self._first_done is None:
+        """Draws the bar if another part of the work is done: a tenth in a log, a hundredth in a terminal."""
+        if self._before is None:
             # What was done before the bar was made (a resumed run) says nothing about the speed.
-            self._first_done = done - 1
-        elapsed = now - self._start
-        left = elapsed / max(done - self._first_done, 1) * (total - done)
-        timing = (
-            f'{format_seconds(elapsed)} so far, {format_seconds(left)} left'
-            if done < total
-            else format_seconds(elapsed)
-        )
-        if self.stream.isatty():
-            if now - self._drawn < _SECONDS_BETWEEN_DRAWS and done < total:
-                return
-            self._drawn = now
-            full = _WIDTH * done // max(total, 1)
-            bar = '#' * full + '.' * (_WIDTH - full)
-            # \033[K clears what is left of a longer line.
-            self.stream.write(
-                f'\r{self.label} [{bar}] {done}/{total}, {timing}\033[K' + ('\n' if done >= total else '')
-            )
+            self._before = done - 1
+        is_log = not self.stream.isatty()
+        part = (10 if is_log else 100) * done // max(total, 1)
+        if part == self._shown:
+            return
+        self._shown = part
+        elapsed = time.monotonic() - self._start
+        left = elapsed / max(done - self._before, 1) * (total - done)
+        said = f'{done}/{total}, {format_seconds(elapsed)}'
+        if done < total:
+            said += f' so far, {format_seconds(left)} left'
+        if is_log:
+            self.stream.write(f'{self.label}: {said}\n')
         else:
-            tenth = 10 * done // max(total, 1)
-            if tenth == self._tenth:
-                return
-            self._tenth = tenth
-            self.stream.write(f'{self.label}: {done}/{total}, {timing}\n')
+            bar = '#' * (_WIDTH * done // max(total, 1))
+            # \033[K clears what is left of a longer line.
+            self.stream.write(f'\r{self.label} [{bar:.<{_WIDTH}}] {said}\033[K' + ('\n' if done >= total else ''))
         self.stream.flush()

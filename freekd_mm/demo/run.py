@@ -14,6 +14,7 @@ from mmengine.config import Config
 from freekd_mm.demo.steps import Step, Steps
 from freekd_mm.pages.page import parts
 from freekd_mm.report.build import write_report
+from freekd_mm.report.files import last_checkpoint
 from freekd_mm.report.metrics import main_metrics
 from freekd_mm.text import table
 from freekd_mm.wizard.methods import METHODS, parse_methods
@@ -28,7 +29,7 @@ ON_REAL_DATA = {
     'seg': 'python tools/train.py configs/wavelet/pspnet_r18_r101.py',
 }
 HONEST = (
-    'A generated toy data set, one seed, minutes of training: it shows the steps and that everything works. It is no '
+    'A generated toy data set, one seed, minutes of training: it shows the steps and that everything works. It is no\n'
     'benchmark, and a difference of a few points between two of its models may be chance.'
 )
 
@@ -53,7 +54,7 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
     alone, distilled = base / f'student_seed{seed}', base / f'{method}_seed{seed}'
     config = base / 'configs' / f'{distilled.name}.py'
     make = [student, teacher, '--method', method, '-o', config]
-    make += ['--teacher-checkpoint', newest_checkpoint(base / 'teacher')]
+    make += ['--teacher-checkpoint', last_checkpoint(base / 'teacher')]
     make += ['--prompt-iters', PROMPT_ITERATIONS, '--prompt-dir', base / 'prompt']
     steps.run(_tool(f'make_config_{distilled.name}', f'wrote {config.name}', 'make_config', *make))
     trainings = [_training(root, student, alone, seed), _training(root, str(config), distilled, seed)]
@@ -66,27 +67,29 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
 
     exported = base / f'{distilled.name}.pth'
     runs = {
-        'teacher': (teacher, newest_checkpoint(base / 'teacher')),
-        'student alone': (student, newest_checkpoint(alone)),
-        f'student, {method}': (str(config), newest_checkpoint(distilled)),
+        'teacher': (teacher, last_checkpoint(base / 'teacher')),
+        'student alone': (student, last_checkpoint(alone)),
+        f'student, {method}': (str(config), last_checkpoint(distilled)),
         'the exported file in plain MM': (student, exported),
     }
-    export = (config, newest_checkpoint(distilled), '-o', exported)
+    export = (config, last_checkpoint(distilled), '-o', exported)
     steps.run(_tool(f'export_{distilled.name}', f'exported {exported.name}', 'export_student', *export))
-    steps.run(*(_test(base, label, *run) for label, run in runs.items()))
+    tests = []
+    results = {label: base / f'test_{label.replace(", ", "_").replace(" ", "_")}.json' for label in runs}
+    for label, out in results.items():
+        words = (*runs[label], '--result', out, '--work-dir', out.with_suffix(''))
+        tests.append(_tool(out.stem, f'tested {label}', 'test', *words))
+    steps.run(*tests)
     rows = []
-    for label, (path, _) in runs.items():
-        result = json.loads(_result(base, label).read_text())
+    for label, out in results.items():
+        result = json.loads(out.read_text())
         metric = main_metrics(result)[0]
         file = f'{Path(result["checkpoint"]).name} ({result["sha256"]})'
-        rows.append([label, metric.cell(result[metric.key]), *measure(root / path), file])
+        rows.append([label, metric.cell(result[metric.key]), *measure(root / runs[label][0]), file])
     header = ['model', metric.label, 'parameters', 'ms per image', 'file (SHA-256)']
     print('\n' + table(rows, header))
-    print(
-        '\nOne seed on generated pictures: a toy that shows the steps, not a benchmark.\n'
-        f'On real data: {ON_REAL_DATA[task]}\n'
-        f'Everything is in {base}; {time.monotonic() - start:.0f} s in this run.'
-    )
+    print(f'\n{HONEST}\nOn real data: {ON_REAL_DATA[task]}')
+    print(f'Everything is in {base}; {time.monotonic() - start:.0f} s in this run.')
     names = ['student alone', f'student, {method}', 'teacher']
     report = demo_report(base / 'report.html', [alone, distilled, base / 'teacher'], names, task, header, rows)
     print(f'The report, with curves and pictures: {report}')
@@ -101,16 +104,7 @@ def demo_report(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
 ) -> Path:
-    """Writes the report of a finished demo; returns its path.
-
-    Args:
-        out: The HTML file.
-        folders: Work directories of the models.
-        names: What to call them.
-        task: The demo's task.
-        header: Columns of the demo's table.
-        rows: The demo's table.
-    """
+    """Writes the report of a finished demo with its table, and the models' work directories; returns its path."""
     on_real_data = 'With the data set of this config in place (see docs/getting-started.md):'
     first = [
         parts.section('The demo', [parts.notes([HONEST]), parts.table(header, rows, 't' + 'n' * len(header))]),
@@ -136,22 +130,6 @@ def _iterations(cfg: Config) -> int:
         return int(cfg.train_cfg.max_iters)
     settings = json.loads((Path(cfg.data_root) / 'scenes.json').read_text())['settings']
     return int(cfg.train_cfg.max_epochs * (settings['num_train'] // cfg.train_dataloader.batch_size))
-
-
-def newest_checkpoint(work_dir: Path) -> Path:
-    """Returns the last checkpoint of a run."""
-    return Path((work_dir / 'last_checkpoint').read_text().strip())
-
-
-def _result(base: Path, label: str) -> Path:
-    return base / f'test_{label.replace(", ", "_").replace(" ", "_")}.json'
-
-
-def _test(base: Path, label: str, config: str, checkpoint: Path) -> Step:
-    """Returns the command that evaluates a checkpoint."""
-    out = _result(base, label)
-    words = (config, checkpoint, '--result', out, '--work-dir', out.with_suffix(''))
-    return _tool(out.stem, f'tested {label}', 'test', *words)
 
 
 def measure(config: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,25 +13,18 @@ from pathlib import Path
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_text
 from freekd_mm.progress import ProgressBar, format_seconds
+from freekd_mm.report.runs import NoRunError, read_run
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the demo.
+    """A step of the demo."""
 
-    Attributes:
-        name: Name of the step and of its log.
-        label: What is printed about it.
-        command: The command line, which anyone can run by hand.
-        work_dir: For a training: its log shows the progress.
-        iterations: For a training: its iterations.
-    """
-
-    name: str
-    label: str
-    command: Sequence[str]
-    work_dir: Path = Path()
-    iterations: int = 0
+    name: str  # of the step and of its log
+    label: str  # what is printed about it
+    command: Sequence[str]  # which anyone can run by hand
+    work_dir: Path = Path()  # for a training: its log shows the progress
+    iterations: int = 0  # for a training
 
 
 class Steps:
@@ -62,7 +54,10 @@ class Steps:
             if total:
                 bar(min(sum(iterations_done(step.work_dir) for step in waiting), total - 1), total)
         for step, process in zip_equal(waiting, running):
-            self._check(process, step)
+            if process.wait() != 0:
+                log = self.folder / f'{step.name}.log'
+                tail = '\n'.join(log.read_text(errors='replace').splitlines()[-15:])
+                raise SystemExit(f'{tail}\n\nthe demo stopped: {" ".join(step.command)} failed.\nThe whole log: {log}')
             write_text(self._marker(step), '')
         if total:
             bar(total, total)
@@ -77,21 +72,10 @@ class Steps:
         with open(self.folder / f'{step.name}.log', 'a') as log:
             return subprocess.Popen(step.command, cwd=self.root, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
-    def _check(self, process: subprocess.Popen, step: Step) -> None:
-        if process.wait() != 0:
-            log = self.folder / f'{step.name}.log'
-            tail = '\n'.join(log.read_text(errors='replace').splitlines()[-15:])
-            raise SystemExit(f'{tail}\n\nthe demo stopped: {" ".join(step.command)} failed.\nThe whole log: {log}')
-
 
 def iterations_done(work_dir: Path) -> int:
-    """Returns the iteration that the newest log in a work directory has reached."""
-    newest = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    for line in reversed(newest[-1].read_text().splitlines() if newest else []):
-        try:
-            entry = json.loads(line)
-        except ValueError:  # a line that is being written
-            continue
-        if 'iter' in entry:  # an evaluation's step is its epoch
-            return int(entry['step'])
-    return 0
+    """Returns the iteration that the log in a work directory has reached."""
+    try:
+        return read_run(work_dir, work_dir.name).iterations
+    except (FileNotFoundError, NoRunError):
+        return 0

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
 
-from freekd_mm.compat.versions import zip_equal
+from freekd_mm.doctor import rules
 from freekd_mm.doctor.pins import (
     DEFAULT_STACK,
     MM_DISTRIBUTIONS,
@@ -27,19 +27,8 @@ from freekd_mm.doctor.pins import (
     normalize,
     read_pins,
 )
-from freekd_mm.doctor.rules import (
-    MMCV_LIKE,
-    PROBES,
-    Problem,
-    accepted_mmcv,
-    find_broken,
-    find_clashes,
-    find_limits,
-    find_missing,
-    find_obstacle,
-    find_other_versions,
-    mm_names,
-)
+from freekd_mm.doctor.rules import PROBES, Problem, accepted_mmcv, mm_names
+from freekd_mm.text import table
 from freekd_mm.version import __version__
 
 # The child keeps the real standard output for itself: packages print while they are imported.
@@ -72,18 +61,11 @@ os._exit(0)
 
 @dataclass
 class Report:
-    """What :func:`examine` found.
+    """What :func:`examine` found."""
 
-    Attributes:
-        installed: ``{distribution: version}``.
-        pins: The name of the pins that are nearest.
-        gpu: Name of the GPU, or an empty string.
-        problems: What is wrong.
-    """
-
-    installed: Mapping[str, str]
-    pins: str
-    gpu: str = ''
+    installed: Mapping[str, str]  # {distribution: version}
+    pins: str  # the name of the pins that are nearest
+    gpu: str = ''  # its name
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -95,7 +77,7 @@ class Report:
         """Returns the screen."""
         system = f'{platform.system()} {platform.machine()}'
         lines = [f'freekd_mm {__version__}, Python {platform.python_version()}, {system}, GPU: {self.gpu or "none"}']
-        lines += [sys.executable, '', *self._table(), '']
+        lines += [sys.executable, '', self._table(), '']
         if not self.problems:
             lines.append('Nothing is missing or clashing.')
         for problem in sorted(self.problems, key=lambda problem: not problem.fatal):
@@ -103,24 +85,22 @@ class Report:
             lines.append(f'      {problem.remedy}')
         return '\n'.join(lines)
 
-    def _table(self) -> list[str]:
+    def _table(self) -> str:
         python = sys.version_info[:2]
         sets = [name for name, about in PIN_SETS.items() if about.oldest <= python <= about.newest]
-        sets = [*sets, *([self.pins] if self.pins not in sets else [])]
-        pins = {name: read_pins(name) for name in sets}
-        titles = [name + (' (this one)' if name == self.pins else '') for name in sets]
-        rows = [('known to work together:', 'here', *titles)]
-        for name in ('torch', 'torchvision', 'numpy'):
-            rows.append((name, self.installed.get(name, '-'), *(pins[each].get(name, '-') for each in sets)))
-        for index, module in enumerate(MM_MODULES):
-            candidates = (
-                MMCV_LIKE if module == 'mmcv' else dict.fromkeys(MM_DISTRIBUTIONS[line][index] for line in STACKS)
-            )
-            here = [_version(name, module, self.installed) for name in candidates if name in self.installed]
+        pins = {name: read_pins(name) for name in dict.fromkeys([*sets, self.pins])}
+        rows = [
+            [name, self.installed.get(name, '-'), *(each.get(name, '-') for each in pins.values())]
+            for name in ('torch', 'torchvision', 'numpy')
+        ]
+        for module in MM_MODULES:
+            here = [
+                _version(name, module, self.installed) for name in rules.candidates(module) if name in self.installed
+            ]
             tested = (_version(mm_names(each).get(module, ''), module, each) for each in pins.values())
-            rows.append((module, ' + '.join(here) or '-', *tested))
-        widths = [max(map(len, column)) for column in zip_equal(*rows)]
-        return ['  '.join(cell.ljust(width) for cell, width in zip_equal(row, widths)).rstrip() for row in rows]
+            rows.append([module, ' + '.join(here) or '-', *tested])
+        titles = [name + (' (this one)' if name == self.pins else '') for name in pins]
+        return table(rows, ['known to work together:', 'here', *titles])
 
 
 def _version(name: str, module: str, versions: Mapping[str, str]) -> str:
@@ -184,9 +164,8 @@ def nearest_pins(installed: Mapping[str, str]) -> str:
 
 
 def obstacle() -> str | None:
-    """Returns what keeps every tool from working and how to put it right, in one line; None when nothing does."""
-    installed = installed_distributions()
-    problem = find_obstacle(installed, read_pins(nearest_pins(installed)), accepted_mmcv())
+    """Returns what keeps every tool from working and how to fix it, in one line, judged without importing anything."""
+    problem = next((problem for problem in examine(imports={}).problems if problem.fatal), None)
     return f'{problem.subject}: {problem.text}. What to do: {problem.remedy}' if problem else None
 
 
@@ -209,18 +188,19 @@ def examine(
     mmcv_below = accepted_mmcv() if mmcv_below is None else mmcv_below
     report = Report(installed, stack or nearest_pins(installed), imports.get('gpu', ''))
     pins = read_pins(report.pins)
-    report.problems += find_clashes(installed, pins)
-    report.problems += find_limits(installed, pins, mmcv_below)
-    report.problems += find_missing(installed, pins, whole=stack is not None)
+    report.problems += rules.find_clashes(installed, pins)
+    report.problems += rules.find_limits(installed, pins, mmcv_below)
+    report.problems += rules.find_missing(installed, pins, whole=stack is not None)
     named = {problem.subject for problem in report.problems}
-    others = find_other_versions(installed, pins, fatal=stack is not None)
+    others = rules.find_other_versions(installed, pins, fatal=stack is not None)
     report.problems += [problem for problem in others if problem.subject not in named]
     known = {problem.subject for problem in report.problems if problem.fatal}
     # What is imported after a package that is wrong itself fails because of that one.
     names = mm_names(pins)
     sound = itertools.takewhile(lambda module: names.get(module.split('.')[0], module) not in known, PROBES)
     imports = {module: imports.get(module, '') for module in (*sound, 'gpu', 'mmcv_cuda')}
-    report.problems += [problem for problem in find_broken(installed, imports, pins) if problem.subject not in known]
+    broken = rules.find_broken(installed, imports, pins)
+    report.problems += [problem for problem in broken if problem.subject not in known]
     return report
 
 

@@ -15,17 +15,11 @@ DEFAULT_STACK = 'openmmlab'
 
 
 class Pins(NamedTuple):
-    """A file of pins.
+    """A file of pins."""
 
-    Attributes:
-        oldest: First Python that it installs on.
-        newest: Last one.
-        tests: The file that pins what the tests need.
-    """
-
-    oldest: tuple[int, int]
-    newest: tuple[int, int]
-    tests: str = 'test'
+    oldest: tuple[int, int]  # first Python that it installs on
+    newest: tuple[int, int]  # last one
+    tests: str = 'test'  # the file that pins what the tests need
 
 
 #: Each file of pins that makes a whole environment: a STACK of ``make setup``.
@@ -69,13 +63,7 @@ def requirements_dir() -> Path:
 
 
 def read_pins(name: str, folder: Path | None = None, python: tuple[int, int] | None = None) -> dict[str, str]:
-    """Returns ``{distribution: version}`` of ``<folder>/<name>.txt``, ``-r`` lines included.
-
-    Args:
-        name: A line (``'openmmlab'``, ``'onedl'``) or another file there (``'build'``, ``'test'``).
-        folder: Where the files are.
-        python: The Python that ``python_version`` markers speak of; the running one if None.
-    """
+    """Returns ``{distribution: version}`` of ``<folder>/<name>.txt``, ``-r`` lines included, for a Python."""
     folder = folder or requirements_dir()
     python = python or sys.version_info[:2]
     pins: dict[str, str] = {}
@@ -103,6 +91,5 @@ def _applies(marker: str, python: tuple[int, int]) -> bool:
     match = _MARKER.match(marker.strip())
     if match is None:
         raise ValueError(f'a marker should be python_version < or >= "X.Y", but got {marker!r}')
-    major, minor = match['version'].split('.')
-    wanted = (int(major), int(minor))
+    wanted = tuple(map(int, match['version'].split('.')))
     return python < wanted if match['sign'] == '<' else python >= wanted

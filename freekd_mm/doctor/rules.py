@@ -6,8 +6,8 @@ import importlib.util
 import re
 import sys
 import typing
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from freekd_mm.compat.versions import OLDEST_TORCH, zip_equal
 from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES, STACKS
@@ -56,21 +56,16 @@ MMCV_BELOW = {'2.1.0': '2.0.1', '2.2.0': '2.1.0'}
 Versions = typing.Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something missing or clashing.
+class Problem(NamedTuple):
+    """Something missing or clashing."""
 
-    Attributes:
-        subject: The package.
-        text: What is wrong with it.
-        remedy: The command that fixes it.
-        fatal: False for what only some uses need.
-    """
+    subject: str  # the package
+    text: str  # what is wrong with it
+    remedy: str  # the command that fixes it
+    fatal: bool = True  # False for what only some uses need
 
-    subject: str
-    text: str
-    remedy: str
-    fatal: bool = True
+
+Problems = typing.Iterator[Problem]
 
 
 def pip(*arguments: str) -> str:
@@ -102,6 +97,12 @@ def mm_names(pins: Versions) -> dict[str, str]:
     return {module: name for module, name in zip_equal(MM_MODULES, MM_DISTRIBUTIONS[line]) if name in pins}
 
 
+def candidates(module: str) -> typing.Iterable[str]:
+    """Returns the distributions that install an MM package."""
+    index = MM_MODULES.index(module)
+    return MMCV_LIKE if module == 'mmcv' else dict.fromkeys(MM_DISTRIBUTIONS[line][index] for line in STACKS)
+
+
 def numbers(version: str) -> tuple[int, ...]:
     """Returns the first two numbers of a version."""
     return tuple(map(int, re.findall(r'\d+', version)[:2]))
@@ -119,7 +120,7 @@ def accepted_mmcv(modules: typing.Sequence[str] = ('mmdet', 'mmseg')) -> dict[st
     return found
 
 
-def find_limits(installed: Versions, pins: Versions, mmcv_below: Versions) -> list[Problem]:
+def find_limits(installed: Versions, pins: Versions, mmcv_below: Versions) -> Problems:
     """Finds versions that cannot work: too old for freekd_mm, or refused by another package.
 
     Args:
@@ -127,19 +128,19 @@ def find_limits(installed: Versions, pins: Versions, mmcv_below: Versions) -> li
         pins: The tested versions.
         mmcv_below: ``{module: first mmcv that it refuses}``, as of :func:`accepted_mmcv`.
     """
-    problems = []
     for name, oldest in OLDEST.items():
         if name in installed and numbers(installed[name]) < oldest:
             text = f'{installed[name]} is here, but freekd_mm needs {".".join(map(str, oldest))} or newer'
-            problems.append(Problem(name, text, install(name, pins)))
+            yield Problem(name, text, install(name, pins))
     mmcv = installed.get('mmcv', '')
     for module, bound in sorted(mmcv_below.items(), key=lambda item: numbers(item[1])):
         name = {'mmseg': 'mmsegmentation'}.get(module, module)
         too_old = numbers(installed.get(name, '')) < OLDEST[name]
         if mmcv and not too_old and numbers(mmcv) >= numbers(bound):
             text = f'{mmcv} is here, but {name} {installed[name]} accepts versions below {bound} only'
-            fitting = {**pins, 'mmcv': MMCV_BELOW.get(bound, pins.get('mmcv', bound))}
-            problems.append(Problem('mmcv', text, install('mmcv', fitting)))
+            yield Problem(
+                'mmcv', text, install('mmcv', {**pins, 'mmcv': MMCV_BELOW.get(bound, pins.get('mmcv', bound))})
+            )
             break
     torch, numpy, vision = (installed.get(name, '') for name in ('torch', 'numpy', 'torchvision'))
     major, minor = (*numbers(torch), 0, 0)[:2]
@@ -148,116 +149,89 @@ def find_limits(installed: Versions, pins: Versions, mmcv_below: Versions) -> li
         wanted = '.'.join(map(str, needed))
         text = f'{vision} is here, but PyTorch {torch} needs {wanted}; CrowdDet, timm and mmpretrain need it'
         command = pip('install --no-deps', f'"torchvision=={wanted}.*"')
-        problems.append(
-            Problem('torchvision', text, f'{command}   (in a clone: make setup ENV=py311-torchvision)', False)
-        )
+        yield Problem('torchvision', text, f'{command}   (in a clone: make setup ENV=py311-torchvision)', False)
     if torch and numbers(torch) < (2, 3) and numpy and numbers(numpy) >= (2, 0):
         text = f'{numpy} is here, but PyTorch {torch} is compiled for NumPy 1 (2.3 is the first that works with 2)'
-        problems.append(Problem('numpy', text, pip('install --no-deps "numpy<2"')))
-    return problems
+        yield Problem('numpy', text, pip('install --no-deps "numpy<2"'))
 
 
-def find_obstacle(installed: Versions, pins: Versions, mmcv_below: Versions) -> Problem | None:
-    """Returns the first thing because of which no tool can work, judged without importing anything."""
-    found = find_clashes(installed, pins) + find_limits(installed, pins, mmcv_below) + find_missing(installed, pins)
-    return next((problem for problem in found if problem.fatal), None)
-
-
-def find_clashes(installed: Versions, pins: Versions) -> list[Problem]:
+def find_clashes(installed: Versions, pins: Versions) -> Problems:
     """Finds distributions that write the same files."""
-    problems = []
     for module, wanted in mm_names(pins).items():
-        index = MM_MODULES.index(module)
-        names = MMCV_LIKE if module == 'mmcv' else dict.fromkeys(MM_DISTRIBUTIONS[stack][index] for stack in STACKS)
-        here = [name for name in names if name in installed]
+        here = [name for name in candidates(module) if name in installed]
+        remedy = replace(here, wanted, pins)
         if len(here) > 1:
-            text = f'{" and ".join(here)} install the same files'
-            problems.append(Problem(module, text, replace(here, wanted, pins)))
+            yield Problem(module, f'{" and ".join(here)} install the same files', remedy)
         elif here and here[0] in ('mmcv-lite', 'mmcv-full'):
-            text = f'{here[0]} is not the mmcv with operators that MMDetection 3 needs'
-            problems.append(Problem(module, text, replace(here, wanted, pins)))
+            yield Problem(module, f'{here[0]} is not the mmcv with operators that MMDetection 3 needs', remedy)
         elif here and here[0] != wanted:
-            text = f'{here[0]} belongs to the other line than the rest'
-            problems.append(Problem(module, text, replace(here, wanted, pins), fatal=False))
+            yield Problem(module, f'{here[0]} belongs to the other line than the rest', remedy, fatal=False)
     opencv = [name for name in OPENCV if name in installed]
     if len(opencv) > 1:
         text = f'{" and ".join(opencv)} install the same files'
-        problems.append(Problem('opencv', text, replace(opencv, HEADLESS, pins), fatal=False))
-    return problems
+        yield Problem('opencv', text, replace(opencv, HEADLESS, pins), fatal=False)
 
 
-def find_missing(installed: Versions, pins: Versions, whole: bool = False) -> list[Problem]:
+def find_missing(installed: Versions, pins: Versions, whole: bool = False) -> Problems:
     """Finds packages that are not there; with ``whole`` all of the line are needed."""
     names = mm_names(pins)
-    others = {names['mmengine']: ('mmengine', 'onedl-mmengine'), names['mmcv']: MMCV_LIKE}
-    problems = [
-        Problem(name, 'is not installed', install(name, pins))
-        for name in ('torch', 'numpy', names['mmengine'], names['mmcv'])
-        if not any(other in installed for other in others.get(name, (name,)))
-    ]
-    problems += [
-        Problem(name, 'is not installed; needed for wavelets other than Haar', install(name, pins), fatal=False)
-        for name in ('ptwt', 'pywavelets')
-        if name not in installed and name in pins
-    ]
+    others = {names['mmengine']: candidates('mmengine'), names['mmcv']: MMCV_LIKE}
+    for name in ('torch', 'numpy', *others):
+        if not any(other in installed for other in others.get(name, (name,))):
+            yield Problem(name, 'is not installed', install(name, pins))
     neither = names['mmdet'] not in installed and names['mmseg'] not in installed
+    wavelets = 'needed for wavelets other than Haar'
     uses = {
-        'mmdet': 'needed for detectors',
-        'mmseg': 'needed for segmenters',
-        'mmrazor': "needed for mmrazor's own losses and algorithms",
+        'ptwt': (wavelets, False),
+        'pywavelets': (wavelets, False),
+        names['mmdet']: ('needed for detectors', whole or neither),
+        names['mmseg']: ('needed for segmenters', whole or neither),
+        names.get('mmrazor', ''): ("needed for mmrazor's own losses and algorithms", whole),
     }
-    for module, use in uses.items():
-        if module in names and names[module] not in installed:
-            fatal = whole or (neither and module != 'mmrazor')
-            text = f'is not installed; {use}'
-            problems.append(Problem(names[module], text, install(names[module], pins), fatal))
-    return problems
+    for name, (use, fatal) in uses.items():
+        if name in pins and name not in installed:
+            yield Problem(name, f'is not installed; {use}', install(name, pins), fatal)
 
 
-def find_other_versions(installed: Versions, pins: Versions, fatal: bool = False) -> list[Problem]:
+def find_other_versions(installed: Versions, pins: Versions, fatal: bool = False) -> Problems:
     """Finds packages of the line in another version than the tested one."""
-    problems = [
-        Problem(name, f'{installed[name]} is here, {pins[name]} is tested', install(name, pins), fatal)
-        for name in ('numpy', *mm_names(pins).values())
-        if name in installed and installed[name] != pins[name]
-    ]
+    for name in ('numpy', *mm_names(pins).values()):
+        if name in installed and installed[name] != pins[name]:
+            yield Problem(name, f'{installed[name]} is here, {pins[name]} is tested', install(name, pins), fatal)
     torch = installed.get('torch', '').split('+')[0]
     if torch and torch != pins['torch']:
         known = 'newer than any tested' if numbers(torch) > NEWEST_TORCH else 'between tested ones'
         text = f'{torch} is here, {known}; {pins["torch"]} is tested; mmcv must be compiled for the one that is here'
-        problems.append(Problem('torch', text, install('torch', pins), fatal=False))
-    return problems
+        yield Problem('torch', text, install('torch', pins), fatal=False)
 
 
-def find_broken(installed: Versions, imports: Versions, pins: Versions) -> list[Problem]:
+def find_broken(installed: Versions, imports: Versions, pins: Versions) -> Problems:
     """Turns failed imports into problems; of those with the same cause only the first."""
-    problems: list[Problem] = []
-    seen: set[str] = set()
+    seen = {''}
     names = mm_names(pins)
     for module in PROBES:
         error = imports.get(module, '')
-        if not error or error in seen:
+        if error in seen:
             continue
         seen.add(error)
         package = module.split('.')[0]
         name = names.get(package, DISTRIBUTION_OF.get(package, package))
         missing = re.match(r"ModuleNotFoundError: No module named '(\w+)'", error)
         if missing is None:
-            problems.append(_broken(module, name, error, installed, pins))
+            yield _broken(module, name, error, installed, pins)
             continue
         needed = names.get(missing[1], DISTRIBUTION_OF.get(missing[1], missing[1]))
         if needed in installed:
             text = 'is listed as installed, but its files are gone'
-            problems.append(Problem(needed, text, install(needed, pins, again=True)))
+            yield Problem(needed, text, install(needed, pins, again=True))
         elif needed == HEADLESS:
-            problems.append(Problem('opencv', 'is not installed', install(needed, pins)))
+            yield Problem('opencv', 'is not installed', install(needed, pins))
         elif needed != name:
-            problems.append(Problem(needed, f'is not installed, and {package} needs it', install(needed, pins)))
+            yield Problem(needed, f'is not installed, and {package} needs it', install(needed, pins))
     gpu = imports.get('gpu', '')
     if gpu and imports.get('mmcv_cuda') == 'not available':
         text = f'its operators are compiled for the CPU only, and there is a GPU ({gpu})'
-        problems.append(Problem(names['mmcv'], text, install(names['mmcv'], pins)))
-    return problems
+        yield Problem(names['mmcv'], text, install(names['mmcv'], pins))
 
 
 def _broken(module: str, name: str, error: str, installed: Versions, pins: Versions) -> Problem:

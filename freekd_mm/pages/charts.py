@@ -7,8 +7,7 @@ import math
 import re
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Tuple
+from typing import TYPE_CHECKING, NamedTuple, Tuple
 
 import numpy as np
 from markupsafe import Markup
@@ -46,19 +45,12 @@ STYLE = {
 }
 
 
-@dataclass(frozen=True)
-class Line:
-    """One curve.
-
-    Attributes:
-        label: Its name.
-        points: (x, y) in the order of x.
-        style: Number of its colour and dash; the same for one run in all charts.
-    """
+class Line(NamedTuple):
+    """One curve."""
 
     label: str
-    points: Points
-    style: int = 0
+    points: Points  # (x, y) in the order of x
+    style: int = 0  # number of its colour and dash; the same for one run in all charts
 
 
 def key(label: str, style: int) -> tuple[str, str, str]:
