@@ -24,13 +24,7 @@ NOT_HASHED = ('work_dir', 'experiment_name', 'log_level', 'visualizer', 'vis_bac
 
 
 def load_task_config(path: str, data_root: str | Path | None, options: dict[str, Any]) -> Config:
-    """Loads a config, with overrides, on another data root.
-
-    Args:
-        path: The config; its top level names its ``data_root``.
-        data_root: Replaces it in every setting that starts with it.
-        options: Overrides, ``{'train_cfg.max_epochs': 1}``.
-    """
+    """Loads a config with overrides; another data root replaces its own, ``data_root``, wherever a setting has it."""
     cfg = load_config(path)
     cfg.merge_from_dict(dict(options))
     if data_root is None:
@@ -52,10 +46,7 @@ def _move(value: Any, old: str, new: str) -> Any:
 def config_hash(cfg: Config, work_dir: str | Path) -> str:
     """Returns 12 digits that distinguish experiments, no matter where they and their data are.
 
-    Args:
-        cfg: The config of a job.
-        work_dir: Work directory of the benchmark, where the teacher's checkpoint and the prompts are. Their names
-            hold the hash of what made them.
+    The names of the teacher's checkpoint and the prompts in the work directory hold the hash of what made them.
     """
     content: Any = {key: value for key, value in cfg.to_dict().items() if key not in NOT_HASHED}
     content = _move(content, f'{work_dir}/', '<work_dir>/')
@@ -66,12 +57,7 @@ def config_hash(cfg: Config, work_dir: str | Path) -> str:
 
 
 class ConfigMaker:
-    """Makes the configs of one plan.
-
-    Args:
-        plan: The plan.
-        data_root: Folder of the data.
-    """
+    """Makes the configs of one plan."""
 
     def __init__(self, plan: Plan, data_root: str | Path | None = None) -> None:
         self.plan = plan

@@ -118,14 +118,11 @@ def _average_precision(by_category: list, weights: np.ndarray) -> float:
 
 
 def pair_interval(pairs: Sequence[Sequence[Path]], factor: float) -> Interval | None:
-    """Returns the interval of the metric's difference over runs and test images.
+    """Returns the interval of the metric's difference over runs and test images; None where a run left no file.
 
     Args:
         pairs: The files of two runs each.
         factor: What the metric is multiplied by.
-
-    Returns:
-        None where a run left no file.
     """
     if not all(file.is_file() for pair in pairs for file in pair):
         return None

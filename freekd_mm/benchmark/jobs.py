@@ -42,14 +42,10 @@ class Job:
 
 
 def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path, kind: str = '') -> list[Job]:
-    """Returns all jobs, in the order in which they should start.
+    """Returns all jobs of a plan, in the order in which they should start.
 
-    Args:
-        plan: The plan.
-        maker: Makes its configs.
-        work_dir: Work directory.
-        kind: Kind of machine. It has a folder of its own there: ``cache/`` in it holds teachers and prompts for all
-            plans, ``runs/`` the rest.
+    A kind of machine has a folder of its own in the work directory: ``cache/`` in it holds teachers and prompts for all
+    plans, ``runs/`` the rest.
     """
 
     def job(place: str, method: str, seed: int, make: Callable[[], Config], *needs: Path, product: str = '') -> Job:

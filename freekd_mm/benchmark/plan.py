@@ -19,33 +19,19 @@ REQUIRED = ('name', 'student', 'teacher', 'metric', 'seeds', 'methods')
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table.
-
-    Attributes:
-        name: Name of the row.
-        entries: Methods of ``tools/make_config.py``, joined by ``+``, e.g. ``'wavelet+figkd'``; or a
-            dict of entries as in a config; or None: the student alone, for example with a longer schedule.
-        prompt: Name of one of the plan's prompts, or None for none.
-        set: Options put into the entries: ``{'wavelet.loss.level_weights': 'area'}``.
-        hooks: Further hooks, e.g. a ``DistillScheduleHook``.
-        inherit: Modules that start with the teacher's weights; those of the plan by default.
-        options: Overrides of the student's config: ``{'train_cfg.max_epochs': 20}``.
-        group: Rows that are compared as one, by their best, see ``Plan.compare``.
-        weight: Factor on every entry of the row, or ``'auto'``. In a plan ``weights: [0.3, 3, auto]`` adds a row
-            per factor, ``<name>-x0.3`` and so on: the same search for every method.
-        title: Its name in the table.
-    """
+    """One row of the table. ``weights: [0.3, 3, auto]`` in a plan adds a row per weight: the same search for all."""
 
     name: str
+    #: Methods of ``tools/make_config.py``, joined by ``+``, or entries as in a config; None: the student alone.
     entries: str | dict[str, Any] | None
-    prompt: str | None = None
-    set: dict[str, Any] = field(default_factory=dict)
-    hooks: list[dict[str, Any]] = field(default_factory=list)
-    inherit: list[str] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
-    group: str = ''
-    weight: float | str | None = None
-    title: str = ''
+    prompt: str | None = None  # one of the plan's
+    set: dict[str, Any] = field(default_factory=dict)  # of entries: {'wavelet.loss.level_weights': 'area'}
+    hooks: list[dict[str, Any]] = field(default_factory=list)  # more hooks, e.g. a DistillScheduleHook
+    inherit: list[str] = field(default_factory=list)  # modules that start with the teacher's weights
+    options: dict[str, Any] = field(default_factory=dict)  # of the student's config: {'train_cfg.max_epochs': 20}
+    group: str = ''  # rows that are compared as one, by their best, see Plan.compare
+    weight: float | str | None = None  # factor on each entry of the row, or 'auto'
+    title: str = ''  # in the table
 
     @property
     def alone(self) -> bool:
@@ -55,64 +41,37 @@ class Method:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan, read and checked.
+    """A plan, read and checked."""
 
-    Attributes:
-        name: Name of the plan, and of its table and plots.
-        task: Plans with one task share results and runs, e.g. the main table and its ablation; the name by default.
-            Such plans have the same student and teacher: a table takes the newest line of each method and seed.
-        student: Config of the student; its val data chooses, its test data reports.
-        teacher: Config of the teacher.
-        metric: Key of the metric, e.g. ``'coco/bbox_mAP'``.
-        seeds: Seeds of the students.
-        methods: Rows by name, without student alone and teacher.
-        prompts: Options of stage 1 by name.
-        teacher_seed: Seed of the teacher and of the prompts.
-        teacher_dtype: Precision of the teacher while it teaches, see ``DistilledModel``; it is trained in fp32.
-        unit: Name of the metric in the table.
-        factor: What the metric is multiplied by in the table.
-        options: Overrides of both configs.
-        title: Heading.
-        compare: Pairs of groups or rows; for a group the row that is best on val, both reported on test.
-        head: Methods given by name also compare what the decode heads of segmenters classify.
-        share_teacher: Keep the teacher's outputs on disk, for all runs. For data whose augmentation makes few
-            different pictures; equal up to rounding.
-    """
-
-    name: str
-    student: str
-    teacher: str
-    metric: str
-    seeds: tuple[int, ...]
-    methods: dict[str, Method]
-    prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    teacher_seed: int = 0
-    teacher_dtype: str = 'fp32'
-    unit: str = ''
-    factor: float = 1.0
-    options: dict[str, Any] = field(default_factory=dict)
-    title: str = ''
+    name: str  # of the plan, and of its table and plots
+    student: str  # config; its val data chooses, its test data reports
+    teacher: str  # config
+    metric: str  # key of the metric, e.g. 'coco/bbox_mAP'
+    seeds: tuple[int, ...]  # of the students
+    methods: dict[str, Method]  # rows by name, without student alone and teacher
+    prompts: dict[str, dict[str, Any]] = field(default_factory=dict)  # options of stage 1 by name
+    teacher_seed: int = 0  # of the teacher and of the prompts
+    teacher_dtype: str = 'fp32'  # while it teaches, see DistilledModel; it is trained in fp32
+    unit: str = ''  # name of the metric in the table
+    factor: float = 1.0  # what the metric is multiplied by in the table
+    options: dict[str, Any] = field(default_factory=dict)  # overrides of both configs
+    title: str = ''  # heading
+    #: Plans of one task share results and runs, e.g. the main table and its ablation, so they have the same student and
+    #: teacher; a table takes the newest line of each method and seed. The name by default.
     task: str = ''
-    compare: tuple[tuple[str, str], ...] = ()
-    share_teacher: bool = False
-    head: bool = False
+    compare: tuple[tuple[str, str], ...] = ()  # of a group the row that is best on val, both reported on test
+    share_teacher: bool = False  # keep the teacher's outputs on disk, for all runs; equal up to rounding
+    head: bool = False  # methods given by name also compare what the decode heads of segmenters classify
 
     def select(self, patterns: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Plan:
         """Returns the plan with only the methods that match one of the patterns (``*`` and ``?``) and these seeds."""
-        methods = self.methods
-        if patterns:
-            for pattern in patterns:
-                if not any(fnmatchcase(name, pattern) for name in (*methods, STUDENT, TEACHER)):
-                    raise ValueError(
-                        f'methods should be of {", ".join((STUDENT, TEACHER, *methods))}, but none matches {pattern!r}.'
-                        f'{did_you_mean(pattern, methods)}'
-                    )
-            methods = {
-                name: method
-                for name, method in methods.items()
-                if any(fnmatchcase(name, pattern) for pattern in patterns)
-            }
-        return replace(self, methods=methods, seeds=tuple(seeds) if seeds else self.seeds)
+        names = (STUDENT, TEACHER, *self.methods)
+        for pattern in patterns or ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                near = did_you_mean(pattern, names)
+                raise ValueError(f'methods should be of {", ".join(names)}, but none matches {pattern!r}.{near}')
+        chosen = [name for name in self.methods if any(fnmatchcase(name, pattern) for pattern in patterns or '*')]
+        return replace(self, methods={n: self.methods[n] for n in chosen}, seeds=tuple(seeds or self.seeds))
 
 
 METHOD_OPTIONS = tuple(option.name for option in fields(Method) if option.name != 'name')
@@ -129,24 +88,24 @@ def load_plan(path: str | os.PathLike) -> Plan:
     missing = [name for name in REQUIRED if name not in content]
     if missing:
         raise ValueError(f'{path} should have {", ".join(REQUIRED)}, but has no {", ".join(missing)}')
-    content['prompts'] = {name: options or {} for name, options in content['prompts'].items()}
-    common = {'inherit': content.pop('inherit', None) or []}
-    methods = content['methods'] = {
-        row: _method(row, {**common, **row_spec}, content['prompts'], path)
-        for name, spec in content['methods'].items()
-        for row, row_spec in _searched(str(name), spec or {})
-    }
-    for name in (STUDENT, TEACHER):
-        if name in methods:
+    prompts = content['prompts'] = {name: options or {} for name, options in content['prompts'].items()}
+    inherit = content.pop('inherit', None) or []
+    methods: dict[str, Method] = {}
+    for name, given in content['methods'].items():
+        if name in (STUDENT, TEACHER):
             raise ValueError(f'{path}: {name!r} is a row of every plan and should not be among the methods')
+        for row, spec in _searched(str(name), given or {}):
+            check_options(f'{path}: method {row!r}', spec, METHOD_OPTIONS)
+            if spec.get('prompt') is not None:
+                check_choice(f'{path}: prompt of method {row!r}', spec['prompt'], prompts)
+            methods[row] = Method(row, **{'inherit': inherit, **spec})
     for seed in content['seeds']:
         check_positive('seeds', seed, integer=True, zero=True)
-    content['seeds'] = tuple(content['seeds'])
-    names = {STUDENT, *methods, *(method.group for method in methods.values())}
-    content['compare'] = tuple((str(one), str(other)) for one, other in content.get('compare') or ())
-    for name in (name for pair in content['compare'] for name in pair):
-        check_choice(f'{path}: compare', name, sorted(names - {''}))
-    return Plan(**content)
+    compare = tuple((str(one), str(other)) for one, other in content.get('compare') or ())
+    names = {STUDENT, *methods, *(method.group for method in methods.values())} - {''}
+    for name in (name for pair in compare for name in pair):
+        check_choice(f'{path}: compare', name, sorted(names))
+    return Plan(**{**content, 'methods': methods, 'compare': compare, 'seeds': tuple(content['seeds'])})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -176,13 +135,3 @@ def _searched(name: str, spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, 
     for weight in weights:
         times = 'weight auto' if weight == 'auto' else f'{weight} times the weight'
         yield f'{name}-x{weight}', {**spec, 'weight': weight, 'title': f'{spec["title"]}, {times}'}
-
-
-def _method(name: str, spec: dict[str, Any], prompts: dict[str, Any], path: Any) -> Method:
-    check_options(f'{path}: method {name!r}', spec, METHOD_OPTIONS)
-    if spec.get('prompt') is not None and spec['prompt'] not in prompts:
-        raise ValueError(
-            f'{path}: prompt of method {name!r} should be one of {", ".join(prompts) or "prompts (there are none)"}, '
-            f'but got {spec["prompt"]!r}.{did_you_mean(spec["prompt"], prompts)}'
-        )
-    return Method(name, **spec)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
 from freekd_mm.benchmark.records import Record, by_kind
 from freekd_mm.benchmark.table import summarize, titles
+from freekd_mm.pages.charts import Line, draw
 
 
 def write_plots(records: Sequence[Record], plan: Plan, folder: Path) -> list[Path]:
@@ -20,28 +22,30 @@ def write_plots(records: Sequence[Record], plan: Plan, folder: Path) -> list[Pat
     """
     folder.mkdir(parents=True, exist_ok=True)
     records = max(by_kind(records).values(), key=len)
-    files = [_bars(records, plan, split, folder / f'{plan.name}_{split}.png') for split in ('val', 'test')]
-    files.append(_curves(records, plan, folder / f'{plan.name}_training.png'))
-    return [file for file in files if file is not None]
+    figures = {split: _bars(records, plan, split) for split in ('val', 'test')}
+    figures['training'] = _curves(records, plan)
+    files = []
+    for name, figure in figures.items():
+        if figure is not None:
+            figure.axes[0].set_title(plan.title or plan.name)
+            files.append(folder / f'{plan.name}_{name}.png')
+            # Long names of rows leave less room than a title needs.
+            figure.savefig(files[-1], dpi=110, bbox_inches='tight')
+    return files
 
 
-def _bars(records: Sequence[Record], plan: Plan, split: str, file: Path) -> Path | None:
+def _bars(records: Sequence[Record], plan: Plan, split: str) -> Figure | None:
     """Mean and spread of every method, each seed as a dot, student alone and teacher as lines."""
-    from matplotlib.figure import Figure
-
-    summaries = summarize(records, plan, split)
-    title = titles(plan)
-    names = [name for name in title if name in summaries and name != TEACHER]
+    summaries, title = summarize(records, plan, split), titles(plan)
+    names = sorted(set(title) & set(summaries) - {TEACHER}, key=lambda name: summaries[name].mean)
     if not names:
         return None
-    names.sort(key=lambda name: summaries[name].mean)
     figure = Figure((7, 0.8 + 0.32 * len(names)), layout='constrained')
     axes = figure.add_subplot()
     for row, name in enumerate(names):
         summary = summaries[name]
-        spread = 0 if math.isnan(summary.spread) else summary.spread
         color = '#999999' if name == STUDENT else '#2a6fb0' if 'wavelet' in name else '#d98b2b'
-        axes.errorbar(summary.mean, row, xerr=spread, fmt='o', color=color, capsize=3)
+        axes.errorbar(summary.mean, row, xerr=summary.spread, fmt='o', color=color, capsize=3)
         axes.plot(list(summary.values.values()), [row] * len(summary.values), '|', color=color, alpha=0.6)
     for name, style in ((STUDENT, ':'), (TEACHER, '--')):
         if name in summaries:
@@ -49,39 +53,23 @@ def _bars(records: Sequence[Record], plan: Plan, split: str, file: Path) -> Path
     axes.set_yticks(range(len(names)), [f'{title[name]} ({len(summaries[name].values)})' for name in names])
     axes.set_xlabel(f'{split} {plan.unit or plan.metric}, mean and standard deviation (number of seeds)')
     axes.legend(loc='lower right', fontsize='small')
-    return _save(figure, axes, plan, file)
+    return figure
 
 
-def _curves(records: Sequence[Record], plan: Plan, file: Path) -> Path | None:
+def _curves(records: Sequence[Record], plan: Plan) -> Any:
     """The metric on the val data during the training, mean over the seeds."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    points: dict[str, dict[float, list[float]]] = {}
+    points: dict[str, dict[float, list[float]]] = {name: {} for name in titles(plan)}
     for record in records:
         for share, value in record.get('history') or ():
-            own = points.setdefault(record['method'], {}).setdefault(round(100 * share, 1), [])
-            own.append(value * plan.factor)
-    names = [name for name in titles(plan) if name in points]
-    if not names:
+            own = points.get(record['method'], {})
+            own.setdefault(round(100 * share, 1), []).append(value * plan.factor)
+    lines = [
+        Line(titles(plan)[name], [(share, mean(values)) for share, values in sorted(own.items())], index)
+        for index, (name, own) in enumerate(points.items())
+        if own
+    ]
+    if not lines:
         return None
-    figure = Figure((7, 4 + 0.1 * len(names)), layout='constrained')
-    axes = figure.add_subplot()
-    for number, name in enumerate(names):
-        color = colormaps['tab20'](number % 20)
-        style = {'color': '#222222', 'linestyle': '--'} if name == TEACHER else {'color': color}
-        shares = sorted(points[name])
-        means = [mean(points[name][share]) for share in shares]
-        axes.plot(shares, means, marker='.', label=titles(plan)[name], **style)
-    axes.set_xlabel('share of the training (%)')
-    axes.set_ylabel(f'val {plan.unit or plan.metric}')
-    # Below the plot: with many methods it would hide the curves.
-    figure.legend(fontsize='x-small', ncols=2, loc='outside lower center')
-    return _save(figure, axes, plan, file)
-
-
-def _save(figure: Any, axes: Any, plan: Plan, file: Path) -> Path:
-    axes.set_title(plan.title or plan.name)
-    # Long names of rows leave less room than a title needs.
-    figure.savefig(file, dpi=110, bbox_inches='tight')
-    return file
+    figure = draw(lines, 'share of the training (%)', f'val {plan.unit or plan.metric}', dots=True, legend=True)
+    figure.set_size_inches(7, 4 + 0.1 * len(lines))
+    return figure

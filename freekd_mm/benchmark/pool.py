@@ -27,17 +27,7 @@ say = functools.partial(print, flush=True)
 
 
 def run_jobs(plan: Plan, file: Path, jobs: list[Job], processes: int) -> int:
-    """Runs what is not done yet, so many jobs at a time, each with one thread.
-
-    Args:
-        plan: The plan.
-        file: JSON lines of the results.
-        jobs: All its jobs.
-        processes: How many at a time.
-
-    Returns:
-        The number of jobs that failed.
-    """
+    """Runs what is not done yet, so many jobs at a time, each with one thread; returns how many failed."""
     waiting = to_do(jobs, records.latest(records.read(file)))
     say(f'{plan.name}: {len(jobs)} jobs, {len(jobs) - len(waiting)} done already')
     running: dict[Job, subprocess.Popen] = {}

@@ -13,7 +13,7 @@ from freekd_mm.benchmark.jobs import make_jobs
 from freekd_mm.benchmark.plan import Plan, load_plan
 from freekd_mm.benchmark.plots import write_plots
 from freekd_mm.benchmark.pool import only_one, run_jobs
-from freekd_mm.benchmark.table import markdown, plain
+from freekd_mm.benchmark.table import markdown
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.files import write_text
 
@@ -40,7 +40,7 @@ def benchmark(
         seeds: Seeds to run; the plan's by default.
         processes: Jobs at a time.
         options: Overrides of both configs, ``{'train_cfg.max_epochs': 1}``.
-        action: ``'run'``, ``'list'`` or ``'report'``.
+        action: ``'run'``, or without a run ``'list'`` (the jobs) or ``'report'``.
         plots: Write PNG files.
         lines: JSON lines of the results, table and plots beside them; ``<work_dir>/<task>.jsonl`` by default. A file
             under version control outlives the work directory: what it holds is not run again.
@@ -77,7 +77,7 @@ def report(plan: Plan, file: Path, work_dir: Path, plots: bool) -> None:
     if not found:
         print(f'no results in {file}')
         return
-    page = write_text(file.with_name(f'{plan.name}.md'), markdown(found, plan, work_dir))
-    print(plain(found, plan, work_dir))
+    text = markdown(found, plan, work_dir)
+    page = write_text(file.with_name(f'{plan.name}.md'), text)
     written = write_plots(found, plan, file.parent) if plots else []
-    print(f'written: {", ".join(str(path) for path in (file, page, *written))}')
+    print(f'{text}written: {", ".join(str(path) for path in (file, page, *written))}')

@@ -11,37 +11,30 @@ import numpy as np
 Interval = Tuple[float, float]
 #: Up to here all signs are tried: 2 ** 14 of them; beyond, as many are drawn.
 EXACT = 14
-IMAGE_DRAWS = 400
+RUN_DRAWS, IMAGE_DRAWS = 10_000, 400
 
 
-def interval(differences: Sequence[float], level: float = 0.95, draws: int = 10_000) -> Interval:
-    """Returns the percentile bootstrap interval of the mean over the runs.
+def interval(differences: Sequence[float], level: float = 0.95) -> Interval:
+    """Returns the percentile bootstrap interval of the mean over the runs, drawn always in the same way.
 
-    Args:
-        differences: One paired difference per run. With few of them the interval hardly leaves their range, and is too
-            narrow.
-        level: Its probability.
-        draws: How often the runs are drawn again, always in the same way.
+    With few runs it hardly leaves their range, and is too narrow.
     """
     values = np.asarray(differences, dtype=float)
-    picked = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    picked = np.random.default_rng(0).integers(len(values), size=(RUN_DRAWS, len(values)))
     return _percentiles(values[picked].mean(1), level)
 
 
-def image_interval(
-    pairs: Sequence[Callable[[np.ndarray], float]], images: int, level: float = 0.95, draws: int = IMAGE_DRAWS
-) -> Interval:
-    """Returns the interval if runs and test images are both drawn again.
+def image_interval(pairs: Sequence[Callable[[np.ndarray], float]], images: int, level: float = 0.95) -> Interval:
+    """Returns the interval if runs and test images are both drawn again; all pairs see the same images in one draw.
 
     Args:
         pairs: For each pair of runs the difference of the metric, given how often each image counts, (images,).
-        images: How many test images there are. All pairs see the same ones in one draw.
+        images: How many test images there are.
         level: Its probability.
-        draws: How often.
     """
     generator = np.random.default_rng(0)
     means = []
-    for _ in range(draws):
+    for _ in range(IMAGE_DRAWS):
         weights = np.bincount(generator.integers(images, size=images), minlength=images)
         drawn = np.bincount(generator.integers(len(pairs), size=len(pairs)))
         means.append(sum(times * pair(weights) for times, pair in zip(drawn, pairs) if times) / len(pairs))

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Dict, List, Tuple
+from typing import Dict, NamedTuple, Tuple
 
 from freekd_mm.benchmark.images import IMAGES_FILE, pair_interval
 from freekd_mm.benchmark.jobs import run_folder
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
 from freekd_mm.benchmark.records import Record, by_kind, key, kind
 from freekd_mm.benchmark.statistics import interval, p_value
-from freekd_mm.text import table as text_table
 
 #: Seed and kind of machine: only what agrees in both is paired.
 Run = Tuple[int, str]
 Values = Dict[Run, float]
-Table = Tuple[str, List[str], List[List[str]]]
 HEADER = ('method', 'seeds', 'val {}', 'gain', 'gap closed', 'test {}', 'gain', 'gap closed', 'min/run')
 COMPARED = ('test {}', 'pairs', 'difference', '95 % interval', 'with images', 'p')
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """One method on one split."""
 
     values: Values  # the metric
@@ -39,8 +35,8 @@ class Summary:
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the runs, NaN for one run."""
-        return stdev(self.values.values()) if len(self.values) > 1 else math.nan
+        """Standard deviation over the runs, 0 for one run."""
+        return stdev(self.values.values()) if len(self.values) > 1 else 0.0
 
     @property
     def gain(self) -> float:
@@ -71,13 +67,10 @@ def summarize(records: Iterable[Record], plan: Plan, split: str) -> dict[str, Su
     summaries = {}
     for method, own in values.items():
         gains = differences(own, alone) if method not in (STUDENT, TEACHER) else {}
-        closed = math.nan
         # A student and the teacher of its own kind of machine.
         known = [run for run in gains if run[1] in teachers]
         gap = sum(teachers[run[1]] - alone[run] for run in known)
-        if gap > 0:
-            closed = sum(gains[run] for run in known) / gap
-        summaries[method] = Summary(own, gains, closed)
+        summaries[method] = Summary(own, gains, sum(gains[run] for run in known) / gap if gap > 0 else math.nan)
     return summaries
 
 
@@ -103,30 +96,34 @@ def rows(records: Sequence[Record], plan: Plan) -> list[list[str]]:
 def comparisons(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> list[list[str]]:
     """Returns the cells of the plan's comparisons, by runs of all kinds of machines; pairs are within one kind.
 
-    Args:
-        records: The newest lines.
-        plan: Names what is compared; of a group the row with the best mean on val, of those with the most runs.
-        work_dir: Where the runs lie; with what they left about each image the interval holds the images, too.
+    Of a group the row counts that has the best mean on val, of those with the most runs. Where all runs in the work
+    directory left what each image adds, there is an interval over runs and images, too.
     """
     val, test = (values_of(records, plan, split) for split in ('val', 'test'))
     keys = {(record['method'], (record['seed'], kind(record))): key(record) for record in records}
     found = []
     for sides in plan.compare:
-        rivals = [_best(plan, side, val) for side in sides]
-        paired = differences(*(test.get(name, {}) for name in rivals))
+        rivals = {side: _best(plan, side, val) for side in sides}
+        paired = differences(*(test.get(name, {}) for name in rivals.values()))
         if not paired:
             continue
+        names = [titles(plan)[name] + (f' (best of {side})' if side != name else '') for side, name in rivals.items()]
         gains, images = list(paired.values()), None
         if work_dir:
-            folders = [[run_folder(work_dir, plan.task, keys[name, run]) for name in rivals] for run in paired]
-            images = pair_interval([[folder / IMAGES_FILE for folder in pair] for pair in folders], plan.factor)
-        named = [
-            titles(plan)[name] + (f' (best of {side})' if side != name else '') for name, side in zip(rivals, sides)
+            pairs = [[keys[name, run] for name in rivals.values()] for run in paired]
+            files = [[run_folder(work_dir, plan.task, each) / IMAGES_FILE for each in pair] for pair in pairs]
+            images = pair_interval(files, plan.factor)
+        several = len(gains) > 1
+        spread, p = (_range(interval(gains)), f'{p_value(gains):.2f}') if several else ('', '')
+        row = [
+            ' less '.join(names),
+            str(len(gains)),
+            f'{mean(gains):+.1f}',
+            spread,
+            _range(images) if images else '',
+            p,
         ]
-        one = len(gains) == 1
-        interval_of_runs, p = ('', '') if one else (_range(interval(gains)), f'{p_value(gains):.2f}')
-        row = [' less '.join(named), str(len(gains)), f'{mean(gains):+.1f}', interval_of_runs]
-        found.append([*row, _range(images) if images else '', p])
+        found.append(row)
     return found
 
 
@@ -136,37 +133,29 @@ def _best(plan: Plan, side: str, val: dict[str, Values]) -> str:
 
 
 def markdown(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> str:
-    """Returns the Markdown page of a plan: a table for each kind of machine, and what is compared."""
-    parts = [
-        f'## {heading}\n\n{_markdown(header, cells)}' for heading, header, cells in _tables(records, plan, work_dir)
-    ]
-    return '\n\n'.join([f'# {plan.title or plan.name}', *parts, *_legend(records, plan)]) + '\n'
-
-
-def plain(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> str:
-    """Returns the same for a terminal."""
-    parts = [f'{heading}\n{text_table(cells, header)}' for heading, header, cells in _tables(records, plan, work_dir)]
-    return '\n'.join([*parts, *_legend(records, plan)])
-
-
-def _tables(records: Sequence[Record], plan: Plan, work_dir: Path | None) -> list[Table]:
-    """Returns heading, header and cells of each table."""
-    found = [(where or 'Machine not recorded', HEADER, rows(own, plan)) for where, own in by_kind(records).items()]
-    compared = ('Compared', COMPARED, comparisons(records, plan, work_dir))
+    """Returns the page of a plan: a table for each kind of machine, and what is compared."""
     unit = plan.unit or plan.metric
-    return [(name, [text.format(unit) for text in head], cells) for name, head, cells in (*found, compared) if cells]
+    page = [f'# {plan.title or plan.name}']
+    for where, own in by_kind(records).items():
+        page.append(f'## {where or "Machine not recorded"}\n\n{_table(HEADER, rows(own, plan), unit)}')
+    compared = comparisons(records, plan, work_dir)
+    if compared:
+        page.append(f'## Compared\n\n{_table(COMPARED, compared, unit)}')
+    if plan.compare:
+        count = len({record['method'] for record in records} & set(plan.methods))
+        page.append(
+            f'Pairs share machine kind and seed. Rows chosen on val among {count}, reported on test; p: sign flips.'
+        )
+    return '\n\n'.join(page) + '\n'
 
 
-def _legend(records: Sequence[Record], plan: Plan) -> list[str]:
-    compared = len({record['method'] for record in records} & set(plan.methods))
-    text = f'Pairs share machine kind and seed. Rows chosen on val among {compared}, reported on test; p: sign flips.'
-    return [text] if plan.compare else []
-
-
-def _markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def _table(header: Sequence[str], cells: Sequence[Sequence[str]], unit: str) -> str:
+    """Returns a table that reads well on a page and in a terminal."""
     # A bar in a title would begin a new cell.
-    escaped = [[cell.replace('|', r'\|') for cell in line] for line in cells]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in (header, ['---'] * len(header), *escaped))
+    lines = [[cell.format(unit) for cell in header], *([cell.replace('|', r'\|') for cell in row] for row in cells)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ['-' * max(width, 3) for width in widths])
+    return '\n'.join(f'| {" | ".join(map(str.ljust, line, widths))} |' for line in lines)
 
 
 def _cells(summary: Summary | None) -> list[str]:
@@ -176,7 +165,7 @@ def _cells(summary: Summary | None) -> list[str]:
     if len(summary.gains) > 1:
         gain += f' ({_range(interval(list(summary.gains.values())))})'
     closed = '' if math.isnan(summary.closed) else f'{100 * summary.closed:.0f} %'
-    spread = '' if math.isnan(summary.spread) else f' ± {summary.spread:.1f}'
+    spread = f' ± {summary.spread:.1f}' if summary.spread else ''
     return [f'{summary.mean:.1f}{spread}', gain, closed]
 
 

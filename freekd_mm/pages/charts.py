@@ -101,7 +101,8 @@ def draw(lines: Sequence[Line], x_label: str, y_label: str, dots: bool = False, 
                 label=line.label,
             )
         if legend:
-            axes.legend()
+            # Below the plot: with many lines it would hide them.
+            figure.legend(fontsize='x-small', ncols=2, loc='outside lower center')
         values = np.concatenate(curves)[:, 1]
         top = ceiling(values)
         if top is not None:

@@ -81,7 +81,7 @@ def test_select_takes_patterns_and_seeds(tmp_path):
     [
         ({'metrics': 'x'}, "no option 'metrics'.*Did you mean 'metric'"),
         ({'methods': {'a': {'entry': 'pkd'}}}, "method 'a' has no option 'entry'"),
-        ({'methods': {'a': {'prompt': 'shorter'}}}, "should be one of short, but got 'shorter'"),
+        ({'methods': {'a': {'prompt': 'shorter'}}}, "should be one of 'short', but got 'shorter'"),
         ({'methods': {'student': {}}}, "'student' is a row of every plan"),
         ({'compare': [['pkd', 'spacial']]}, "compare should be one of 'pkd'.*but got 'spacial'"),
         ({'seeds': ['zero']}, "seeds should be an integer, but got 'zero'"),
