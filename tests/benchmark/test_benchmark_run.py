@@ -106,7 +106,7 @@ def test_it_continues_where_it_was(first, plan_file, capsys):
     result = run_job(folder)
     assert result['resumed']
     # The parts of a run before and after a stop are one.
-    assert result['train_seconds'] == pytest.approx(found['mse']['train_seconds'], abs=0.2)
+    assert result['train_seconds'] >= found['mse']['train_seconds'] > 0
     assert result['history'] == found['mse']['history']
     assert result['val'] == found['mse']['val']
 
