@@ -26,12 +26,12 @@ class Tile(NamedTuple):
 
 
 def mask_pictures(image: np.ndarray, masks: Mapping[str, Sequence[Tensor]], folder: Path) -> list[Path]:
-    """Writes one PNG per prompted output, a row per group of bands.
+    """Writes one PNG per prompted output, e.g. ``neck_0.png``, a row per group of bands.
 
     Args:
         image: (H, W, 3), RGB.
         masks: By place, e.g. ``'neck[0]'``: one (T, h, w) per group of bands.
-        folder: Where to write ``neck_0.png``.
+        folder: Where to write.
     """
     written = []
     for place, groups in masks.items():
@@ -42,12 +42,9 @@ def mask_pictures(image: np.ndarray, masks: Mapping[str, Sequence[Tensor]], fold
 
 
 def mask_tiles(image: np.ndarray, groups: Sequence[Tensor], prefix: str = '') -> list[list[Tile]]:
-    """Returns the masks of the tokens over the image, a row per group of bands; red is 1 and blue is 0.
+    """Returns the masks of the tokens over an image (H, W, 3), a row per group of bands; red is 1 and blue is 0.
 
-    Args:
-        image: (H, W, 3), RGB.
-        groups: One (T, h, w) per group: the low band, then the details from the finest on.
-        prefix: The beginning of the titles.
+    The groups, each (T, h, w), are the low band, then the details from the finest on. Titles begin with the prefix.
     """
     canvas = shrink(image)
     names = ['low band', *(f'details {index}' for index in range(1, len(groups)))]

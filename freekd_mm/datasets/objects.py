@@ -91,13 +91,7 @@ SHAPES = {
 
 
 def thing(rng: Rng, name: str, radius: float) -> Sprite:
-    """Draws one object of a class in :data:`SHAPES`.
-
-    Args:
-        rng: Source of the pose, the colours and the period of the fine structure.
-        name: Class.
-        radius: Half of the longer axis in pixels.
-    """
+    """Draws one object of a class in :data:`SHAPES`; its radius is half of the longer axis in pixels."""
     # Fine at every scale: a few pixels, only slightly wider on a large object.
     period = rng.uniform(3.2, 4.2) * max(1.0, radius / 18)
     colours = two_colours(rng)

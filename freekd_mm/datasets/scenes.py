@@ -89,11 +89,7 @@ class _Canvas:
 def render_scene(seed: int, index: int, split: str = 'train', size: int = 160) -> Scene:
     """Draws one scene; the same arguments give the same scene, no matter what was drawn before.
 
-    Args:
-        seed: Seed of the data set.
-        index: Number of the picture within its split.
-        split: 'train' or 'val'.
-        size: Width and height in pixels, at least 48. The fine structure keeps its few pixels at any size.
+    The size in pixels is at least 48. The fine structure keeps its few pixels at any size.
     """
     check_choice('split', split, SPLITS)
     check_positive('size', size, integer=True)

@@ -28,12 +28,7 @@ class Step:
 
 
 class Steps:
-    """Runs the steps of a demo; finished steps are not repeated.
-
-    Args:
-        root: The repository: the tools run there.
-        folder: Where the demo writes.
-    """
+    """Runs the steps of a demo, which writes to ``folder``, in the repository; finished steps are not repeated."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.root, self.folder = root, folder

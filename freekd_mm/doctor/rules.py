@@ -121,13 +121,7 @@ def accepted_mmcv(modules: typing.Sequence[str] = ('mmdet', 'mmseg')) -> dict[st
 
 
 def find_limits(installed: Versions, pins: Versions, mmcv_below: Versions) -> Problems:
-    """Finds versions that cannot work: too old for freekd_mm, or refused by another package.
-
-    Args:
-        installed: ``{distribution: version}``.
-        pins: The tested versions.
-        mmcv_below: ``{module: first mmcv that it refuses}``, as of :func:`accepted_mmcv`.
-    """
+    """Finds versions that cannot work: too old for freekd_mm, or refused by another package (:func:`accepted_mmcv`)."""
     for name, oldest in OLDEST.items():
         if name in installed and numbers(installed[name]) < oldest:
             text = f'{installed[name]} is here, but freekd_mm needs {".".join(map(str, oldest))} or newer'

@@ -106,13 +106,7 @@ class Run:
 def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None) -> tuple[list[Run], list[str]]:
     """Reads work directories; returns the runs, and one line per folder that is left out.
 
-    Args:
-        folders: Work directories of mmengine.
-        names: What to call them; what tells their paths apart by default.
-
-    Raises:
-        FileNotFoundError: A folder does not exist.
-        NoRunError: None of them holds a log.
+    Without names the runs are called by what tells their paths apart.
     """
     paths = [Path(folder) for folder in folders]
     if names is not None and len(names) != len(paths):

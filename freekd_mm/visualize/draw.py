@@ -21,11 +21,7 @@ LINE = 2.0
 def band_tiles(seen: Seen, level: int, image: np.ndarray, before: Seen | None = None) -> list[Tile]:
     """Returns the pyramids of teacher, student and their difference, all on the scale of the teacher's bands.
 
-    Args:
-        seen: What an entry compares.
-        level: The feature level.
-        image: (H, W, 3), for the proportions.
-        before: What it compared before the distillation.
+    They have the proportions of the image (H, W, 3).
     """
     after = seen.bands[level]
     tops = [max(float(np.percentile(band, TOP)), 1e-12) for band in after.teacher]

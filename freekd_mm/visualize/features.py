@@ -65,12 +65,7 @@ class View(NamedTuple):
 
 @torch.no_grad()
 def look(model: Any, data: Any) -> View:
-    """Runs teacher and student on one sample of a data set, without any change to the model or the random numbers.
-
-    Args:
-        model: A distilled student.
-        data: One item of a data set: ``inputs`` and ``data_samples``.
-    """
+    """Runs a distilled student and its teacher on one item of a data set; model and random numbers stay as they are."""
     distillation = model.distillation
     device = next(model.parameters()).device
     with isolated_rng(seed=0), eval_mode(model), torch.autocast(device.type, enabled=False):

@@ -44,13 +44,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_student(model: nn.Module, checkpoint: str | Path, needs_all: bool = True) -> None:
-    """Loads a training checkpoint of the student, its projections included.
-
-    Args:
-        model: A distilled student.
-        checkpoint: The file.
-        needs_all: Raise if the weights of the distillation are missing, as in a plain or exported student.
-    """
+    """Loads a training checkpoint of a distilled student; without ``needs_all`` its projections may be missing."""
     weights = weights_of(load_checkpoint_file(checkpoint), checkpoint)
     fit = load_what_fits(model, weights)
     if needs_all or fit.reshaped or not all(name.startswith(PREFIX) for name in fit.missing):
@@ -62,12 +56,8 @@ def compare(
 ) -> list[tuple[View, View | None]]:
     """Looks at each sample with the student of a checkpoint, and with the student before.
 
-    Args:
-        cfg: The distillation config.
-        checkpoint: The student after the distillation.
-        data: Items of a data set.
-        before: ``'init'`` for the student as the training starts, or a checkpoint; one without projections, such as
-            that of the student alone, is shown through those of the distillation. None leaves it out.
+    The student before is ``'init'``, as the training starts, or that of a checkpoint; one without projections, such as
+    that of the student alone, is shown through those of the distillation.
     """
     if not is_distilled(cfg.model):
         raise ValueError(
