@@ -37,9 +37,10 @@ def write_plots(records: Sequence[Record], plan: Plan, folder: Path) -> list[Pat
 def _bars(records: Sequence[Record], plan: Plan, split: str) -> Figure | None:
     """Mean and spread of every method, each seed as a dot, student alone and teacher as lines."""
     summaries, title = summarize(records, plan, split), titles(plan)
-    names = sorted(set(title) & set(summaries) - {TEACHER}, key=lambda name: summaries[name].mean)
+    names = [name for name in title if name in summaries and name != TEACHER]
     if not names:
         return None
+    names.sort(key=lambda name: summaries[name].mean)
     figure = Figure((7, 0.8 + 0.32 * len(names)), layout='constrained')
     axes = figure.add_subplot()
     for row, name in enumerate(names):
