@@ -39,7 +39,7 @@ PARSED_ONLY = {
     r'work_dirs/demo/': 'continues from the demo, which takes minutes: tests/report and tests/visualize run them small',
     r'tools/zoo\.py': 'the survey takes hours: tests/tools/test_zoo.py runs a sample',
     r'-m speed': 'takes times, which a busy machine spoils',
-    r'tests/kill_and_resume\.py': 'half an hour: tests/engine/test_reliability_kill.py runs a part',
+    r'tests/kill_(and_resume|others)\.py': 'half an hour: tests/engine/test_reliability_kill.py runs a part',
 }
 #: What other commands leave for those behind them.
 MAKES = {'make demo': ('work_dirs/demo/',)}

@@ -91,6 +91,7 @@ def own_files(folder: Path, scenes: Path, task: str) -> None:
             'wrong_option': 'model = dict(distill=dict(mse=dict(loss=dict(wieght=1))))',
             'wrong_loss': "model = dict(distill=dict(mse=dict(loss=dict(type='freekd_mm.FeatureMSELos'))))",
             'wrong_backbone': "model = dict(architecture=dict(backbone=dict(type='ResNett')))",
+            'kd_same': "model = dict(teacher=dict(cfg_path='student.py', checkpoint='student.pth'))",
             'wrong_teacher': "model = dict(teacher=dict(checkpont='x.pth'))",
             'nan_teacher': "model = dict(teacher=dict(checkpoint='nan.pth'))",
             'other_teacher': "model = dict(teacher=dict(checkpoint='student.pth'))",

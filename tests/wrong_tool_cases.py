@@ -72,6 +72,10 @@ BOTH = {
         'train.py kd.py --resume work_dirs/alone/trained.pth',
         'trained.pth should fit Distilled|missing: distillation.',
     ),
+    'resume the student alone where nothing is projected': (
+        'train.py kd_same.py --resume work_dirs/alone/trained.pth',
+        'trained.pth should be a checkpoint of a distillation, but is one of the student alone. To start with |load_from',
+    ),
     'resume another model': (
         'train.py teacher.py --resume work_dirs/alone/trained.pth',
         'trained.pth should fit |other',

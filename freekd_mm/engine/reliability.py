@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from freekd_mm.checkpoints.fitting import load_whole, weights_of
+from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checks import check_choice, check_options, check_positive
 from freekd_mm.engine.checkpoint_hook import ResumePoint, find_resume_point, hook_of, make_safe
@@ -22,6 +22,10 @@ from freekd_mm.engine.preflight import compare_classes
 from freekd_mm.engine.signals import GracefulStopHook
 from freekd_mm.log import warn
 from freekd_mm.prompts.prompt_file import NAME
+from freekd_mm.runtime.model import PREFIX
+
+#: A distillation's own number of steps, which no plain model has.
+STEPS = f'{PREFIX}_extra_state'
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,13 @@ def check_resumed(runner: Any, path: str) -> None:
     file = load_checkpoint_file(path)
     # A checkpoint of stage 1 holds the prompt, which is not plugged in yet.
     if NAME not in file and has_whole_weights(runner):
-        load_whole(unwrapped_model(runner), weights_of(file, path), path)
+        model, weights = unwrapped_model(runner), weights_of(file, path)
+        load_whole(model, weights, path)
+        if hasattr(model, 'distillation') and STEPS not in weights:
+            raise WeightsMismatchError(
+                f'{path} should be a checkpoint of a distillation, but is one of the student alone. To start with its '
+                'weights, use load_from instead of --resume.'
+            )
 
 
 def _own(runner: Any, hook: Any) -> Any:

@@ -22,3 +22,12 @@ def test_killed_trainings_end_as_undisturbed_ones(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert re.search(r'survived 3 kills \([1-3] while writing\)', done.stdout), done.stdout
     assert 'all ended bit for bit as undisturbed' in done.stdout
+
+
+def test_two_processes_of_which_some_are_killed_end_as_undisturbed_ones(tmp_path):
+    """One kill at a random moment, one while a checkpoint is written."""
+    command = [sys.executable, str(TESTS / 'kill_others.py'), '--kills', '2', '--cases', 'ranks']
+    environment = {**os.environ, 'PYTHONPATH': f'{TESTS.parent}', 'TMPDIR': str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert re.search(r'ranks: 2 kills, [12] of them while a file was written; \d trainings, 0 problems', done.stdout)
