@@ -164,6 +164,7 @@ def test_what_is_made_may_be_made_again_and_what_is_forced_is_kept(task, folders
     ok(folder, *export, 'mine.pkl', '--force')
     assert (folder / 'mine.pkl.bak').read_bytes() == mine
     record = sorted((folder / 'work_dirs/kd').glob('*.p*'))
+    shutil.rmtree(folder / 'work_dirs/kd/test', ignore_errors=True)
     before = hashes(folder)
     for _ in range(2):
         ok(folder, 'test.py', 'kd.py', 'new.pth', '--result', 'result.json')
