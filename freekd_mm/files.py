@@ -149,3 +149,10 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
 
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
+
+
+def here(path: Path) -> str:
+    """Returns a path for the current folder: relative if it is below it."""
+    # Not resolved: a virtual environment's Python is a link.
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd())) if Path.cwd() in path.parents else str(path)

@@ -1,9 +1,12 @@
 """Writes a distillation config for your student and your teacher."""
 
 import argparse
+import sys
+from pathlib import Path
 
 from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
+from freekd_mm.files import here
 
 
 def parse_args() -> argparse.Namespace:
@@ -112,7 +115,7 @@ def main() -> None:
     files = plan.write(args.force)
     for file in files:
         print(f'wrote {file}')
-    print(f'next: python tools/train.py {files[-1]}')
+    print(f'next: python {here(Path(sys.argv[0]).with_name("train.py"))} {files[-1]}')
 
 
 if __name__ == '__main__':

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
 
 from freekd_mm.checkpoints.sources import short_hash
+from freekd_mm.files import here
 from freekd_mm.report.configs import comparable, read_config
 from freekd_mm.report.runs import LOGS, NoRunError, Run, read_run
 from freekd_mm.runtime.config import is_distilled
@@ -66,10 +66,3 @@ def student_alone(run: Run) -> Run | None:
 
 def _training_of(config: dict) -> dict[str, object]:
     return {name: value for name, value in comparable(config).items() if name.startswith(('model.', 'train_'))}
-
-
-def here(path: Path) -> str:
-    """Returns a path for the current folder: relative if it is below it."""
-    # Not resolved: a virtual environment's Python is a link.
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(Path.cwd())) if Path.cwd() in path.parents else str(path)

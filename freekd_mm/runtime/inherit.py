@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from freekd_mm.checks import did_you_mean
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.log import say
 
 # Not inherited by default: a smaller student has another backbone, and mmengine's preprocessor has no weights.
@@ -15,11 +16,19 @@ CLASSIFIER = 'decode_head.conv_seg'
 
 
 def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Returns the teacher's weights in a module that fit the student's names and shapes, and all of the student's."""
+    """Returns the teacher's weights in a module that fit the student's names and shapes, and all of the student's.
+
+    Where the student is narrower, these are the weights between the teacher's first channels. A width is what some
+    weights of the module give and others take: not the number of classes, and not the channels of a backbone.
+    """
     # Counters (of batch normalisation) have one shape everywhere, and say nothing.
     own = {k: v for k, v in student.state_dict().items() if k.startswith(f'{module}.') and v.is_floating_point()}
-    theirs = teacher.state_dict()
-    return {k: theirs[k] for k, v in own.items() if k in theirs and theirs[k].shape == v.shape}, own
+    theirs = {k: v for k, v in teacher.state_dict().items() if k in own and v.dim() == own[k].dim()}
+    pairs = {k: list(zip_equal(own[k].shape, v.shape)) for k, v in theirs.items()}
+    given, taken = ({sizes[axis] for sizes in pairs.values() if len(sizes) > 1} for axis in (0, 1))
+    narrower = {(size, wider) for size, wider in given & taken if size < wider}
+    fitting = [k for k, sizes in pairs.items() if all(a == b or (a, b) in narrower for a, b in sizes)]
+    return {k: theirs[k][tuple(map(slice, own[k].shape))] for k in fitting}, own
 
 
 def inheritable_modules(student: nn.Module, teacher: nn.Module) -> list[str]:
@@ -59,8 +68,8 @@ def _checked_weights(
         )
     if not weights:
         raise ValueError(
-            f'inherit: {module!r} should have weights of one name and shape in student and teacher, but has none; '
-            'leave it out, or make the student as wide as its teacher there'
+            f'inherit: {module!r} should have weights of one name and kind in student and teacher, and no more '
+            'channels in the student, but has none; leave it out'
         )
     return weights, own
 

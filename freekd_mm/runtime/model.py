@@ -103,7 +103,7 @@ def DistilledModel(  # noqa: N802 - built by config like a class
         teacher: ``cfg_path`` or ``model``, and ``checkpoint``.
         distill: Entries by name: ``dict(wavelet=dict(student='neck', teacher='neck', loss=dict(...)))``.
         task_loss: Compute the student's own losses. False only distils.
-        inherit: Modules that start with the teacher's weights, if name and shape agree: ``('neck', 'bbox_head')``.
+        inherit: Modules that start with the teacher's weights of the same names: ``('neck', 'bbox_head')``.
             A checkpoint that is loaded or resumed replaces them.
         probe_size: Height and width of the dummy image that finds the shapes at the taps; by default one that both
             models take.

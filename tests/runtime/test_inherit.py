@@ -73,7 +73,30 @@ def test_modules_that_fit():
     student, teacher = build(STUDENT), build(TEACHER)
     assert inheritable_modules(student, teacher) == ['neck', 'bbox_head']
     narrow = build(tiny_configs.detector(Path('.'), head='gfl', width=8, channels=8)['model'])
-    assert inheritable_modules(narrow, teacher) == []
+    assert inheritable_modules(narrow, teacher) == ['neck', 'bbox_head']
+    assert inheritable_modules(teacher, narrow) == []
+
+
+def test_a_narrower_student_takes_the_weights_between_the_first_channels():
+    """But no other classes, and nothing for the channels of another backbone."""
+    teacher = build(TEACHER)
+    narrow = build(tiny_configs.detector(Path('.'), head='gfl', width=8, channels=8)['model'])
+    theirs, own = teacher.state_dict(), narrow.state_dict()
+    weights = inherited_weights(narrow, teacher, ['neck', 'bbox_head'])
+    for name in ('neck.fpn_convs.1.conv.weight', 'bbox_head.cls_convs.0.conv.weight'):
+        assert torch.equal(weights[name], theirs[name][:8, :8])
+    assert torch.equal(
+        weights['bbox_head.cls_convs.0.bn.running_var'], theirs['bbox_head.cls_convs.0.bn.running_var'][:8]
+    )
+    assert torch.equal(weights['bbox_head.gfl_cls.weight'], theirs['bbox_head.gfl_cls.weight'][:, :8])
+    assert {name for name in own if name.startswith('neck.lateral_convs') and name.endswith('conv.weight')}.isdisjoint(
+        weights
+    )
+    fewer = tiny_configs.detector(Path('.'), head='gfl', width=8, channels=8)['model']
+    fewer['bbox_head']['num_classes'] = 2
+    weights = inherited_weights(build(fewer), teacher, ['bbox_head'])
+    assert 'bbox_head.gfl_reg.weight' in weights
+    assert {'bbox_head.gfl_cls.weight', 'bbox_head.gfl_cls.bias'}.isdisjoint(weights)
 
 
 def test_a_head_is_not_inherited_for_its_small_parts():
@@ -89,7 +112,7 @@ def test_a_head_is_not_inherited_for_its_small_parts():
     [
         ('neck', TypeError, r"inherit should be a list of module names, but got 'neck'; write \['neck'\]"),
         (['neckk'], ValueError, "for example .*backbone, neck, bbox_head.*, but got 'neckk'. Did you mean 'neck'"),
-        (['backbone.layer1'], ValueError, 'make the student as wide as its teacher there'),
+        (['backbone.conv1'], ValueError, 'no more channels in the student, but has none; leave it out'),
     ],
     ids=['text', 'name', 'shapes'],
 )
@@ -117,8 +140,8 @@ def test_make_config_writes_it(det_config, tmp_path, inherit, written):
 
 
 def test_make_config_finds_nothing_to_inherit(det_config, tmp_path):
-    student = det_config(name='student', head='gfl', width=8, channels=8)
-    teacher = det_config(name='teacher', head='gfl', width=16, channels=16)
+    student = det_config(name='student', head='gfl', width=8, channels=16)
+    teacher = det_config(name='teacher', head='gfl', width=16, channels=8)
     file = make_config(str(student), str(teacher), 'teacher.pth', 'mse', tmp_path / 'kd.py', check=False)[-1]
     assert 'inherit' not in Config.fromfile(file).model
 
