@@ -74,7 +74,7 @@ BOTH = {
     ),
     'resume the student alone where nothing is projected': (
         'train.py kd_same.py --resume work_dirs/alone/trained.pth',
-        'trained.pth should be a checkpoint of a distillation, but is one of the student alone. To start with |load_from',
+        'trained.pth should be a checkpoint of a distillation, but is one of the student alone.|load_from',
     ),
     'resume another model': (
         'train.py teacher.py --resume work_dirs/alone/trained.pth',
