@@ -17,7 +17,7 @@ import torch
 from mmengine.config import Config
 from test_make_config import losses_of, save_teacher
 
-from freekd_mm.files import check_output, write_kept
+from freekd_mm.files import check_output, here, write_kept
 from freekd_mm.prompts.prompt_file import PromptFile, save_prompt
 
 TOOL = str(Path(__file__).parents[2] / 'tools/make_config.py')
@@ -45,7 +45,7 @@ def tool(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         names = [str(pair / name) for name in (student, teacher, weights)]
         out = [] if '-o' in words else ['-o', str(tmp_path / 'kd.py')]
         method = [] if '--method' in words else ['--method', 'wavelet']
-        argv = ['make_config.py', *names[:2], '--teacher-checkpoint', names[2], *out, *method, *words]
+        argv = [TOOL, *names[:2], '--teacher-checkpoint', names[2], *out, *method, *words]
         monkeypatch.setattr(sys, 'argv', argv)
         runpy.run_path(TOOL)['main']()
         return capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_it_says_what_it_found(tool: Tool, tmp_path: Path) -> None:
         'logits:    cannot be compared: the heads have [1, 1, 1] and [1, 1, 1, 1] anchors (other levels or anchors)',
         'left out:  1 level(s) of the teacher without a partner',
     ]
-    assert f'next: python tools/train.py {tmp_path / "kd.py"}' in text
+    assert f'next: python {here(Path(TOOL).with_name("train.py"))} {tmp_path / "kd.py"}' in text
 
 
 def test_a_dry_run_writes_nothing(tool: Tool, tmp_path: Path) -> None:
