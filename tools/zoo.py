@@ -122,7 +122,7 @@ def run_config(config: Path, args: argparse.Namespace) -> dict[str, Any]:
     if child.is_alive():
         child.kill()
         known['error'] = f'not done after {args.time_limit:.0f} s'
-    known.update(family=family, config=config.name, seconds=round(time.monotonic() - begin, 1))
+    known.update(family=family, config=config.name, seconds=round(time.monotonic() - begin, 1), versions=versions())
     file.write_text(json.dumps(known, indent=1))
     print(f'{family}: {" ".join(verdict(known))}', flush=True)
     return known
@@ -192,7 +192,7 @@ Made on {date} by the command
 {command}
 ```
 
-with {versions()}.
+with {versions()}.{elsewhere(results)}
 
 ## The families
 
@@ -202,6 +202,15 @@ with {versions()}.
 
 {table(left_out, ['folder', 'why'])}
 """
+
+
+def elsewhere(results: list[dict[str, Any]]) -> str:
+    """Says which families were tried with other versions."""
+    own, families = versions(), collections.defaultdict(list)
+    for result in results:
+        if result.get('versions', own) != own:
+            families[result['versions']].append(result['family'])
+    return ''.join(f'\n\nWith {other}: {", ".join(names)}.' for other, names in families.items())
 
 
 def compared(result: dict[str, Any]) -> str:
