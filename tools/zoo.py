@@ -12,6 +12,7 @@ import datetime
 import importlib.metadata
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -145,6 +146,8 @@ def verdict(result: dict[str, Any]) -> tuple[str, str]:
     if 'distilled' in result:
         found = result['distilled']
         return 'ours', f'gradients {found["gradients"]}, exported student differs by {found["exported"]}'
+    if 'plain' in result and not math.isfinite(result['plain']['loss']):
+        return 'plain', f'the loss is {result["plain"]["loss"]}'
     for name, key in (('plain', 'plain_error'), ('ours', 'distilled_error')):
         if key in result:
             package = missing_package(result[key])
