@@ -35,10 +35,10 @@ def measure(options: Options) -> Report:
         modules: dict[str, nn.Module] = {
             CONVOLUTION: nn.Conv2d(channels, channels, 1),
             'default (lowrank)': FAM(channels, channels),
-            'depthwise': FAM(channels, channels, 'depthwise'),
+            'depthwise': FAM(channels, channels, mode='depthwise'),
         }
         if size in both:
-            modules['dense'] = FAM(channels, channels, 'dense', size=size)
+            modules['dense'] = FAM(channels, channels, mode='dense', size=size)
         x = torch.randn(2, channels, *size, device=options.device, requires_grad=True)
         jobs = {name: job_of(module.to(options.device), x) for name, module in modules.items()}
         turns = take_turns(jobs, options)

@@ -42,7 +42,7 @@ def test_the_student_works_in_its_inferencer(pair: tuple[Path, Path, Path], metr
         from mmdet.apis import DetInferencer
 
         found = DetInferencer(str(student), str(done.student), device='cpu', show_progress=False)(picture)
-        assert len(found['predictions'][0]['scores']) == 10
+        assert 0 < len(found['predictions'][0]['scores']) <= 10
     else:
         from mmseg.apis import MMSegInferencer
 
