@@ -80,7 +80,7 @@ class WaveletLoss(BandLoss):
                 teachers, depths, shares, self.position_masks(students, teachers, depths)
             )
         ]
-        values = correlation(students, levels, self.levels, self.judge())
+        values = correlation(students, levels, self.levels, self.judge(), self.loss_weight)
         self.terms.update({f'level{index}/high': value for index, value in enumerate(values.detach().unbind())})
         return values.sum()
 

@@ -54,7 +54,7 @@ def test_sums_of_products_and_their_gradient(monkeypatch, size, weighted, shape,
     for form in (walk, blocks):
         monkeypatch.setattr(form, 'BLOCK', size)
     student, teacher, weights = case(shape, levels)
-    roots = [weight.sqrt() for weight in weights] if weighted else None
+    given = weights if weighted else None
     own, other = torch.rand(2, shape[1], levels, 4, dtype=torch.float64) - 0.5
     own[:, :-1, 0] = other[:, :-1, 0] = 0  # the low band counts at the last level alone
     wanted, gradients = [], []
@@ -63,12 +63,12 @@ def test_sums_of_products_and_their_gradient(monkeypatch, size, weighted, shape,
         wanted.append(torch.stack([(weight * x * y).sum((0, 3, 4)) for x, y in ((b, b), (b, a), (a, a))], 2))
         gradients.append(weight * (own[:, level, :, None, None] * b + other[:, level, :, None, None] * a))
     wanted, gradient = torch.stack(wanted, 1), back(gradients, shape)
-    outs = torch.empty_like(student), torch.empty_like(student)
+    out = torch.empty_like(student)
     sums = (
-        walk.correlate(student, teacher, levels, roots, lambda channels, _: (own[channels], other[channels]), outs[0]),
-        blocks.correlate(student, teacher, levels, roots),
+        walk.correlate(student, teacher, levels, given, lambda channels, _: (own[channels], other[channels]), out),
+        blocks.correlate(student, teacher, levels, given),
     )
-    blocks.gradient(student, teacher, levels, roots, torch.stack((own, other)), outs[1])
+    outs = out, blocks.gradient(student, teacher, levels, given, torch.stack((own, other)))
     for found, out in zip_equal(sums, outs):
         torch.testing.assert_close(found[:, :, 1:], wanted[:, :, 1:])
         torch.testing.assert_close(found[:, -1], wanted[:, -1])

@@ -1,17 +1,18 @@
-"""Sums and gradients of Haar bands on any device, in few calls: square blocks of pixels times one orthogonal matrix.
+"""Sums and gradients of Haar bands on any device, in few calls: one convolution makes all bands of a map.
 
 Haar is local: the bands of ``depth`` levels of a map are those of its blocks of 2^depth x 2^depth pixels, and those of
-a block x are H x with one matrix H, its rows in the order of :func:`coefficients`. With H_k the rows of band k and
-P_k = H_k^T H_k, sums of products of bands need no bands, and neither does a gradient:
+a block x are H x with one orthogonal matrix H: a convolution with 4^depth filters and the block's side as its stride.
+Its transpose leads back. That makes a few large calls where a transform by levels makes many small ones.
 
-    sum over blocks of (H_k x) . (H_k y) = <P_k, sum of x y^T>,    sum_k f_k H_k^T (H_k x) = (sum_k f_k P_k) x
-
-That makes a few large calls where a transform by levels makes many small ones.
+A coefficient has the position in its block that the transform by levels leaves it at when it works in place: one of
+level l and band k at (y, x) stands at pixel (y 2^(l+1) + 2^l (k // 2), x 2^(l+1) + 2^l (k % 2)).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,60 +21,36 @@ from torch import Tensor
 
 from freekd_mm.compat.versions import cache
 
-# Values of one map in a block of channels: little memory beside the gradient.
-BLOCK = 5 * 2**19
+# Values of one map in a block: little memory beside the gradient.
+BLOCK = 9 * 2**18
 
 
 @cache
-def _haar(depth: int) -> np.ndarray:
-    """Returns the matrix (4^depth, 4^depth): for each level from the finest on its bands, positions row by row."""
+def _filters(depth: int) -> np.ndarray:
+    """Returns H (4^depth, 1, side, side)."""
     side = 2**depth
-    low, rows = np.eye(side * side).reshape(-1, side, side), []
-    for _ in range(depth):
-        even, odd = low[:, 0::2], low[:, 1::2]
-        above, below = even + odd, even - odd
-        low = (above[..., 0::2] + above[..., 1::2]) / 2
-        vertical = (above[..., 0::2] - above[..., 1::2]) / 2
-        horizontal, diagonal = (below[..., 0::2] + below[..., 1::2]) / 2, (below[..., 0::2] - below[..., 1::2]) / 2
-        rows += [band.reshape(len(band), -1).T for band in (vertical, horizontal, diagonal)]
-    return np.concatenate([*rows, low.reshape(len(low), -1).T])
-
-
-def coefficients(depth: int) -> list[tuple[int, int, int]]:
-    """Returns (level, band, positions in a block) in the order of the matrix; band 0 is low, 1 to 3 as in a step."""
-    high = [(level, band, 4 ** (depth - level - 1)) for level in range(depth) for band in (1, 2, 3)]
-    return [*high, (depth - 1, 0, 1)]
-
-
-def to_device(values: Sequence, like: Tensor) -> Tensor:
-    """Returns numbers as a tensor like another, without waiting for the device."""
-    found = torch.as_tensor(values, dtype=like.dtype)
-    return found.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else found.to(like.device)
+    x = np.eye(side * side).reshape(-1, side, side)
+    for level in range(depth):
+        low = x[:, :: 2**level, :: 2**level]
+        a, b, c, d = (low[:, i::2, j::2].copy() for i in (0, 1) for j in (0, 1))
+        low[:, 0::2, 0::2], low[:, 0::2, 1::2] = (a + b + c + d) / 2, (a - b + c - d) / 2
+        low[:, 1::2, 0::2], low[:, 1::2, 1::2] = (a + b - c - d) / 2, (a - b - c + d) / 2
+    return x.reshape(side * side, -1).T.reshape(-1, 1, side, side)
 
 
 @cache
-def _segments(depth: int) -> np.ndarray:
-    """Returns which rows of the matrix are those of which band, (4 * depth, 4^depth) of 0 and 1; 4 bands a level."""
-    found, start = np.zeros((4 * depth, 4**depth)), 0
-    for level, band, count in coefficients(depth):
-        found[4 * level + band, start : start + count] = 1
-        start += count
-    return found
+def _members(depth: int) -> np.ndarray:
+    """Returns which coefficients of a block are in which band, (4 * depth, 4^depth) of 0 and 1; 4 bands a level."""
+    found = np.zeros((depth, 4, 2**depth, 2**depth))
+    for level in range(depth):
+        for band in range(0 if level == depth - 1 else 1, 4):
+            found[level, band, _places(level, band)[0], _places(level, band)[1]] = 1
+    return found.reshape(4 * depth, -1)
 
 
-@cache
-def _projectors(depth: int) -> np.ndarray:
-    """Returns P of each band, (4 * depth, 4^depth, 4^depth)."""
-    return np.einsum('kr,ri,rj->kij', _segments(depth), _haar(depth), _haar(depth))
-
-
-@cache
-def _products(depth: int) -> np.ndarray:
-    """Returns what takes bb, ab and aa of each band (12 * depth) from the products of (b, a) with (b, a)."""
-    found = np.zeros((4 * depth, 3, 2, 4**depth, 2, 4**depth))
-    for index, (first, second) in enumerate(((0, 0), (0, 1), (1, 1))):
-        found[:, index, first, :, second] = _projectors(depth)
-    return found.reshape(12 * depth, -1)
+def _places(level: int, band: int) -> tuple[slice, slice]:
+    """Returns the rows and columns of the coefficients of a band."""
+    return slice(band // 2 << level, None, 2 << level), slice(band % 2 << level, None, 2 << level)
 
 
 @cache
@@ -82,130 +59,125 @@ def _constant(table: Callable[[int], np.ndarray], depth: int, device: torch.devi
     return torch.as_tensor(table(depth), dtype=dtype, device=device)
 
 
-def _blocks(x: Tensor, side: int, out: Tensor) -> None:
-    """Copies x (N, C, H, W) to blocks (C, N, rows, columns, side, side); below it they are left as they are."""
-    if x.shape[3] % side:
-        x = F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side))
-    view, (whole, rest) = out.permute(1, 0, 2, 4, 3, 5), divmod(x.shape[2], side)
-    columns = x.shape[3] // side
-    view[:, :, :whole] = x[:, :, : whole * side].unflatten(2, (whole, side)).unflatten(-1, (columns, side))
-    if rest:
-        view[:, :, whole, :rest] = x[:, :, whole * side :].unflatten(-1, (columns, side))
+def to_device(values: Sequence, like: Tensor) -> Tensor:
+    """Returns numbers as a tensor like another, without waiting for the device."""
+    found = torch.as_tensor(values, dtype=like.dtype)
+    return found.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else found.to(like.device)
 
 
-def _maps(rows: Tensor, shape: torch.Size, depth: int, out: Tensor) -> None:
-    """Copies blocks (C, N * rows * columns, side * side) back to the map ``out`` (N, C, H, W)."""
-    side, (batch, channels, height, width) = 2**depth, shape
-    grid = -(-height // side), -(-width // side)
-    blocks = rows.view(channels, batch, *grid, side, side).permute(1, 0, 2, 4, 3, 5)
-    if width % side:
-        out.copy_(blocks.reshape(batch, channels, grid[0] * side, grid[1] * side)[..., :height, :width])
-        return
-    whole, rest = divmod(height, side)
-    out[:, :, : whole * side].unflatten(2, (whole, side)).unflatten(-1, (grid[1], side)).copy_(blocks[:, :, :whole])
-    if rest:
-        out[:, :, whole * side :].unflatten(-1, (grid[1], side)).copy_(blocks[:, :, whole, :rest])
-
-
-def in_blocks(weights: Sequence[Tensor], depth: int) -> Tensor:
-    """Returns weights of the positions, (N, 4, h, w) per level, as (N * rows * columns, 4^depth)."""
-    height, width = weights[-1].shape[2:]
-    parts = []
+def weight_map(weights: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Returns weights of the positions, (N, 4, h, w) per level, at the pixels of their coefficients (N, H', W')."""
+    depth = len(weights)
+    out = weights[0].new_zeros(len(weights[0]), *(-(-length // 2**depth) << depth for length in size))
     for level, weight in enumerate(weights):
-        side = 2 ** (depth - level - 1)
-        weight = weight[:, 1:] if level < depth - 1 else weight.roll(-1, 1)
-        weight = F.pad(weight, (0, width * side - weight.shape[3], 0, height * side - weight.shape[2]))
-        squares = weight.unflatten(3, (width, side)).unflatten(2, (height, side))
-        parts.append(squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(0, 2))
-    return torch.cat(parts, 1)
+        for band in range(0 if level == depth - 1 else 1, 4):
+            rows, columns = _places(level, band)
+            out[:, rows, columns][:, : weight.shape[2], : weight.shape[3]] = weight[:, band]
+    return out
 
 
-def _parts(maps: Sequence[Tensor], depth: int, difference: bool = False) -> Iterator[tuple[slice, Tensor]]:
-    """Yields a slice of the channels and the blocks of its maps, (k, blocks, maps, 4^depth) in one buffer."""
-    batch, channels, height, width = maps[0].shape
-    side = 2**depth
-    grid = -(-height // side), -(-width // side)
-    count = -(-channels // max(1, min(channels, BLOCK // max(batch * height * width, 1))))
-    planes = -(-channels // count)
-    dtype = torch.promote_types(maps[0].dtype, torch.float32)
-    buffer = maps[0].new_empty(planes, batch, *grid, 1 if difference else len(maps), side, side, dtype=dtype)
-    if height % side and not width % side:
-        # Below the maps lie zeros, and stay.
-        buffer[:, :, -1, ..., height % side :, :].zero_()
-    for start in range(0, channels, planes):
-        channel = slice(start, min(start + planes, channels))
-        used = buffer[: channel.stop - start]
-        parts = [x[:, channel] for x in maps]
-        for index, x in enumerate([torch.sub(parts[0].to(dtype), parts[1])] if difference else parts):
-            _blocks(x, side, used[..., index, :, :])
-        yield channel, used.flatten(5).flatten(1, 3)
+class _Blocks:
+    """The transform of maps of one size.
+
+    Args:
+        shape: (N, C, H, W).
+        depth: Wavelet levels.
+        like: A tensor of the device and the dtype to compute in.
+    """
+
+    def __init__(self, shape: Sequence[int], depth: int, like: Tensor) -> None:
+        self.shape, self.side, self.dtype = shape, 2**depth, like.dtype
+        self.filters = _constant(_filters, depth, like.device, like.dtype)
+        self.members = _constant(_members, depth, like.device, like.dtype)
+        # A block of zeros before the map, so that the rest behind the whole blocks is one too.
+        self.padding = tuple(self.side if length % self.side else 0 for length in shape[2:])
+        self.rest = tuple(length % self.side for length in shape[2:])
+
+    def parts(self) -> Iterator[tuple[slice, slice]]:
+        """Yields slices of the images and of the channels: some whole images, or some channels of one image."""
+        batch, channels, height, width = self.shape
+        images = max(1, BLOCK // max(channels * height * width, 1))
+        planes = -(-channels // max(1, -(-channels * height * width // BLOCK))) if images == 1 else channels
+        for image in range(0, batch, images):
+            for channel in range(0, channels, planes):
+                yield slice(image, image + images), slice(channel, channel + planes)
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """Returns the bands of (n, k, H, W), (n, k, side^2, h, w)."""
+        planes = x.reshape(-1, 1, *x.shape[2:]).to(self.dtype)
+        with _exactly(x):
+            bands = F.conv2d(planes, self.filters, stride=self.side, padding=self.padding)
+        return bands.unflatten(0, x.shape[:2])
+
+    def synthesise(self, bands: Tensor) -> Tensor:
+        """Returns the adjoint of :meth:`analyse`."""
+        options: Any = dict(stride=self.side, padding=self.padding, output_padding=self.rest)
+        with _exactly(bands):
+            return F.conv_transpose2d(bands.flatten(0, 1), self.filters, **options).view(
+                *bands.shape[:2], *self.shape[2:]
+            )
+
+    def weights(self, weights: Sequence[Tensor]) -> Tensor:
+        """Returns weights of the positions in the form of the bands, (N, 1, side^2, h, w)."""
+        pixels = F.pad(weight_map(weights, self.shape[2:]), (self.padding[1], 0, self.padding[0], 0))
+        return F.pixel_unshuffle(pixels.unsqueeze(1), self.side).unsqueeze(1)
 
 
-def correlate(student: Tensor, teacher: Tensor, depth: int, roots: Sequence[Tensor] | None) -> Tensor:
-    """Returns the sums of products of all bands (C, depth, 4, 3), as :func:`freekd_mm.losses.bands.walk.correlate`."""
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    if not depth:
-        return student.new_zeros(student.shape[1], 0, 4, 3, dtype=dtype)
-    like = student.new_empty(0, dtype=dtype)
-    out = like.new_empty(student.shape[1], 4 * depth, 3)
-    bands_of = _constant(_products if roots is None else _segments, depth, like.device, dtype)
-    scale = in_blocks(roots, depth).unsqueeze(1) if roots is not None else None
-    matrix = _constant(_haar, depth, like.device, dtype) if roots is not None else None
-    for channel, rows in _parts((student, teacher), depth):
-        if matrix is None or scale is None:
-            flat = rows.flatten(2)
-            grams = torch.bmm(flat.transpose(1, 2), flat).flatten(1)
-            out[channel] = torch.matmul(grams, bands_of.T).unflatten(1, (4 * depth, 3))
-        else:
-            bands = torch.matmul(rows, matrix.T).mul_(scale)
-            own, other = bands.unbind(2)
-            pairs = torch.stack([(x * y).sum(1) for x, y in ((own, own), (own, other), (other, other))], 1)
-            out[channel] = torch.matmul(pairs, bands_of.T).transpose(1, 2)
-    return out.unflatten(1, (depth, 4))
+def _exactly(x: Tensor) -> Any:
+    """Convolutions of CUDA would round to 11 bits (TF32)."""
+    flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    return flags if x.is_cuda else contextlib.nullcontext()
 
 
-def gradient(
-    student: Tensor,
-    teacher: Tensor,
-    depth: int,
-    roots: Sequence[Tensor] | None,
-    factors: Tensor,
-    out: Tensor,
-) -> None:
-    """Writes the gradient that has own * b + other * a in the bands to (N, C, H, W), factors (2, C, depth, 4)."""
-    if not depth:
-        return
-    size, factors = 4**depth, factors.flatten(2).transpose(0, 1)
-    if roots is None:
-        bands_of = _constant(_projectors, depth, factors.device, factors.dtype).flatten(1)
-    else:
-        scale = in_blocks(roots, depth).square().unsqueeze(1)
-        matrix = _constant(_haar, depth, factors.device, factors.dtype)
-        spread = torch.matmul(factors, _constant(_segments, depth, factors.device, factors.dtype))
-    for channel, rows in _parts((student, teacher), depth):
-        if roots is None:
-            operator = torch.matmul(factors[channel], bands_of).view(-1, 2 * size, size)
-            result = torch.bmm(rows.flatten(2), operator)
-        else:
-            bands = torch.matmul(rows, matrix.T).mul_(scale).mul_(spread[channel].unsqueeze(1))
-            result = torch.matmul(bands.sum(2), matrix)
-        _maps(result, student[:, channel].shape, depth, out[:, channel])
+def _part(weights: Tensor, images: slice) -> Tensor:
+    return weights[images] if len(weights) > 1 else weights
+
+
+def correlate(student: Tensor, teacher: Tensor, depth: int, weights: Sequence[Tensor] | None) -> Tensor:
+    """Returns the sums of bb, ab and aa of all bands (C, depth, 4, 3), as :func:`walk.correlate`."""
+    like = student.new_empty(0, dtype=torch.promote_types(student.dtype, torch.float32))
+    blocks = _Blocks(student.shape, depth, like)
+    roots = blocks.weights(weights).sqrt() if weights is not None else None
+    found = like.new_empty(3, *student.shape[:2], 4**depth)
+    for images, channels in blocks.parts():
+        own, other = (blocks.analyse(x[images, channels]) for x in (student, teacher))
+        if roots is not None:
+            own, other = (bands.mul_(_part(roots, images)) for bands in (own, other))
+        for sums, x, y in zip(found, (own, own, other), (own, other, other)):
+            rows, columns = x.flatten(3).flatten(0, 2).unsqueeze(1), y.flatten(3).flatten(0, 2).unsqueeze(2)
+            torch.bmm(rows, columns, out=sums[images, channels].view(-1, 1, 1))
+    return torch.matmul(found.sum(1), blocks.members.T).permute(1, 2, 0).unflatten(1, (depth, 4))
+
+
+def gradient(student: Tensor, teacher: Tensor, depth: int, weights: Sequence[Tensor] | None, factors: Tensor) -> Tensor:
+    """Returns the gradient that has own * b + other * a in the bands (N, C, H, W), factors (2, C, depth, 4)."""
+    blocks, out = _Blocks(student.shape, depth, factors), None
+    scale = blocks.weights(weights) if weights is not None else None
+    spread = torch.matmul(factors.flatten(2), blocks.members)[..., None, None]
+    for images, channels in blocks.parts():
+        bands = blocks.analyse(student[images, channels]).mul_(spread[0, channels])
+        bands.addcmul_(blocks.analyse(teacher[images, channels]), spread[1, channels])
+        if scale is not None:
+            bands.mul_(_part(scale, images))
+        part = blocks.synthesise(bands)
+        if part.shape == student.shape:
+            return part
+        out = factors.new_empty(student.shape) if out is None else out
+        out[images, channels] = part
+    return out if out is not None else factors.new_zeros(student.shape)
 
 
 def absolute(
     student: Tensor, teacher: Tensor, depth: int, weights: Sequence[Tensor], gradient: Tensor | None
 ) -> Tensor:
     """Does what :func:`freekd_mm.losses.bands.walk.absolute` does."""
-    scale = in_blocks(weights, depth)
-    batch = student.shape[0]
-    scale = scale.expand(batch, *scale.shape) if len(weights[0]) < batch else scale.unflatten(0, (batch, -1))
-    found = []
-    matrix = _constant(_haar, depth, scale.device, scale.dtype)
-    for channel, rows in _parts((student, teacher), depth, difference=True):
-        bands = torch.matmul(rows[:, :, 0], matrix.T)
-        sizes = bands.abs().unflatten(1, (batch, -1)).flatten(2).transpose(0, 1)
-        found.append(torch.bmm(sizes, scale.flatten(1).unsqueeze(2)).squeeze(2))
+    like = student.new_empty(0, dtype=torch.promote_types(student.dtype, torch.float32))
+    blocks, total = _Blocks(student.shape, depth, like), like.new_empty(student.shape[:2])
+    scale = blocks.weights(weights).expand(len(student), -1, -1, -1, -1)
+    for images, channels in blocks.parts():
+        bands = blocks.analyse(student[images, channels].to(like.dtype) - teacher[images, channels])
+        sums = torch.bmm(bands.abs().flatten(2), scale[images].flatten(1).unsqueeze(2))
+        total[images, channels] = sums.squeeze(2)
         if gradient is not None:
-            bands = bands.sign_().unflatten(1, (batch, -1)).mul_(scale).flatten(1, 2)
-            _maps(torch.matmul(bands, matrix), student[:, channel].shape, depth, gradient[:, channel])
-    return torch.cat(found, 1)
+            gradient[images, channels] = blocks.synthesise(bands.sign_().mul_(scale[images]))
+    return total

@@ -13,7 +13,9 @@ the positions the sums are weighted. Several processes only have to add up these
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Callable, NamedTuple, Tuple
 
 import torch
@@ -22,7 +24,7 @@ from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from freekd_mm.compat.versions import uncompiled, zip_equal
+from freekd_mm.compat.versions import torch_at_least, uncompiled, zip_equal
 from freekd_mm.losses.bands import blocks, walk
 
 # A band whose mean square in the teacher is below this is constant, and has no information.
@@ -57,10 +59,6 @@ class Level(NamedTuple):
     weights: list[list[float]]
     masks: list[Tensor] | None = None
 
-    def positions(self) -> list[float]:
-        """Returns the positions of a band of each wavelet level, over all images."""
-        return [max(1.0, len(self.teacher) * height * width) for height, width in band_sizes(self.teacher, self.depth)]
-
 
 def standardised(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""Returns the squared difference of standardised bands, and the factors of b and a in its gradient.
@@ -90,47 +88,57 @@ class _Correlation(torch.autograd.Function):
     """The value of each level (levels,), from the statistics of all images of all processes."""
 
     @staticmethod
-    def forward(ctx: Any, levels: Sequence[Level], judge: Judge, most: int, needed: bool, *students: Tensor) -> Tensor:
-        world = get_world_size()
-        roots = [[mask.sqrt() for mask in level.masks] if level.masks is not None else None for level in levels]
-        tables, sums = _tables(levels, students[0]), []
-        ctx.gradients = [None] * len(levels)
-        for index, (student, level, root, (weights, positions)) in enumerate(
-            zip_equal(students, levels, roots, tables)
-        ):
-            if student.device.type != 'cpu':
-                sums.append(blocks.correlate(student, level.teacher, level.depth, root))
-                continue
-            of_block = None
-            if needed and world == 1:
-                # A block has all values of its channels: its gradient is made while it is in the cache.
-                ctx.gradients[index] = _room(student, level)
-                of_block = _factors_of(judge, weights, positions)
-            sums.append(walk.correlate(student, level.teacher, level.depth, root, of_block, ctx.gradients[index]))
+    def forward(
+        ctx: Any, levels: Sequence[Level], judge: Judge, most: int, scale: float | None, *students: Tensor
+    ) -> Tensor:
+        world, (weights, positions) = get_world_size(), _table(students, levels, most)
+        ctx.gradients, way = [None] * len(levels), _way(students, levels, most)
+        if scale is not None and world == 1 and students[0].device.type == 'cpu' and way[0] is sums_of:
+            # A block has all values of its channels: its gradient is made while it is in the cache.
+            ctx.gradients, ctx.scale = [_room(*pair) for pair in zip_equal(students, levels)], scale
+
+            def factors(level: int, sums: Tensor) -> tuple[Tensor, Tensor]:
+                w, n = (table[level, : sums.shape[1]] for table in (weights, positions))
+                own, other = judge(sums / n.unsqueeze(1), scale * w)[1:]
+                return own / n, other / n
+
+            sums = sums_of(students, levels, most, factors, ctx.gradients)
+        else:
+            sums = way[0](students, levels, most)
         if world > 1:
-            sums, positions = _reduce(sums, [table[1] for table in tables], most)
-            tables = [(weights, count) for (weights, _), count in zip_equal(tables, positions)]
-        values, factors = _judge_all(judge, sums, tables)
+            sums, positions = _reduce(sums, positions)
+        positions = positions.unsqueeze(1)
+        values, own, other = judge(sums / positions.unsqueeze(4), weights.unsqueeze(1))
         ctx.save_for_backward(*students)
         # Means over all processes: DDP divides the gradients by their number.
-        ctx.levels, ctx.roots, ctx.factors, ctx.world = levels, roots, factors, world
-        return values
+        ctx.levels, ctx.way, ctx.factors, ctx.world = levels, way, torch.stack((own, other)) / positions, world
+        return values.sum((1, 2, 3))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        lengths = [s.shape[1] * level.depth for s, level in zip_equal(ctx.saved_tensors, ctx.levels)]
-        scale = torch.cat([part.expand(length) for part, length in zip_equal(factor.unbind(), lengths)])
-        factors, found = (ctx.factors * (scale * ctx.world).unsqueeze(1)).split(lengths, 1), []
-        for index, (student, level, root) in enumerate(zip_equal(ctx.saved_tensors, ctx.levels, ctx.roots)):
-            # It is given away, so a second backward through a retained graph makes it again.
-            gradient, ctx.gradients[index] = ctx.gradients[index], None
-            if gradient is not None:
-                gradient.mul_(factor[index])
-            else:
-                gradient = _gradient(student, level, root, factors[index].unflatten(1, (-1, max(level.depth, 1))))
-            found.append(gradient.to(student.dtype))
+        gradients, ctx.gradients = ctx.gradients, [None] * len(ctx.levels)
+        if gradients[0] is None:
+            # Without one, or for a second time through a retained graph.
+            factors = ctx.factors * (factor * ctx.world if ctx.world > 1 else factor).view(-1, 1, 1, 1)
+            gradients = ctx.way[1](ctx.saved_tensors, ctx.levels, factors)
+        else:
+            for gradient, given in zip_equal(gradients, factor.tolist()):
+                if given != ctx.scale:
+                    gradient.mul_(given / ctx.scale)
+        found = (gradient.to(student.dtype) for gradient, student in zip_equal(gradients, ctx.saved_tensors))
         return None, None, None, None, *found
+
+
+def _way(students: Sequence[Tensor], levels: Sequence[Level], most: int) -> tuple[Callable[..., Any], ...]:
+    """Returns what makes sums and gradients: Triton's kernels where they can be used."""
+    wanted = students[0].is_cuda and torch_at_least(2, 4) and os.environ.get('FREEKD_MM_TRITON') != '0'
+    if wanted and find_spec('triton'):
+        from freekd_mm.losses.bands import kernels
+
+        if kernels.serve(students, levels, most, (sums_of, gradients_of)):
+            return kernels.sums_of, kernels.gradients_of
+    return sums_of, gradients_of
 
 
 def _room(student: Tensor, level: Level) -> Tensor:
@@ -140,64 +148,70 @@ def _room(student: Tensor, level: Level) -> Tensor:
     return make(student, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def _gradient(student: Tensor, level: Level, roots: list[Tensor] | None, factors: Tensor) -> Tensor:
-    gradient = _room(student, level)
-    if student.device.type != 'cpu':
-        blocks.gradient(student, level.teacher, level.depth, roots, factors, gradient)
-        return gradient
-    walk.correlate(
-        student, level.teacher, level.depth, roots, lambda channels, _: tuple(factors[:, channels]), gradient
-    )
-    return gradient
+def _table(students: Sequence[Tensor], levels: Sequence[Level], most: int) -> tuple[Tensor, Tensor]:
+    """Returns the weights (levels, most, 4) and the positions (levels, most, 1), sent to the device at once."""
+    least, rows = float(get_world_size() == 1), []
+    for level in levels:
+        sizes = [len(level.teacher) * height * width for height, width in band_sizes(level.teacher, level.depth)]
+        rows += [[*weights, max(least, n)] for weights, n in zip_equal(level.weights, sizes)]
+        rows += [[0.0, 0.0, 0.0, 0.0, least]] * (most - level.depth)
+    like = students[0].new_empty(0, dtype=torch.promote_types(students[0].dtype, torch.float32))
+    table = blocks.to_device(rows, like).view(len(levels), most, 5)
+    return table[..., :4], table[..., 4:]
 
 
-def _tables(levels: Sequence[Level], like: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Returns the weights (depth, 4) and the positions (depth, 1) of each level, sent to the device at once."""
-    rows = [[*w, n] for level in levels for w, n in zip_equal(level.weights, level.positions())]
-    table = blocks.to_device(rows, like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))).view(-1, 5)
-    return [(part[:, :4], part[:, 4:]) for part in table.split([level.depth for level in levels])]
+def sums_of(
+    students: Sequence[Tensor],
+    levels: Sequence[Level],
+    most: int,
+    factors: Callable[[int, Tensor], tuple[Tensor, Tensor]] | None = None,
+    gradients: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Returns the sums of bb, ab and aa, (levels, C, most, 4, 3) with the most channels, 0 for what is not there.
+
+    On a CPU it fills gradients as well, if there are factors for the sums (k, depth, 4, 3) of some channels.
+    """
+    dtype = torch.promote_types(students[0].dtype, torch.float32)
+    out = students[0].new_zeros(len(levels), max(x.shape[1] for x in students), most, 4, 3, dtype=dtype)
+    for index, (student, (teacher, depth, _, masks)) in enumerate(zip_equal(students, levels)):
+        if not depth:
+            continue
+        if student.device.type == 'cpu':
+            part = (lambda _, sums, i=index: factors(i, sums)) if factors is not None else None
+            found = walk.correlate(student, teacher, depth, masks, part, gradients[index] if gradients else None)
+        else:
+            found = blocks.correlate(student, teacher, depth, masks)
+        out[index, : len(found), :depth] = found
+    return out
 
 
-def _factors_of(judge: Judge, weights: Tensor, positions: Tensor) -> walk.Factors:
-    def factors(channels: slice, sums: Tensor) -> tuple[Tensor, Tensor]:
-        own, other = judge(sums / positions.unsqueeze(1), weights)[1:]
-        return own / positions, other / positions
-
-    return factors
-
-
-def _judge_all(judge: Judge, sums: Sequence[Tensor], tables: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Returns the value of each level (levels,), and the factors of b and a of all levels in the gradient."""
-
-    def flat(parts: Sequence[Tensor]) -> Tensor:
-        """All levels in one: (entries, 4)."""
-        return torch.cat([part.expand(len(of), *part.shape).flatten(0, 1) for part, of in zip_equal(parts, sums)])
-
-    weights, positions = (flat(parts) for parts in zip(*tables))
-    means = torch.cat([of.flatten(0, 1) for of in sums]) / positions.unsqueeze(1)
-    values, own, other = judge(means, weights)
-    lengths = [of.shape[0] * of.shape[1] for of in sums]
-    total = torch.stack([part.sum() for part in values.split(lengths)])
-    return total, torch.stack((own, other)) / positions
+def gradients_of(students: Sequence[Tensor], levels: Sequence[Level], factors: Tensor) -> list[Tensor]:
+    """Returns the gradients with own * b + other * a in the bands, factors (2, levels, C, most, 4)."""
+    found = []
+    for student, level, factor in zip_equal(students, levels, factors.unbind(1)):
+        factor = factor[:, : student.shape[1], : level.depth]
+        if level.depth and student.device.type != 'cpu':
+            found.append(blocks.gradient(student, level.teacher, level.depth, level.masks, factor))
+            continue
+        found.append(_room(student, level))
+        if level.depth:
+            part = lambda channels, _, given=factor: tuple(given[:, channels])  # noqa: E731
+            walk.correlate(student, level.teacher, level.depth, level.masks, part, found[-1])
+    return found
 
 
-def _reduce(sums: Sequence[Tensor], positions: Sequence[Tensor], most: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Adds up over all processes, in one call; with images of other sizes they may have fewer levels."""
-    parts = [*sums, *(count.expand(1, -1, -1) for count in positions)]
-    padded = [part.new_zeros(part.shape[0], most, *part.shape[2:]) for part in parts]
-    for part, into in zip_equal(parts, padded):
-        into[:, : part.shape[1]] = part
-    flat = torch.cat([part.flatten() for part in padded])
+def _reduce(*parts: Tensor) -> list[Tensor]:
+    """Adds up sums and positions over all processes, in one call; no positions are 1, for a division."""
+    flat = torch.cat([part.flatten() for part in parts])
     dist.all_reduce(flat)
-    whole = [
-        f.view(p.shape)[:, : part.shape[1]]
-        for f, p, part in zip(flat.split([p.numel() for p in padded]), padded, parts)
-    ]
-    return whole[: len(sums)], [count[0] for count in whole[len(sums) :]]
+    sums, positions = (x.view(part.shape) for x, part in zip_equal(flat.split([p.numel() for p in parts]), parts))
+    return [sums, positions.clamp(min=1)]
 
 
 @uncompiled
-def correlation(students: Sequence[Tensor], levels: Sequence[Level], most: int, judge: Judge = standardised) -> Tensor:
+def correlation(
+    students: Sequence[Tensor], levels: Sequence[Level], most: int, judge: Judge = standardised, scale: float = 1.0
+) -> Tensor:
     """Returns the value of each level (levels,), summed over channels and bands, from the images of all processes.
 
     Args:
@@ -205,9 +219,10 @@ def correlation(students: Sequence[Tensor], levels: Sequence[Level], most: int, 
         levels: What they are compared with.
         most: The most wavelet levels that any process may have.
         judge: What is computed from the means of products, see :func:`standardised`.
+        scale: What the value will probably be multiplied by; it saves a pass over the gradients if it is.
     """
     needed = torch.is_grad_enabled() and any(student.requires_grad for student in students)
-    return _Correlation.apply(levels, judge, most, needed, *students)
+    return _Correlation.apply(levels, judge, most, scale if needed and scale else None, *students)
 
 
 class _Absolute(torch.autograd.Function):
@@ -218,7 +233,7 @@ class _Absolute(torch.autograd.Function):
         ctx.save_for_backward(*students)
         ctx.levels = levels
         ctx.gradients = [_room(*pair) if needed else None for pair in zip_equal(students, levels)]
-        ctx.weights = position_weights(levels, students[0])
+        ctx.weights = _position_weights(students, levels)
         return tuple(map(_planes, students, levels, ctx.weights, ctx.gradients))
 
     @staticmethod
@@ -241,16 +256,14 @@ def _planes(student: Tensor, level: Level, weights: list[Tensor], gradient: Tens
     return form.absolute(student, level.teacher, level.depth, weights, gradient)
 
 
-def position_weights(levels: Sequence[Level], like: Tensor) -> list[list[Tensor]]:
-    """Returns the weights of the bands and of their positions of each level, (N or 1, 4, h, w) a wavelet level."""
-    found = []
-    for level, (table, _) in zip_equal(levels, _tables(levels, like)):
-        weights = [row.view(1, 4, 1, 1) for row in table.unbind()]
-        if level.masks is not None:
-            found.append([weight * mask for weight, mask in zip_equal(weights, level.masks)])
-        else:
-            sizes = band_sizes(level.teacher, level.depth)
-            found.append([weight.expand(1, 4, *size) for weight, size in zip_equal(weights, sizes)])
+def _position_weights(students: Sequence[Tensor], levels: Sequence[Level]) -> list[list[Tensor]]:
+    """Returns the weights of the bands and of their positions of each level, (N or 1, 4, h, w) per wavelet level."""
+    found, (table, _) = [], _table(students, levels, max(level.depth for level in levels))
+    for level, rows in zip_equal(levels, table.unbind()):
+        weights = [row.view(1, 4, 1, 1) for row in rows[: level.depth].unbind()]
+        sizes = band_sizes(level.teacher, level.depth)
+        masks = level.masks or [weight.new_ones(()).expand(1, 4, *size) for weight, size in zip_equal(weights, sizes)]
+        found.append([weight * mask for weight, mask in zip_equal(weights, masks)])
     return found
 
 

@@ -1,6 +1,6 @@
 """Sums and gradients of Haar bands on a CPU: a few channels of all images at a time, in buffers that are reused.
 
-On a CPU the access to memory costs most. So all wavelet levels of a block of channels are made, summed, scaled and
+On a CPU the access to memory costs most. So all wavelet levels of some channels are made, summed, scaled and
 transformed back while they are in the cache; the maps are read once and the gradient is written once.
 
 The step along the width needs pairs of neighbours, which PyTorch's loops do not vectorise: it is done as a product of
@@ -17,7 +17,7 @@ from typing import Callable, Tuple
 import torch
 from torch import Tensor
 
-from freekd_mm.compat.versions import zip_equal
+from freekd_mm.compat.versions import cache, zip_equal
 
 # Values of one map in a block, 2 MiB of float32: smaller blocks cost more calls than their cache saves.
 BLOCK = 2**19
@@ -25,162 +25,118 @@ BLOCK = 2**19
 Factors = Callable[[slice, Tensor], Tuple[Tensor, Tensor]]
 
 
-def _as_pairs(x: Tensor) -> Tensor:
-    return torch.view_as_complex(x.unflatten(-1, (x.shape[-1] // 2, 2)))
-
-
-def _row_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x[..., 0::2, :], x[..., 1::2, :]
-
-
-class _Step:
-    """One wavelet level of some planes of one or two maps.
+class _Steps:
+    """All wavelet levels of some channels of one or two maps.
 
     Attributes:
-        bands: (maps, N, k, 2, h, 2w): low and vertical band side by side, then horizontal and diagonal.
-        low: The low band (maps, N, k, h, w).
+        bands: Per level (maps, N, k, 2, h, 2w): low and vertical band side by side, then horizontal and diagonal.
+        spare: Per level room for the bands of one map.
     """
 
-    def __init__(self, maps: int, planes: Sequence[int], size: Sequence[int], like: Tensor, direct: bool) -> None:
-        height, width = ((length + 1) // 2 for length in size)
-        self.bands = like.new_empty(maps, *planes, 2, height, 2 * width)
-        self.spare = torch.empty_like(self.bands[0])
-        self.pairs, self.spare_pairs = _as_pairs(self.bands), _as_pairs(self.spare)
-        self.above, self.below = self.bands.unbind(3)
-        self.low = self.above[..., 0::2]
-        #: Whether the maps are read and written where they are, without an even, contiguous copy.
-        self.direct = direct and not (size[0] % 2 or size[1] % 2)
-        if not self.direct:
-            padded = like.new_zeros(maps, *planes, 2 * height, 2 * width)
-            self.inside = padded[..., : size[0], : size[1]]
-            self.margins = [x for x in (padded[..., size[0] :, :], padded[..., size[1] :]) if x.numel()]
-            self.rows = _row_pairs(padded)
-        # Views are made once: a block is some 60 short calls.
-        self.first = self.bands[0], self.pairs[0], self.above[0], self.below[0]
-        self.row = self.pairs.new_empty(2, *self.pairs.shape[2:4], 1, self.pairs.shape[5])
-        self.factors = torch.view_as_real(self.row).flatten(-2)
+    def __init__(self, maps: int, shape: Sequence[int], depth: int, like: Tensor) -> None:
+        batch, planes, height, width = shape
+        self.bands: list[Tensor] = []
+        for _ in range(depth):
+            height, width = (height + 1) // 2, (width + 1) // 2
+            self.bands.append(like.new_zeros(maps, batch, planes, 2, height, 2 * width))
+        self.spare = [torch.empty_like(band[0]) for band in self.bands]
 
-    def analyse(self, maps: Sequence[Tensor] | Tensor, difference: bool = False) -> None:
-        """Fills ``bands`` from maps (N, k, H, W), or with those of the difference of two."""
-        if self.direct and not difference:
-            for x, above, below in zip_equal(maps, self.above, self.below):
-                even, odd = _row_pairs(x)
-                torch.add(even, odd, out=above)
-                torch.sub(even, odd, out=below)
-        else:
-            for margin in self.margins:
-                margin.zero_()
-            if difference and maps[0].dtype == maps[1].dtype == self.bands.dtype:
-                torch.sub(maps[0], maps[1], out=self.inside[0])
-            elif difference:
-                self.inside[0].copy_(maps[0]).sub_(maps[1])
-            else:
-                for inside, x in zip_equal(self.inside, maps):
-                    inside.copy_(x)
-            torch.add(*self.rows, out=self.above)
-            torch.sub(*self.rows, out=self.below)
-        self.pairs.mul_(0.5 - 0.5j)
+    def analyse(self, maps: Sequence[Tensor]) -> None:
+        """Fills ``bands`` from maps (N, k, H, W)."""
+        for level, band in enumerate(self.bands):
+            for x, rows in zip_equal(maps if level == 0 else _low(self.bands[level - 1]), band):
+                (height, width), whole = x.shape[2:], x.shape[2] // 2
+                above, below = (half[..., :width] for half in rows.unbind(2))
+                even, odd = x[..., 0::2, :], x[..., 1::2, :]
+                torch.add(even[..., :whole, :], odd, out=above[..., :whole, :])
+                torch.sub(even[..., :whole, :], odd, out=below[..., :whole, :])
+                if height % 2:
+                    above[..., whole, :] = below[..., whole, :] = even[..., whole, :]
+                if width % 2:
+                    # Behind the last column there are zeros.
+                    rows[..., width] = 0
+            _pairs(band).mul_(0.5 - 0.5j)
 
     def synthesise(self, out: Tensor) -> None:
         """Writes the adjoint of :meth:`analyse`, applied to the first map's bands, to ``out`` (N, k, H, W)."""
-        _, pairs, above, below = self.first
-        pairs.mul_(0.5 + 0.5j)
-        even, odd = _row_pairs(out) if self.direct else (self.rows[0][0], self.rows[1][0])
-        torch.add(above, below, out=even)
-        torch.sub(above, below, out=odd)
-        if not self.direct:
-            out.copy_(self.inside[0])
-
-    def scale(self, weights: Tensor) -> None:
-        """Multiplies the bands of all maps by weights of their positions (N, 2, h, 2w)."""
-        self.bands.mul_(weights.unsqueeze(1))
-
-    def inner(self, first: int, second: int) -> Tensor:
-        """Returns the sum over images and positions of the product of two maps' bands, (k, 4)."""
-        torch.mul(self.bands[first], self.bands[second], out=self.spare)
-        return torch.view_as_real(self.spare_pairs.sum((0, 3, 4))).flatten(1)
-
-    def mix(self, own: Tensor, other: Tensor) -> None:
-        """Overwrites the first map's bands by own * first + other * second, factors (k, 4) each."""
-        for row, factor in zip_equal(self.row, (own, other)):
-            row.copy_(torch.view_as_complex(factor.reshape(-1, 2, 1, 1, 2).contiguous()))
-        first, second = self.bands
-        first.mul_(self.factors[0]).addcmul_(second, self.factors[1])
+        for level in reversed(range(len(self.bands))):
+            rows = self.bands[level][0]
+            _pairs(rows).mul_(0.5 + 0.5j)
+            x = _low(self.bands[level - 1])[0] if level else out
+            for start, combine in enumerate((torch.add, torch.sub)):
+                into = x[..., start::2, :]
+                above, below = (half[..., : into.shape[2], : into.shape[3]] for half in rows.unbind(2))
+                combine(above, below, out=into)
 
 
-def interleave(weights: Tensor) -> Tensor:
-    """Returns weights of the four bands (N, 4, h, w) in the layout of a step, (N, 2, h, 2w)."""
-    batch, _, height, width = weights.shape
-    return weights.view(batch, 2, 2, height, width).permute(0, 1, 3, 4, 2).reshape(batch, 2, height, 2 * width)
+def _pairs(bands: Tensor) -> Tensor:
+    return torch.view_as_complex(bands.unflatten(-1, (bands.shape[-1] // 2, 2)))
 
 
-def _blocks(
-    maps: Sequence[Tensor], depth: int, difference: bool, directly: bool
-) -> Iterator[tuple[slice, list[_Step], list[Tensor]]]:
-    """Yields a slice of the channels, the steps of all levels (their buffers are reused), and the maps' parts."""
-    batch, channels, height, width = maps[0].shape
-    count = -(-channels // max(1, min(channels, BLOCK * torch.get_num_threads() // max(batch * height * width, 1))))
-    planes = -(-channels // count)
-    like = maps[0].new_empty(0, dtype=torch.promote_types(maps[0].dtype, torch.float32))
-    direct = directly and not difference and all(x.dtype == like.dtype and x.stride(-1) == 1 for x in maps)
-    made: dict[int, list[_Step]] = {}
+def _low(bands: Tensor) -> Tensor:
+    return bands[..., 0, :, 0::2]
+
+
+def _side_by_side(weights: Tensor) -> Tensor:
+    """Returns weights of the positions (N, 4, h, w) for bands (N, k, 2, h, 2w), (N, 1, 2, h, 2w)."""
+    return weights.unflatten(1, (2, 2)).permute(0, 1, 3, 4, 2).flatten(3).unsqueeze(1)
+
+
+def _blocks(maps: int, shape: Sequence[int], depth: int, like: Tensor) -> Iterator[tuple[slice, _Steps]]:
+    """Yields slices of the channels with room for their bands."""
+    batch, channels, height, width = shape
+    most = BLOCK * torch.get_num_threads() // max(batch * height * width, 1)
+    planes = -(-channels // -(-channels // max(1, min(channels, most))))
+    steps = cache(lambda width_of: _Steps(maps, (batch, width_of, height, width), depth, like))
     for start in range(0, channels, planes):
         channel = slice(start, min(start + planes, channels))
-        parts = [x[:, channel] for x in maps]
-        size, width_of = (height, width), channel.stop - start
-        if width_of not in made:
-            made[width_of] = []
-            for level in range(depth):
-                steps = made[width_of]
-                steps.append(_Step(1 if difference else 2, (batch, width_of), size, like, direct and level == 0))
-                size = ((size[0] + 1) // 2, (size[1] + 1) // 2)
-        yield channel, made[width_of], parts
+        yield channel, steps(channel.stop - start)
 
 
 def correlate(
     student: Tensor,
     teacher: Tensor,
     depth: int,
-    roots: Sequence[Tensor] | None,
-    factors: Factors | None,
-    gradient: Tensor | None,
+    weights: Sequence[Tensor] | None,
+    factors: Factors | None = None,
+    gradient: Tensor | None = None,
 ) -> Tensor:
-    """Returns the sums of products of all bands (C, depth, 4, 3), and fills a gradient made from them.
+    """Returns the sums of bb, ab and aa of all bands (C, depth, 4, 3), and fills a gradient made from them.
+
+    A low band that has a deeper level counts 0.
 
     Args:
         student: b (N, C, H, W).
         teacher: a (N, C, H, W).
         depth: Wavelet levels.
-        roots: Square roots of the weights of the positions, (N, 4, h, w) per level; None for 1.
+        weights: Weights of the positions, (N, 4, h, w) per level; None for 1.
         factors: Returns the factors of both maps' bands in the gradient, for a block's sums.
         gradient: Tensor for the gradient (N, C, H, W); None for none.
     """
-    weights = [interleave(root) for root in roots] if roots is not None else None
-    out = student.new_empty(student.shape[1], depth, 4, 3, dtype=torch.promote_types(student.dtype, torch.float32))
-    for channel, steps, parts in _blocks((student, teacher), depth, difference=False, directly=True):
+    like = student.new_empty(0, dtype=torch.promote_types(student.dtype, torch.float32))
+    out = like.new_empty(student.shape[1], depth, 4, 3)
+    roots = [_side_by_side(weight.sqrt()) for weight in weights or ()]
+    for channel, steps in _blocks(2, student.shape, depth, like):
         sums = out[channel]
-        for level, step in enumerate(steps):
-            step.analyse(parts if level == 0 else steps[level - 1].low)
-        for level, step in enumerate(steps):
-            if weights is not None:
-                step.scale(weights[level])
+        steps.analyse([x[:, channel].to(like.dtype) for x in (student, teacher)])
+        for level, (band, spare) in enumerate(zip_equal(steps.bands, steps.spare)):
+            if roots:
+                band.mul_(roots[level])
             for index, (first, second) in enumerate(((0, 0), (0, 1), (1, 1))):
-                sums[:, level, :, index] = step.inner(first, second)
+                torch.mul(band[first], band[second], out=spare)
+                sums[:, level, :, index] = torch.view_as_real(_pairs(spare).sum((0, 3, 4))).flatten(1)
         if gradient is None or factors is None:
             continue
-        own, other = factors(channel, sums)
-        for level, step in enumerate(steps):
-            step.mix(own[:, level], other[:, level])
-            if weights is not None:
-                step.first[0].mul_(weights[level].unsqueeze(1))
-        _synthesise(steps, gradient[:, channel])
+        both = torch.stack(factors(channel, sums))
+        for level, band in enumerate(steps.bands):
+            width = band.shape[-1] // 2
+            own, other = both[:, :, level].reshape(2, -1, 2, 1, 1, 2).expand(-1, -1, -1, -1, width, 2).flatten(-2)
+            band[0].mul_(own).addcmul_(band[1], other)
+            if roots:
+                band[0].mul_(roots[level])
+        steps.synthesise(gradient[:, channel])
+    out[:, :-1, 0] = 0
     return out
-
-
-def _synthesise(steps: Sequence[_Step], out: Tensor) -> None:
-    """Transforms the first map's bands of all levels back to ``out`` (N, k, H, W)."""
-    for level in reversed(range(len(steps))):
-        steps[level].synthesise(steps[level - 1].low[0] if level else out)
 
 
 def absolute(
@@ -195,20 +151,20 @@ def absolute(
         weights: Weights of the positions, (N or 1, 4, h, w) per level; 0 for a low band that has a deeper level.
         gradient: Tensor for the gradient of each plane (N, C, H, W); None for none.
     """
-    rows = [interleave(weight) for weight in weights]
-    columns = [row.flatten(1).expand(len(student), -1) for row in rows]
-    total = student.new_zeros(student.shape[:2], dtype=torch.promote_types(student.dtype, torch.float32))
-    for channel, steps, parts in _blocks((student, teacher), depth, difference=True, directly=False):
-        for level, step in enumerate(steps):
-            step.analyse(parts if level == 0 else steps[level - 1].low, difference=level == 0)
-        for level, step in enumerate(steps):
-            torch.abs(step.bands[0], out=step.spare)
+    like = student.new_empty(0, dtype=torch.promote_types(student.dtype, torch.float32))
+    total = like.new_zeros(student.shape[:2])
+    rows = [_side_by_side(weight) for weight in weights]
+    for channel, steps in _blocks(1, student.shape, depth, like):
+        steps.analyse([student[:, channel].to(like.dtype) - teacher[:, channel]])
+        for row, band, spare in zip_equal(rows, steps.bands, steps.spare):
+            torch.abs(band[0], out=spare)
             # One product of a matrix and a vector for each image: several times faster than a batch of them.
-            for sums, sizes, column in zip_equal(total[:, channel], step.spare.flatten(2), columns[level]):
+            for sums, sizes, column in zip_equal(
+                total[:, channel], spare.flatten(2), row.flatten(1).expand(len(total), -1)
+            ):
                 sums += torch.mv(sizes, column)
-        if gradient is None:
-            continue
-        for level, step in enumerate(steps):
-            step.first[0].sign_().mul_(rows[level].unsqueeze(1))
-        _synthesise(steps, gradient[:, channel])
+            if gradient is not None:
+                band[0].sign_().mul_(row)
+        if gradient is not None:
+            steps.synthesise(gradient[:, channel])
     return total
