@@ -34,7 +34,7 @@ help:
 setup:
 	@test -x $(VENV)/bin/python || command -v $(PYTHON) >/dev/null || { \
 		echo 'Set-up stopped: PYTHON=$(PYTHON) is not a program here'; \
-		echo 'What to do: install Python 3.8 or newer, or name one: make setup PYTHON=/path/to/python3.11'; exit 1; }
+		echo 'What to do: install Python 3.8 to 3.13, or name one: make setup PYTHON=/path/to/python3.11'; exit 1; }
 	@$(RUN_SETUP)
 
 demo: setup

@@ -112,7 +112,7 @@ def explain_output(output: str, what: str, log: Path) -> SetupError:
     if missing:
         return SetupError(
             f'{what}: the package index has no {missing[1]} for this Python and platform',
-            'use a Python from 3.10 to 3.12 (make setup PYTHON=python3.11), or an index that has it (PIP_INDEX_URL)',
+            'use another Python (make setup PYTHON=python3.11), or an index that has it (PIP_INDEX_URL)',
             log,
         )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
