@@ -96,7 +96,7 @@ def _weights(row, at, height, width, depth, TILE: tl.constexpr):
     side = 1 << depth
     high, wide = (height + side - 1) // side * side, (width + side - 1) // side * side
     address = tl.load(row + 2).to(tl.pointer_type(tl.float32)) + (image * high + top) * wide + x
-    fits = (image < tl.load(row + 4)) & (x < wide) & (y < high - top) & (depth > 0) & (depth > 0)
+    fits = (image < tl.load(row + 4)) & (x < wide) & (y < high - top) & (depth > 0)
     return tl.reshape(tl.load(address + y * wide, mask=fits, other=0.0), (TILE,))
 
 
