@@ -42,7 +42,7 @@ _line = _too_old()
 if _line:
     _refuse(_line)
 
-__all__ = ['ImageFolder', '__version__', 'distill', 'export']
+__all__ = ['ImageFolder', '__version__', 'distill', 'export', 'pretrain']
 
 
 def __getattr__(name: str) -> 'typing.Any':

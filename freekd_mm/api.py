@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from freekd_mm.report.runs import Run
     from freekd_mm.runtime.export import Export
 
 
@@ -52,11 +54,6 @@ def distill(
     from freekd_mm.compat import install
 
     install()
-    from mmengine.config import Config
-
-    from freekd_mm.engine.preflight import check_keys
-    from freekd_mm.engine.training import train
-    from freekd_mm.report.runs import read_run
     from freekd_mm.wizard.make_config import plan_config
 
     name = f'{Path(student).stem}_{method}'
@@ -64,20 +61,88 @@ def distill(
     config = folder / f'{name.replace("+", "_")}.py'
     options = {'prompt_dir': folder / 'prompt', **(wizard or {})}
     plan_config(str(student), str(teacher), str(checkpoint), method, config, **options).write(force=True)
+    run, weights = _train(config, folder, overrides, 'distill')
+    exported = export(config, weights, folder / 'student.pth', force=True)
+    metrics = run.evaluations[run.best[1][0]] if run.best[1] else {}
+    return Distilled(exported.path, metrics, weights, config, folder)
+
+
+def pretrain(
+    student: str | os.PathLike,
+    folder: str | os.PathLike | Sequence[str | os.PathLike],
+    teacher: str | dict[str, Any],
+    work_dir: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    neck: bool = False,
+    epochs: int = 10,
+    size: int = 224,
+    batch_size: int = 32,
+    **overrides: Any,
+) -> dict[str, Path]:
+    """Distils a backbone from a teacher on pictures without labels.
+
+    Args:
+        student: Config of the model whose backbone is trained.
+        folder: The pictures, see :class:`freekd_mm.ImageFolder`.
+        teacher: ``'transformers:<name>'``, ``'timm:<name>'``, ``'module:<package.module:Class>'``, or a config; or the
+            options of a teacher as a dict.
+        work_dir: Where all is written; ``work_dirs/<student>_pretrain`` by default.
+        checkpoint: The teacher's weights, if they are not the library's own.
+        neck: Train the neck too.
+        epochs: Passes through the pictures.
+        size: Side of the crops.
+        batch_size: Crops in a batch.
+        overrides: Settings of the config, like ``optim_wrapper=dict(optimizer=dict(lr=2e-3))``.
+
+    Returns:
+        The files ``backbone.pth`` (and ``neck.pth``) by the names of their modules, for the ``init_cfg`` of each:
+        ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
+    """
+    from freekd_mm.compat import install
+
+    install()
+    from freekd_mm.files import check_output, write_kept
+    from freekd_mm.runtime.export import export_parts
+    from freekd_mm.wizard.pretrain import pretrain_source
+
+    out = Path(work_dir) if work_dir is not None else Path('work_dirs') / f'{Path(student).stem}_pretrain'
+    config = out / 'pretrain.py'
+    check_output(config, [student], force=True)
+    own = dict(teacher) if isinstance(teacher, dict) else _teacher(teacher, checkpoint)
+    write_kept(config, pretrain_source(str(student), folder, own, neck, epochs, size, batch_size))
+    _, weights = _train(config, out, overrides, 'pretrain')
+    export(config, weights, out / 'student.pth', force=True)
+    return export_parts(out / 'student.pth', out)
+
+
+def _teacher(text: str, checkpoint: str | os.PathLike | None) -> dict[str, Any]:
+    """Returns the options of a teacher that is named in one word."""
+    from freekd_mm.runtime.foreign import LIBRARIES
+
+    library, _, name = text.partition(':')
+    named = {library: name} if library in LIBRARIES and name else {'cfg_path': str(text)}
+    return {**named, 'checkpoint': str(checkpoint)} if checkpoint is not None else named
+
+
+def _train(config: Path, folder: Path, overrides: dict[str, Any], what: str) -> tuple[Run, Path]:
+    """Trains a config in a folder; returns what was logged, and the best checkpoint."""
+    from mmengine.config import Config
+
+    from freekd_mm.engine.preflight import check_keys
+    from freekd_mm.engine.training import train
+    from freekd_mm.report.runs import read_run
+
     cfg = Config.fromfile(config)
-    check_keys(cfg, overrides, 'overrides of distill')
+    check_keys(cfg, overrides, f'overrides of {what}')
     cfg.merge_from_dict(overrides)
     cfg.work_dir = str(folder)
     # mmengine names a run by the second, and two runs of one name in a notebook would share their log.
-    cfg.setdefault('experiment_name', f'{name}-{uuid.uuid4().hex}')
+    cfg.setdefault('experiment_name', f'{config.stem}-{uuid.uuid4().hex}')
     train(cfg, check=True)
-    run = read_run(folder, name)
-    best = run.best[1]
+    run = read_run(folder, config.stem)
     if run.checkpoint is None:
         raise FileNotFoundError(f'the training should leave a checkpoint in {folder}, but did not: see default_hooks')
-    exported = export(config, run.checkpoint, folder / 'student.pth', force=True)
-    metrics = run.evaluations[best[0]] if best else {}
-    return Distilled(exported.path, metrics, run.checkpoint, config, folder)
+    return run, run.checkpoint
 
 
 def export(

@@ -34,6 +34,7 @@ QUICK = {
 #: Commands that are parsed and not run, with the reason. A rule that fits no command any more is an error.
 PARSED_ONLY = {
     r'tools/train\.py configs/(wavelet|freekd|famkd|figkd|dctkd|ld|crosskd|kl)/': 'COCO: tests/configs takes a step',
+    r'tools/pretrain\.py': 'its teacher is on the net: tests/test_api.py runs it with another',
     r'tools/doctor\.py': 'imports every package in a child process: tests/doctor/test_doctor.py runs it',
     r'tools/robustness\.py': '75 evaluations: tests/robustness runs it',
     r'work_dirs/demo/': 'continues from the demo, which takes minutes: tests/report and tests/visualize run them small',

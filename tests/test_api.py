@@ -59,3 +59,44 @@ def test_misspelt_settings(pair: tuple[Path, Path, Path], tmp_path: Path) -> Non
 def test_other_names() -> None:
     with pytest.raises(AttributeError, match="freekd_mm has no attribute 'distil'"):
         freekd_mm.distil  # noqa: B018
+
+
+class Encoder(torch.nn.Conv2d):
+    """Stands for a foundation model."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 12, 16, stride=16)
+
+
+@pytest.mark.parametrize('pair', ['det_config', 'seg_config'], indirect=True)
+def test_pretraining_gives_files_for_init_cfg(
+    pair: tuple[Path, Path, Path], request: pytest.FixtureRequest, scenes_root: Path, tmp_path: Path
+) -> None:
+    student, detects = pair[0], 'det_config' in request.node.name
+    torch.save(Encoder().state_dict(), tmp_path / 'encoder.pth')
+    pictures = scenes_root / ('train2017' if detects else 'leftImg8bit/train')
+    options = {'neck': detects, 'epochs': 2, 'size': 64, 'batch_size': 4, 'train_dataloader': {'num_workers': 0}}
+    options['train_dataloader']['persistent_workers'] = False
+    teacher, weights = 'module:test_api:Encoder', tmp_path / 'encoder.pth'
+    found = freekd_mm.pretrain(student, pictures, teacher, tmp_path / 'pre', weights, **options)
+    assert sorted(found) == (['backbone', 'neck'] if detects else ['backbone'])
+    cfg, scope = find_model(Config.fromfile(student))
+    before = build_model(cfg, scope).state_dict()
+    for part, file in found.items():
+        cfg[part]['init_cfg'] = {'type': 'Pretrained', 'checkpoint': str(file)}
+    model = build_model(cfg, scope)
+    model.init_weights()
+    for part, file in found.items():
+        trained = torch.load(file, weights_only=True)['state_dict']
+        own = {key[len(part) + 1 :]: value for key, value in model.state_dict().items() if key.startswith(f'{part}.')}
+        assert own.keys() == trained.keys()
+        assert all(torch.equal(own[key], trained[key]) for key in own)
+        assert any(not torch.equal(before[f'{part}.{key}'], trained[key]) for key in own if 'conv' in key)
+    train = (tmp_path / 'pre/pretrain.py').read_text()
+    assert "student='neck[1]'" in train or not detects  # of the strides 8, 16 and 32
+
+
+def test_what_cannot_be_pretrained(det_config: ConfigWriter, tmp_path: Path) -> None:
+    student = det_config(name='student')
+    with pytest.raises(FileNotFoundError, match="a folder of pictures should exist, but got '/nowhere'"):
+        freekd_mm.pretrain(student, '/nowhere', 'timm:resnet18', tmp_path / 'pre')

@@ -37,7 +37,7 @@ def check_data(cfg: Config) -> None:
     check_files(cfg)
     for name, dataset in _local_datasets(cfg):
         try:
-            kind = _kind(dataset, cfg.get('default_scope'))
+            kind = dataset_class(dataset, cfg.get('default_scope'))
         except ImportError as error:  # a data set of a package that is not here
             warn(f'the data were not checked: {error}')
             continue
@@ -47,7 +47,7 @@ def check_data(cfg: Config) -> None:
             if annotations.stat().st_size == 0:
                 raise ValueError(f'ann_file of {name} should hold annotations, but {str(annotations)!r} is empty')
             if annotations.suffix == '.json':
-                _check_coco(name, annotations, _classes(dataset, kind), places.get('data_prefix.img'))
+                _check_coco(name, annotations, classes_of(dataset, kind), places.get('data_prefix.img'))
         elif annotations is None and 'data_prefix.img_path' in places:
             _check_label_maps(name, dataset, kind, places)
 
@@ -96,7 +96,7 @@ def _nearest(path: Path) -> str:
     return f'{parent.absolute()} has {some(names, 8) if names else "nothing in it"}.{did_you_mean(missing, names)}'
 
 
-def _kind(dataset: dict, scope: str | None) -> Any:
+def dataset_class(dataset: dict, scope: str | None) -> Any:
     """Returns the class of a data set, None if its package or module is not installed."""
     kind = dataset.get('type')
     if not isinstance(kind, str):
@@ -105,7 +105,7 @@ def _kind(dataset: dict, scope: str | None) -> Any:
         return registry.get(kind)
 
 
-def _classes(dataset: dict, kind: Any) -> Sequence[str]:
+def classes_of(dataset: dict, kind: Any) -> Sequence[str]:
     """Returns the classes of a data set: the config's, else those of its class."""
     own = (dataset.get('metainfo') or {}).get('classes')
     classes = own or (getattr(kind, 'METAINFO', None) or {}).get('classes') or ()

@@ -96,6 +96,25 @@ def export_student(
     )
 
 
+def export_parts(student: Path, folder: Path) -> dict[str, Path]:
+    """Writes a file for each part of an exported student, which the ``init_cfg`` of that part takes.
+
+    Args:
+        student: What :func:`export_student` wrote.
+        folder: Gets ``backbone.pth`` and the like.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_checkpoint_file(student)['state_dict'].items():
+        part, _, name = key.partition('.')
+        parts.setdefault(part, {})[name] = value
+    found = {}
+    for part, weights in parts.items():
+        content = io.BytesIO()
+        torch.save({'state_dict': weights}, content)
+        found[part] = write_kept(folder / f'{part}.pth', content.getvalue())
+    return found
+
+
 def _build(cfg: dict, scope: str | None, state: dict, source: str) -> nn.Module:
     """Builds the plain student and loads the weights, all of them and no others."""
     model = build_model(without_pretrained(cfg), scope)

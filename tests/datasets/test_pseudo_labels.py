@@ -1,0 +1,132 @@
+"""Pseudo labels: those that the model predicts, in a form that trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Callable
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from freekd_mm.datasets import DET_METAINFO, SEG_METAINFO
+from freekd_mm.datasets.pseudo_labels import PseudoLabels, write_pseudo_labels
+from freekd_mm.engine.training import run
+from freekd_mm.runtime.config import build_model, find_model
+
+ConfigWriter = Callable[..., Path]
+CLASSES = DET_METAINFO['classes']
+
+
+def model_of(config: Path, path: Path, **meta: Any) -> tuple[Config, str]:
+    """Returns a config and a checkpoint of random weights."""
+    cfg = Config.fromfile(config)
+    torch.manual_seed(0)
+    model = build_model(*find_model(cfg))
+    model.init_weights()
+    for head in [module for name, module in model.named_modules() if name.endswith(('retina_cls', 'conv_seg'))]:
+        torch.nn.init.normal_(head.weight, std=3.0)  # untrained, but not undecided
+    torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': meta}}, path)
+    return cfg, str(path)
+
+
+@pytest.fixture
+def boxes(det_config: ConfigWriter, scenes_root: Path, tmp_path: Path) -> PseudoLabels:
+    cfg, checkpoint = model_of(det_config(name='teacher'), tmp_path / 'teacher.pth', classes=CLASSES)
+    return write_pseudo_labels(cfg, checkpoint, scenes_root / 'train2017', tmp_path / 'new.json', 0.1, workers=0)
+
+
+def test_boxes_are_those_of_the_package(boxes: PseudoLabels, scenes_root: Path, tmp_path: Path) -> None:
+    from mmdet.apis import inference_detector, init_detector
+
+    content = json.loads(boxes.path.read_text())
+    files = sorted((scenes_root / 'train2017').iterdir())
+    assert [image['file_name'] for image in content['images']] == [file.name for file in files]
+    assert [category['name'] for category in content['categories']] == list(CLASSES)
+    own = init_detector(str(tmp_path / 'teacher.py'), str(tmp_path / 'teacher.pth'), device='cpu')
+    total = 0
+    for image, file in zip(content['images'], files):
+        expected = inference_detector(own, str(file)).pred_instances
+        expected = expected[expected.scores >= 0.1]
+        found = [item for item in content['annotations'] if item['image_id'] == image['id']]
+        assert [item['category_id'] - 1 for item in found] == expected.labels.tolist()
+        corners = torch.tensor([item['bbox'] for item in found]).view(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        torch.testing.assert_close(corners, expected.bboxes, atol=1e-3, rtol=0)
+        assert (image['height'], image['width']) == cv2.imread(str(file)).shape[:2]
+        total += len(found)
+    assert total == sum(boxes.counts.values()) > 0
+    assert f'{boxes.labelled} of {len(files)} pictures' in str(boxes)
+
+
+def test_a_detector_trains_on_them(boxes: PseudoLabels, det_config: ConfigWriter) -> None:
+    cfg = Config.fromfile(det_config(name='student'))
+    cfg.train_dataloader.dataset.update(
+        data_root='',
+        ann_file=str(boxes.path),
+        data_prefix={'img': f'{boxes.root}/'},
+        filter_cfg={'filter_empty_gt': True},
+    )
+    model = run(cfg)
+    assert sum(float(weight.abs().sum()) for weight in model.parameters()) < float('inf')
+
+
+def test_maps_of_a_segmenter(seg_config: ConfigWriter, scenes_root: Path, tmp_path: Path) -> None:
+    from mmseg.apis import inference_model, init_model
+
+    cfg, checkpoint = model_of(seg_config(name='teacher'), tmp_path / 'teacher.pth')
+    folder = scenes_root / 'leftImg8bit/val'
+    done = write_pseudo_labels(cfg, checkpoint, folder, tmp_path / 'maps', score=0.2, workers=0)
+    plain = Config.fromfile(tmp_path / 'teacher.py')
+    plain.test_pipeline = plain.test_dataloader.dataset.pipeline
+    own = init_model(plain, str(tmp_path / 'teacher.pth'), device='cpu')
+    files = sorted(folder.rglob('*.png'))
+    counts = np.zeros(len(SEG_METAINFO['classes']), int)
+    for file in files:
+        sample = inference_model(own, str(file))
+        expected = sample.pred_sem_seg.data[0].numpy()
+        unsure = sample.seg_logits.data.softmax(0).amax(0).numpy() < 0.2
+        found = cv2.imread(str(tmp_path / 'maps' / file.relative_to(folder)), cv2.IMREAD_UNCHANGED)
+        assert (found == np.where(unsure, 255, expected)).all()
+        counts += np.bincount(found[found < 255], minlength=len(counts))
+    assert done.counts == {name: count for name, count in zip(SEG_METAINFO['classes'], counts) if count}
+    assert done.pictures == len(files)
+
+
+def test_masks(tmp_path: Path) -> None:
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+    from pycocotools import mask as coco
+
+    from freekd_mm.datasets.pseudo_labels import _Coco
+
+    masks = torch.zeros(2, 8, 10, dtype=torch.bool)
+    masks[0, 2:5, 3:7] = True
+    sample = DetDataSample(metainfo={'ori_shape': (8, 10)})
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor([[3.0, 2, 7, 5], [0, 0, 1, 1]]),
+        scores=torch.tensor([0.9, 0.1]),
+        labels=torch.tensor([1, 0]),
+        masks=masks,
+    )
+    writer = _Coco(('a', 'b'))
+    writer.add(Path('x.png'), sample, 0.5)
+    (found,) = writer.content['annotations']
+    assert (coco.decode(found['segmentation']) == masks[0].numpy()).all()
+    assert (found['area'], found['category_id'], found['bbox']) == (12, 2, [3, 2, 4, 3])
+
+
+def test_wrong_use(det_config: ConfigWriter, scenes_root: Path, tmp_path: Path) -> None:
+    cfg, checkpoint = model_of(det_config(name='teacher'), tmp_path / 'teacher.pth')
+    arguments = cfg, checkpoint, scenes_root / 'val2017'
+    with pytest.raises(ValueError, match=r"-o should be a file like pseudo.json for RetinaNet, but got '.*maps'"):
+        write_pseudo_labels(*arguments, tmp_path / 'maps')
+    with pytest.raises(ValueError, match='score should be at most 1, but got 50'):
+        write_pseudo_labels(*arguments, tmp_path / 'new.json', 50)
+    (tmp_path / 'mine.json').write_text('{}')
+    with pytest.raises(FileExistsError, match=r'mine.json'):
+        write_pseudo_labels(*arguments, tmp_path / 'mine.json')
+    assert (tmp_path / 'mine.json').read_text() == '{}'
