@@ -5,6 +5,7 @@ Used by ``make setup`` (before anything is installed) and by the doctor: standar
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
 from pathlib import Path
@@ -89,7 +90,10 @@ def fitting_pins(line: str, torch: str, python: tuple[int, int]) -> str:
 
 def _applies(marker: str, python: tuple[int, int]) -> bool:
     match = _MARKER.match(marker.strip())
+    if marker.strip() == 'platform_system == "Linux"':
+        return platform.system() == 'Linux'
     if match is None:
-        raise ValueError(f'a marker should be python_version < or >= "X.Y", but got {marker!r}')
-    wanted = tuple(map(int, match['version'].split('.')))
-    return python < wanted if match['sign'] == '<' else python >= wanted
+        wanted = 'python_version < or >= "X.Y", or platform_system == "Linux"'
+        raise ValueError(f'a marker should be {wanted}, but got {marker!r}')
+    version = tuple(map(int, match['version'].split('.')))
+    return python < version if match['sign'] == '<' else python >= version
