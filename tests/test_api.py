@@ -41,7 +41,7 @@ def test_the_student_works_in_its_inferencer(pair: tuple[Path, Path, Path], metr
     if detects:
         from mmdet.apis import DetInferencer
 
-        found = DetInferencer(str(student), str(done.student), device='cpu', show_progress=False)(picture)
+        found = DetInferencer(str(student), str(done.student), device='cpu')(picture)
         assert 0 < len(found['predictions'][0]['scores']) <= 10
     else:
         from mmseg.apis import MMSegInferencer

@@ -59,6 +59,7 @@ def pretrain_source(
     places = [folder] if isinstance(folder, (str, os.PathLike)) else folder
     config = {
         'default_scope': scope,
+        'env_cfg': {},  # mmengine 0.8 needs it
         **({'custom_imports': cfg.custom_imports} if 'custom_imports' in cfg else {}),
         'model': {
             'type': 'freekd_mm.DistilledModel',

@@ -18,7 +18,12 @@ import freekd_mm
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets.unlabelled import MixedBatchSampler, WithUnlabelled, find_pictures
 
-LOAD = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True}, {'type': 'PackDetInputs'}]
+META = ('img_path', 'ori_shape', 'img_shape')
+LOAD = [
+    {'type': 'LoadImageFromFile'},
+    {'type': 'LoadAnnotations', 'with_bbox': True},
+    {'type': 'PackDetInputs', 'meta_keys': META},
+]
 
 
 @pytest.fixture
@@ -93,7 +98,7 @@ def test_steps_of_labelled_pictures(pictures: Path, scope: str) -> None:
             {'type': 'RandomCrop', 'crop_size': (16, 16)},
             {'type': 'FilterAnnotations', 'min_gt_bbox_wh': (1, 1)},
             *shared,
-            {'type': 'PackDetInputs'},
+            LOAD[-1],
         ],
         'mmseg': [
             {'type': 'LoadAnnotations'},
