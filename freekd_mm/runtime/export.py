@@ -80,9 +80,7 @@ def export_student(
         'exported_by': f'freekd_mm {__version__}',
         'dtype': 'float16' if half else 'float32',
     }
-    content = io.BytesIO()
-    torch.save({'meta': meta, 'state_dict': weights}, content)
-    path = write_kept(Path(out), content.getvalue())
+    path = _save({'meta': meta, 'state_dict': weights}, Path(out))
 
     after = _build(model_cfg, scope, load_checkpoint_file(path)['state_dict'], str(path))
     batches = _images(cfg, scope, images, before)
@@ -107,12 +105,13 @@ def export_parts(student: Path, folder: Path) -> dict[str, Path]:
     for key, value in load_checkpoint_file(student)['state_dict'].items():
         part, _, name = key.partition('.')
         parts.setdefault(part, {})[name] = value
-    found = {}
-    for part, weights in parts.items():
-        content = io.BytesIO()
-        torch.save({'state_dict': weights}, content)
-        found[part] = write_kept(folder / f'{part}.pth', content.getvalue())
-    return found
+    return {part: _save({'state_dict': weights}, folder / f'{part}.pth') for part, weights in parts.items()}
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> Path:
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    return write_kept(path, content.getvalue())
 
 
 def _build(cfg: dict, scope: str | None, state: dict, source: str) -> nn.Module:

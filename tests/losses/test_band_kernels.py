@@ -121,7 +121,7 @@ def test_a_loss_is_the_same_with_and_without_them(kind, masked, tmp_path, monkey
 @interpreted
 def test_they_are_compared_once_and_give_way(monkeypatch):
     logged, (students, levels), module = [], case((2, 1, 2), True), kernels()
-    monkeypatch.setattr(module, 'print_log', lambda message, *_: logged.append(message))
+    monkeypatch.setattr(module, 'say', logged.append)
     plain = distance.sums_of, distance.gradients_of
     monkeypatch.setattr(module, 'COMPARED', {})
     assert [module.serve(students, levels, 2, plain) for _ in range(2)] == [True, True]

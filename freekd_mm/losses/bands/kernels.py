@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from mmengine.logging import print_log
 from torch import Tensor
 
+from freekd_mm.log import say
 from freekd_mm.losses.bands.blocks import to_device, weight_map
 
 # Values of a tile of one map, and the most wavelet levels: more would not fit into registers.
@@ -237,7 +237,7 @@ def serve(students: Sequence[Tensor], levels: Sequence[Any], most: int, plain: S
     if key not in COMPARED:
         problem = _compare(students, levels, most, plain)
         if problem:
-            print_log(f'The Triton kernels of the wavelet losses are not used: {problem}', 'current')
+            say(f'The Triton kernels of the wavelet losses are not used: {problem}')
         COMPARED[key] = not problem
     return COMPARED[key]
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
 from freekd_mm.checks import check_positive
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, usable_levels
+from freekd_mm.log import say
 from freekd_mm.losses.bands.distance import TINY
 from freekd_mm.losses.base import DistillLoss
 from freekd_mm.registry import MODELS
@@ -81,7 +81,7 @@ class BandLoss(DistillLoss):
     def _tell_once(self, message: str) -> None:
         if message not in self._told:
             self._told.add(message)
-            print_log(message, 'current')
+            say(message)
 
     def level_masks(self, features: Sequence[Tensor], depths: Sequence[int]) -> list[list[Tensor] | None]:
         """Returns the masks of each feature level, (N, T, 4, h, w) per wavelet level; None without masks."""
