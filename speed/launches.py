@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from freekd_mm.compat.versions import torch_at_least
 from freekd_mm.connectors.fam import FAMConnector
 from freekd_mm.losses import (
     DCTAttentionLoss,
@@ -19,6 +21,7 @@ from freekd_mm.losses import (
     FreeKDPlusLoss,
     WaveletLoss,
 )
+from freekd_mm.losses.bands import distance
 from speed.accelerator import Launches, accelerator, apart, available, count, move
 from speed.loss import QUICK_SHAPES, SHAPES, save_random_prompt
 from speed.tables import Report
@@ -26,7 +29,7 @@ from speed.timing import Options, Spread
 
 CLASSES = 80
 #: The most kernels, sizes of traffic and sizes of memory of WaveletLoss.
-TARGETS = (200, 25.0, 1.5)
+TARGETS = {'WaveletLoss': (200, 25.0, 1.5), 'WaveletLoss, Triton': (30, 7.0, 1.5)}
 
 
 class _Adapted(nn.Module):
@@ -49,7 +52,9 @@ def losses(channels: int, levels: int) -> dict[str, Any]:
         return {
             'plain MSE': FeatureMSELoss(),
             'WaveletLoss': WaveletLoss(channels),
+            'WaveletLoss, Triton': WaveletLoss(channels),
             'WaveletLoss, masks': WaveletLoss(channels, prompt=file),
+            'WaveletLoss, masks, Triton': WaveletLoss(channels, prompt=file),
             'FreeKDLoss, paper': FreeKDLoss(channels, prompt=file),
             'FreeKDLoss, paper, no relation': FreeKDLoss(channels, relation=None, prompt=file),
             'FreeKDLoss, code': FreeKDLoss(channels, mode='code', prompt=file),
@@ -60,6 +65,11 @@ def losses(channels: int, levels: int) -> dict[str, Any]:
         }
 
 
+def has_triton() -> bool:
+    """Whether the kernels of the losses on wavelet bands can be loaded."""
+    return torch_at_least(2, 4) and find_spec('triton') is not None
+
+
 @apart
 def counted(
     shapes: Sequence[Sequence[int]], channels: int, only: Sequence[str] | None = None
@@ -67,8 +77,12 @@ def counted(
     """Returns the launches of each loss, forward and backward, and the bytes of the student's features."""
     found = {}
     for name, loss in losses(channels, len(shapes)).items():
-        if only is not None and name not in only:
+        if (only is not None and name not in only) or ('Triton' in name and not has_triton()):
             continue
+        if 'Triton' in name:
+            from freekd_mm.losses.bands import kernels
+
+            plain, distance._way = distance._way, lambda *_: (kernels.sums_of, kernels.gradients_of)
         width = CLASSES if 'classes' in name else channels
         with accelerator() as device:
             move(loss, device)
@@ -81,6 +95,8 @@ def counted(
 
             size = sum(student.numel() * student.element_size() for student in students)
             found[name] = count(job), size
+        if 'Triton' in name:
+            distance._way = plain
     return found
 
 
@@ -100,8 +116,9 @@ def measure(options: Options) -> Report:
         kernels, traffic, peak = launches.kernels, launches.bytes / size, launches.peak / size
         rows.append([name, kernels, f'{traffic:.1f}', f'{peak:.2f}'])
         report.record(name, kernels=kernels, traffic=round(traffic, 2), peak=round(peak, 3))
-        if name == 'WaveletLoss':
-            for what, wanted, value in zip(('kernels', 'traffic', 'memory'), TARGETS, (kernels, traffic, peak)):
-                report.target(f'{name}: {what}', Spread.exactly(value), at_most=wanted)
+        for what, wanted, value in zip(
+            ('kernels', 'traffic', 'memory'), TARGETS.get(name, ()), (kernels, traffic, peak)
+        ):
+            report.target(f'{name}: {what}', Spread.exactly(value), at_most=wanted)
     report.table(['', 'kernels', 'traffic (sizes)', 'memory beside the inputs (sizes)'], rows)
     return report

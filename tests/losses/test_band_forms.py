@@ -61,7 +61,7 @@ def test_sums_of_products_and_their_gradient(monkeypatch, size, weighted, shape,
     for level, (b, a) in enumerate(zip_equal(listed(student, levels), listed(teacher, levels))):
         weight = weights[level][:, None] if weighted else 1
         wanted.append(torch.stack([(weight * x * y).sum((0, 3, 4)) for x, y in ((b, b), (b, a), (a, a))], 2))
-        gradients.append(weight * (own[:, level, :, None, None] * b + other[:, level, :, None, None] * a))
+        gradients.append(weight * (own[:, level, :, None, None] * b - other[:, level, :, None, None] * a))
     wanted, gradient = torch.stack(wanted, 1), back(gradients, shape)
     out = torch.empty_like(student)
     sums = (

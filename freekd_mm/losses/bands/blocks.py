@@ -150,13 +150,13 @@ def correlate(student: Tensor, teacher: Tensor, depth: int, weights: Sequence[Te
 
 
 def gradient(student: Tensor, teacher: Tensor, depth: int, weights: Sequence[Tensor] | None, factors: Tensor) -> Tensor:
-    """Returns the gradient that has own * b + other * a in the bands (N, C, H, W), factors (2, C, depth, 4)."""
+    """Returns the gradient that has own * b - other * a in the bands (N, C, H, W), factors (2, C, depth, 4)."""
     blocks, out = _Blocks(student.shape, depth, factors), None
     scale = blocks.weights(weights) if weights is not None else None
     spread = torch.matmul(factors.flatten(2), blocks.members)[..., None, None]
     for images, channels in blocks.parts():
         bands = blocks.analyse(student[images, channels]).mul_(spread[0, channels])
-        bands.addcmul_(blocks.analyse(teacher[images, channels]), spread[1, channels])
+        bands.addcmul_(blocks.analyse(teacher[images, channels]), spread[1, channels], value=-1)
         if scale is not None:
             bands.mul_(_part(scale, images))
         part = blocks.synthesise(bands)

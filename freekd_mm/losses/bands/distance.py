@@ -5,7 +5,7 @@ images and positions, the squared difference of standardised bands is a closed f
 
     mean (b / sb - a / sa)^2 = 1 + 1 - 2 r,    r = ab / sqrt(aa bb),
 
-and its gradient in the band is own * b + other * a with one pair of factors per channel and band. With weights w of
+and its gradient in the band is own * b - other * a with one pair of factors per channel and band. With weights w of
 the positions the sums are weighted. Several processes only have to add up these sums.
 
 *Absolute difference.* The weighted sum of |b - a| of each image and channel, with the gradient w * sign(b - a).
@@ -31,6 +31,8 @@ from freekd_mm.losses.bands import blocks, walk
 TINY = 1e-12
 # A deviation is at least this share of the teacher's: bounds the gradient of a nearly constant band of the student.
 FLOOR = 1e-2
+# A variance is at least this, so that a band of zeros divides nothing by 0.
+LEAST = 1e-30
 
 #: Gives values (..., 4) and both factors, for means of products (..., 4, 3) and weights (..., 4).
 Judge = Callable[[Tensor, Tensor], Tuple[Tensor, Tensor, Tensor]]
@@ -61,7 +63,7 @@ class Level(NamedTuple):
 
 
 def standardised(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Returns the squared difference of standardised bands, and the factors of b and a in its gradient.
+    r"""Returns the squared difference of standardised bands, and the factors of b and -a in its gradient.
 
     .. math::
         D = \langle (b / s_b - a / s_a)^2 \rangle, \quad s_b^2 = \langle b^2 \rangle + \epsilon^2 \langle a^2 \rangle
@@ -72,16 +74,17 @@ def standardised(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor
         means: Means of bb, ab, aa (..., 3).
         weights: Weight of each band (...).
     """
-    own, cross, reference = means.unbind(-1)
-    floor = FLOOR**2 * reference
-    constant = reference <= TINY
-    inverse = (own + floor).masked_fill_(constant, torch.inf).rsqrt_()
-    other = (reference + floor).masked_fill_(constant, torch.inf).rsqrt_()
-    both, squared = inverse * other, inverse.square()
-    relation, share = both * cross, squared * own
-    values = weights * (share - 2 * relation + other.square() * reference)
+    # Student's and teacher's squares go through each step together: on a GPU a step costs a launch.
+    squares, cross, reference = means[..., 0::2], means[..., 1], means[..., 2]
+    weights = weights.masked_fill(reference <= TINY, 0.0)
+    variances = torch.add(squares, reference.unsqueeze(-1), alpha=FLOOR**2).clamp_(min=LEAST)
+    shares, inverse = squares / variances, variances.rsqrt().prod(-1)
+    relation = inverse * cross
+    values = weights * torch.sub(shares.sum(-1), relation, alpha=2)
     weights = 2 * weights
-    return values, weights * squared * (1 - share + relation), -weights * both
+    # 1 - share is the teacher's part of the variance.
+    own = torch.addcdiv(relation, reference, variances[..., 0], value=FLOOR**2)
+    return values, weights * own / variances[..., 0], weights * inverse
 
 
 class _Correlation(torch.autograd.Function):
@@ -186,7 +189,7 @@ def sums_of(
 
 
 def gradients_of(students: Sequence[Tensor], levels: Sequence[Level], factors: Tensor) -> list[Tensor]:
-    """Returns the gradients with own * b + other * a in the bands, factors (2, levels, C, most, 4)."""
+    """Returns the gradients with own * b - other * a in the bands, factors (2, levels, C, most, 4)."""
     found = []
     for student, level, factor in zip_equal(students, levels, factors.unbind(1)):
         factor = factor[:, : student.shape[1], : level.depth]

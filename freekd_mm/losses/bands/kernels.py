@@ -101,90 +101,68 @@ def _weights(row, at, height, width, depth, TILE: tl.constexpr):
 
 
 @triton.jit
-def sums_kernel(
+def kernel(
     table,
-    out,
+    values,
     channels,
+    GRADIENT: tl.constexpr,
     STUDENT: tl.constexpr,
     TEACHER: tl.constexpr,
     WEIGHTED: tl.constexpr,
     LEVELS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Writes the sums of bb, ab and aa of one channel of one level, (LEVELS, 4, 3)."""
+    """Does one channel of one level.
+
+    Writes the sums of bb, ab and aa to ``values`` (levels, C, LEVELS, 4, 3); or the gradient to the address in the
+    table, with the factors in ``values`` (2, levels, C, LEVELS, 4).
+    """
     channel, index = tl.program_id(0), tl.program_id(1)
     row = table + 17 * index
     depth = tl.load(row + 8).to(tl.int32)
     rows, columns = tl.arange(0, TILE) // (TILE >> LEVELS), tl.arange(0, TILE) & ((1 << LEVELS) - 1)
     height, width, high, wide, blocks = _size(row, channel, LEVELS)
     y = tl.arange(0, 1 << LEVELS)[:, None]
+    band, place = _band(rows, columns, depth, LEVELS), (index * channels + channel) * 4 * LEVELS
     own, cross, other = tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32)
+    if GRADIENT:
+        own = tl.load(values + place + band, mask=band >= 0, other=0.0)
+        place += tl.num_programs(1) * channels * 4 * LEVELS
+        other = tl.load(values + place + band, mask=band >= 0, other=0.0)
+    weights = tl.full((TILE,), 1.0, tl.float32)
     for start in range(0, blocks, TILE >> 2 * LEVELS):
         image, top, x = _pixels(start, high, wide, LEVELS, TILE)
         at = channel, image, top, x, y
         fits = (image < tl.load(row + 4)) & (x < width) & (y < height - top)
         b = _bands(row, 0, at, fits, rows | columns, STUDENT, LEVELS, TILE)
         a = _bands(row, 1, at, fits, rows | columns, TEACHER, LEVELS, TILE)
-        weighted_b, weighted_a = b, a
         if WEIGHTED:
             weights = _weights(row, at, height, width, depth, TILE)
-            weighted_b, weighted_a = weights * b, weights * a
-        own += weighted_b * b
-        cross += weighted_b * a
-        other += weighted_a * a
-    band = _band(rows, columns, depth, LEVELS)
-    out += (index * channels + channel) * 12 * LEVELS
-    for place in tl.static_range(4 * LEVELS):
-        tl.store(out + 3 * place, tl.sum(tl.where(band == place, own, 0.0), 0))
-        tl.store(out + 3 * place + 1, tl.sum(tl.where(band == place, cross, 0.0), 0))
-        tl.store(out + 3 * place + 2, tl.sum(tl.where(band == place, other, 0.0), 0))
+        if GRADIENT:
+            bands = weights * (own * b - other * a)
+            for level in tl.static_range(LEVELS - 1, -1, -1):
+                bands = _step(bands, rows | columns, depth, level, LEVELS, TILE)
+            address = ((image * tl.load(row + 5) + channel) * height + top) * width + x + y * width
+            tile = tl.reshape(bands, (1 << LEVELS, TILE >> LEVELS)).to(STUDENT)
+            tl.store(tl.load(row + 3).to(tl.pointer_type(STUDENT)) + address, tile, mask=fits)
+        else:
+            own += weights * b * b
+            cross += weights * b * a
+            other += weights * a * a
+    if not GRADIENT:
+        for number in tl.static_range(4 * LEVELS):
+            found = values + 3 * (place + number)
+            tl.store(found, tl.sum(tl.where(band == number, own, 0.0), 0))
+            tl.store(found + 1, tl.sum(tl.where(band == number, cross, 0.0), 0))
+            tl.store(found + 2, tl.sum(tl.where(band == number, other, 0.0), 0))
 
 
-@triton.jit
-def gradient_kernel(
-    table,
-    factors,
-    channels,
-    STUDENT: tl.constexpr,
-    TEACHER: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    LEVELS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Writes the gradient of one channel of one level, with factors (2, levels, C, LEVELS, 4)."""
-    channel, index = tl.program_id(0), tl.program_id(1)
-    row = table + 17 * index
-    depth = tl.load(row + 8).to(tl.int32)
-    rows, columns = tl.arange(0, TILE) // (TILE >> LEVELS), tl.arange(0, TILE) & ((1 << LEVELS) - 1)
-    height, width, high, wide, blocks = _size(row, channel, LEVELS)
-    y = tl.arange(0, 1 << LEVELS)[:, None]
-    band = _band(rows, columns, depth, LEVELS)
-    factors += (index * channels + channel) * 4 * LEVELS
-    own = tl.load(factors + band, mask=band >= 0, other=0.0)
-    other = tl.load(factors + tl.num_programs(1) * channels * 4 * LEVELS + band, mask=band >= 0, other=0.0)
-    gradient = tl.load(row + 3).to(tl.pointer_type(STUDENT))
-    for start in range(0, blocks, TILE >> 2 * LEVELS):
-        image, top, x = _pixels(start, high, wide, LEVELS, TILE)
-        at = channel, image, top, x, y
-        fits = (image < tl.load(row + 4)) & (x < width) & (y < height - top)
-        b = _bands(row, 0, at, fits, rows | columns, STUDENT, LEVELS, TILE)
-        a = _bands(row, 1, at, fits, rows | columns, TEACHER, LEVELS, TILE)
-        bands = own * b + other * a
-        if WEIGHTED:
-            bands *= _weights(row, at, height, width, depth, TILE)
-        for level in tl.static_range(LEVELS - 1, -1, -1):
-            bands = _step(bands, rows | columns, depth, level, LEVELS, TILE)
-        values = tl.reshape(bands, (1 << LEVELS, TILE >> LEVELS))
-        place = ((image * tl.load(row + 5) + channel) * height + top) * width + x
-        tl.store(gradient + place + y * width, values.to(STUDENT), mask=fits)
-
-
-@torch.library.custom_op(
-    'freekd_mm::haar_bands',
-    mutates_args=('out',),
-    schema='(Tensor(a!) out, Tensor? factors, Tensor[] students, Tensor[] teachers, Tensor[] maps, int[] depths, '
-    'int most) -> ()',
+SCHEMA = (
+    '(Tensor(a!) out, Tensor? factors, Tensor[] students, Tensor[] teachers, Tensor[] maps, int[] depths, int most)'
 )
+
+
+@torch.library.custom_op('freekd_mm::haar_bands', mutates_args=('out',), schema=f'{SCHEMA} -> ()')
 def _launch(out: Tensor, factors: Tensor | None, *given: Any) -> None:
     """Runs a program for each channel of each level; addresses, sizes and strides of the levels go in one table."""
     students, teachers, maps, depths, most = given
@@ -195,8 +173,9 @@ def _launch(out: Tensor, factors: Tensor | None, *given: Any) -> None:
         rows.append([*addresses, *student.shape, depth, *student.stride(), *teacher.stride()])
     table, channels = to_device(rows, out.new_empty(0, dtype=torch.int64)), max(x.shape[1] for x in students)
     options = DTYPES[students[0].dtype], DTYPES[teachers[0].dtype], bool(maps), most, max(TILE, 4**most)
-    kernel, other = (sums_kernel, out) if factors is None else (gradient_kernel, factors)
-    kernel[(channels, len(rows))](table, other, channels, *options)
+    values, gradient = (out, False) if factors is None else (factors, True)
+    with torch.cuda.device_of(out):
+        kernel[(channels, len(rows))](table, values, channels, gradient, *options)
 
 
 _launch.register_fake(lambda *given: None)
@@ -231,7 +210,7 @@ def serve(students: Sequence[Tensor], levels: Sequence[Any], most: int, plain: S
     """Whether these kernels can be used; the first time that such tensors come, they are compared with ``plain``."""
     dtypes = {(student.dtype, level.teacher.dtype) for student, level in zip(students, levels)}
     masked = {level.masks is not None for level in levels if level.depth}
-    if len(dtypes) > 1 or len(masked) != 1 or not set(*dtypes) <= set(DTYPES) or most > MOST:
+    if len(dtypes) > 1 or len(masked) != 1 or not set(*dtypes) <= set(DTYPES) or most > MOST or not len(students[0]):
         return False
     key = students[0].device, most, *dtypes, *masked
     if key not in COMPARED:
@@ -249,7 +228,7 @@ def _compare(students: Sequence[Tensor], levels: Sequence[Any], most: int, plain
         own, _, other = wanted.unbind(-1)
         sizes = torch.stack((own, (own * other).sqrt(), other), -1)
         agree = [bool(((sums - wanted).abs() <= 1e-3 * sizes).all())]
-        factors = torch.stack((torch.ones_like(own), -torch.ones_like(own)))
+        factors = torch.ones_like(wanted[..., :2]).movedim(4, 0)
         for x, y in zip(*(way(students, levels, factors) for way in (gradients_of, plain[1]))):
             agree.append(bool((x - y).abs().max() <= ROUNDING[x.dtype] * y.abs().max()))
     except Exception as error:

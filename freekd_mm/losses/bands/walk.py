@@ -131,7 +131,7 @@ def correlate(
         for level, band in enumerate(steps.bands):
             width = band.shape[-1] // 2
             own, other = both[:, :, level].reshape(2, -1, 2, 1, 1, 2).expand(-1, -1, -1, -1, width, 2).flatten(-2)
-            band[0].mul_(own).addcmul_(band[1], other)
+            band[0].mul_(own).addcmul_(band[1], other, value=-1)
             if roots:
                 band[0].mul_(roots[level])
         steps.synthesise(gradient[:, channel])

@@ -18,7 +18,7 @@ from freekd_mm.registry import MODELS
 def relaxed_and_strong(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""Returns :math:`1 - r` of the high bands, and the squared error of the low band in units of the teacher's square.
 
-    As :func:`~freekd_mm.losses.bands.distance.standardised`: values, and the factors of b and a in their gradient.
+    As :func:`~freekd_mm.losses.bands.distance.standardised`: values, and the factors of b and -a in their gradient.
 
     Args:
         means: Means of bb, ab, aa (..., 4, 3).
@@ -28,7 +28,7 @@ def relaxed_and_strong(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, 
     student, cross, teacher = means[..., 0, :].unbind(-1)
     weight = (weights[..., 0] / teacher).masked_fill(teacher <= TINY, 0.0)
     values[..., 0] = weight * (student - 2 * cross + teacher)
-    own[..., 0], other[..., 0] = 2 * weight, -2 * weight
+    own[..., 0] = other[..., 0] = 2 * weight
     return values, own, other
 
 
