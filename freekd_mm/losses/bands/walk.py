@@ -44,17 +44,11 @@ class _Steps:
     def analyse(self, maps: Sequence[Tensor]) -> None:
         """Fills ``bands`` from maps (N, k, H, W)."""
         for level, band in enumerate(self.bands):
-            for x, rows in zip_equal(maps if level == 0 else _low(self.bands[level - 1]), band):
-                (height, width), whole = x.shape[2:], x.shape[2] // 2
-                above, below = (half[..., :width] for half in rows.unbind(2))
-                even, odd = x[..., 0::2, :], x[..., 1::2, :]
-                torch.add(even[..., :whole, :], odd, out=above[..., :whole, :])
-                torch.sub(even[..., :whole, :], odd, out=below[..., :whole, :])
-                if height % 2:
-                    above[..., whole, :] = below[..., whole, :] = even[..., whole, :]
-                if width % 2:
-                    # Behind the last column there are zeros.
-                    rows[..., width] = 0
+            if level == 0:
+                for x, rows in zip_equal(maps, band.unbind()):
+                    _add_rows(x, rows)
+            else:
+                _add_rows(_low(self.bands[level - 1]), band)
             _pairs(band).mul_(0.5 - 0.5j)
 
     def synthesise(self, out: Tensor) -> None:
@@ -67,6 +61,20 @@ class _Steps:
                 into = x[..., start::2, :]
                 above, below = (half[..., : into.shape[2], : into.shape[3]] for half in rows.unbind(2))
                 combine(above, below, out=into)
+
+
+def _add_rows(x: Tensor, rows: Tensor) -> None:
+    """Writes sum and difference of each pair of rows of x (..., H, W) to (..., 2, h, 2w)."""
+    (height, width), whole = x.shape[-2:], x.shape[-2] // 2
+    above, below = (half[..., :width] for half in rows.unbind(-3))
+    even, odd = x[..., 0::2, :], x[..., 1::2, :]
+    torch.add(even[..., :whole, :], odd, out=above[..., :whole, :])
+    torch.sub(even[..., :whole, :], odd, out=below[..., :whole, :])
+    if height % 2:
+        above[..., whole, :] = below[..., whole, :] = even[..., whole, :]
+    if width % 2:
+        # Behind the last column there are zeros.
+        rows[..., width] = 0
 
 
 def _pairs(bands: Tensor) -> Tensor:
@@ -122,8 +130,9 @@ def correlate(
         for level, (band, spare) in enumerate(zip_equal(steps.bands, steps.spare)):
             if roots:
                 band.mul_(roots[level])
-            for index, (first, second) in enumerate(((0, 0), (0, 1), (1, 1))):
-                torch.mul(band[first], band[second], out=spare)
+            own, other = band.unbind()
+            for index, (x, y) in enumerate(((own, own), (own, other), (other, other))):
+                torch.mul(x, y, out=spare)
                 sums[:, level, :, index] = torch.view_as_real(_pairs(spare).sum((0, 3, 4))).flatten(1)
         if gradient is None or factors is None:
             continue
