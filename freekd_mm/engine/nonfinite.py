@@ -108,10 +108,13 @@ class NonFiniteHook(Hook):
 
     def _may_step(self, runner: Runner, wrapper: Any) -> bool:
         finite, self._finite = self._finite, []
-        scaled = _is_scaled(wrapper)
+        scaler = getattr(wrapper, 'loss_scaler', None)
+        scaled = scaler is not None and scaler.is_enabled()  # it checks the gradients itself
         if not scaled:
             finite.append(_gradients_are_finite(wrapper.optimizer))
-        if _all_processes(torch.stack([value.to(finite[0].device) for value in finite]).all()):
+        every = torch.stack([value.to(finite[0].device) for value in finite]).all().int()
+        all_reduce(every, 'min')  # all processes must decide the same
+        if every:
             self.in_a_row = 0
             return True
         self.in_a_row += 1
@@ -119,7 +122,9 @@ class NonFiniteHook(Hook):
             for now, kept in self._statistics:
                 now.copy_(kept)
         too_many = self.in_a_row > self.patience
-        finding = self._find(runner)
+        everywhere = all_gather_object(diagnose(unwrapped_model(runner), self._losses, self._batch))
+        texts = dict.fromkeys(text for text in everywhere if text)
+        finding = f'Iteration {runner.iter + 1}: {" ".join(texts) or "the gradients are not finite."}'
         if scaled and not too_many:
             say(f'{finding} Under mixed precision this is an overflow: the loss scale is lowered.')
             return True
@@ -130,23 +135,11 @@ class NonFiniteHook(Hook):
         warn(f'{finding} The step is skipped.')
         return False
 
-    def _find(self, runner: Runner) -> str:
-        """Returns what is not finite, on any process."""
-        everywhere = all_gather_object(diagnose(unwrapped_model(runner), self._losses, self._batch))
-        texts = dict.fromkeys(text for text in everywhere if text)
-        return f'Iteration {runner.iter + 1}: {" ".join(texts) or "the gradients are not finite."}'
-
 
 def _detached(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach()
     return [_detached(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _is_scaled(wrapper: Any) -> bool:
-    """Whether a loss scaler checks the gradients itself, as in mixed precision."""
-    scaler = getattr(wrapper, 'loss_scaler', None)
-    return scaler is not None and scaler.is_enabled()
 
 
 def _gradients_are_finite(optimizer: torch.optim.Optimizer) -> Tensor:
@@ -157,13 +150,6 @@ def _gradients_are_finite(optimizer: torch.optim.Optimizer) -> Tensor:
     if not gradients:
         return torch.tensor(True)
     return torch.isfinite(torch.stack([norm.float() for norm in torch._foreach_norm(gradients, math.inf)])).all()
-
-
-def _all_processes(finite: Tensor) -> bool:
-    """Returns whether all is finite on every process: they must decide the same."""
-    number = finite.int()
-    all_reduce(number, 'min')
-    return bool(number)
 
 
 def _advice(scaled: bool) -> str:

@@ -73,8 +73,14 @@ class PoIMaskGenerator(nn.Module):
                 raise ValueError(f'indices should be in 0..{len(places) - 1}, but got {unknown}: {prompt} has no such')
             places = [places[index] for index in indices]
         self.places = tuple(place for place, _ in places)
+        channels = (self.channels,) * len(places) if isinstance(self.channels, int) else self.channels
+        if len(channels) != len(places):
+            raise ValueError(
+                f'channels should be one number or one for each of the {len(places)} prompts '
+                f'({", ".join(self.places)}), but got {self.channels}'
+            )
         for level, (place, (tokens, bias)) in enumerate(places):
-            wanted = self._channels_of(level, len(places))
+            wanted = channels[level]
             if tokens.shape[2] != wanted:
                 raise ValueError(
                     f'channels of level {level} should be {tokens.shape[2]}, as in the prompt of {place} in {prompt}, '
@@ -82,16 +88,6 @@ class PoIMaskGenerator(nn.Module):
                 )
             self.register_buffer(f'tokens{level}', tokens.detach().float().clone())
             self.register_buffer(f'bias{level}', None if bias is None else bias.detach().float().clone())
-
-    def _channels_of(self, level: int, count: int) -> int:
-        if isinstance(self.channels, int):
-            return self.channels
-        if len(self.channels) != count:
-            raise ValueError(
-                f'channels should be one number or one for each of the {count} prompts ({", ".join(self.places)}), '
-                f'but got {self.channels}'
-            )
-        return self.channels[level]
 
     @property
     def has_prompt(self) -> bool:

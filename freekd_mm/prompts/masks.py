@@ -27,21 +27,13 @@ def num_groups(levels: int, grouping: Grouping) -> int:
 
 
 def mask_logits(bands: WaveletBands, tokens: Tensor, grouping: Grouping, evidence: Evidence) -> list[Tensor]:
-    r"""Returns what the tokens find in each group of bands, (N, T, h, w) each, before the sigmoid.
+    """Returns what the tokens (groups, T, C) find in each group of bands, (N, T, h, w) each, before the sigmoid.
 
-    With ``grouping='level'`` the three orientations of a level are one group: their sum (the released code). With
-    ``evidence='band'`` a token :math:`P` finds :math:`P R`: positive and negative coefficients are opposites. With
-    ``'magnitude'`` it finds :math:`z = P |R|`, averaged with the mean of z over the 3 x 3 positions around: the same
-    for R and -R.
-
-    Args:
-        bands: Bands of C channels, or with ``evidence='band'`` of the groups * T projections of them.
-        tokens: (groups, T, C).
-        grouping: ``'level'`` or ``'band'``.
-        evidence: ``'band'`` or ``'magnitude'``.
-
-    Returns:
-        One tensor per group: the low band's first, the others from the finest level on.
+    The low band is the first group, the others follow from the finest level on. With ``grouping='level'`` the three
+    orientations of a level are one group: their sum (the released code). With ``evidence='band'`` a token :math:`P`
+    finds :math:`P R`, of which the bands hold the groups * T projections: positive and negative coefficients are
+    opposites. With ``'magnitude'`` it finds :math:`z = P |R|`, averaged with the mean of z over the 3 x 3 positions
+    around: the same for R and -R.
     """
     groups: list[tuple[Tensor, ...]] = [(bands.low,)]
     for detail in bands.high:

@@ -125,7 +125,8 @@ def without_pretrained(cfg: Any) -> Any:
     if isinstance(cfg, dict):
         kept: dict[str, Any] = {}
         for key, value in cfg.items():
-            if key in ('pretrained', 'teacher_ckpt') or (key == 'init_cfg' and _is_pretrained(value)):
+            downloads = key == 'init_cfg' and isinstance(value, dict) and value.get('type') in PRETRAINED_PREFIXES
+            if downloads or key in ('pretrained', 'teacher_ckpt'):
                 kept[key] = False if isinstance(value, bool) else None
             else:
                 kept[key] = without_pretrained(value)
@@ -133,7 +134,3 @@ def without_pretrained(cfg: Any) -> Any:
     if isinstance(cfg, (list, tuple)):
         return type(cfg)(without_pretrained(item) for item in cfg)
     return cfg
-
-
-def _is_pretrained(init_cfg: Any) -> bool:
-    return isinstance(init_cfg, dict) and init_cfg.get('type') in PRETRAINED_PREFIXES

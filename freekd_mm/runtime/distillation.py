@@ -36,12 +36,7 @@ class Distillation(nn.Module):
     """
 
     def __init__(
-        self,
-        student: nn.Module,
-        teacher: dict,
-        distill: dict,
-        probe_size: Size | None,
-        inherit: Sequence[str] = (),
+        self, student: nn.Module, teacher: dict, distill: dict, probe_size: Size | None, inherit: Sequence[str] = ()
     ) -> None:
         super().__init__()
         if not isinstance(distill, dict) or not distill:
@@ -145,8 +140,7 @@ class Distillation(nn.Module):
 
     def _untouched(self) -> Tensor:
         """Returns a zero in which every weight takes part: under DDP each must, also where the task has no loss."""
-        weights = [weight for weight in self.student_recorder.model.parameters() if weight.requires_grad]
-        return torch.stack([0 * weight.sum() for weight in weights]).sum()
+        return _zero([self.student_recorder.model])
 
     def _check_gradient(self, entry: Entry, students: Sequence[Tensor]) -> None:
         if torch.is_grad_enabled() and not any(level.requires_grad for level in students):
@@ -195,8 +189,7 @@ def _preprocess_bridge(student: nn.Module, teacher: nn.Module) -> PreprocessBrid
     bridge = PreprocessBridge(own, other) if own is not None and other is not None else None
     if bridge is None or not bridge.needed:
         return None
-    text = 'teacher and student normalise images differently: the teacher gets its own normalisation'
-    warn(text)
+    warn('teacher and student normalise images differently: the teacher gets its own normalisation')
     return bridge
 
 
@@ -206,7 +199,10 @@ def _idle(entries: Iterable[Entry], inputs: Tensor) -> dict[str, Tensor]:
     Under DDP every parameter must: here they do, times zero.
     """
     logs = {key: value for entry in entries for key, value in entry.idle(inputs).items()}
-    if get_world_size() == 1:
-        return logs
-    trained = [p for entry in entries for p in entry.parameters() if p.requires_grad]
-    return {**logs, 'distill.loss_idle': sum((0 * p.sum() for p in trained), inputs.new_zeros(()))}
+    return logs if get_world_size() == 1 else {**logs, 'distill.loss_idle': _zero(entries).to(inputs.device)}
+
+
+def _zero(modules: Iterable[nn.Module]) -> Tensor:
+    """Returns a zero in which every trained parameter takes part."""
+    trained = [0 * p.sum() for module in modules for p in module.parameters() if p.requires_grad]
+    return torch.stack(trained).sum() if trained else torch.zeros(())

@@ -16,11 +16,6 @@ def as_items(output: Any) -> list[Any]:
     return list(output) if isinstance(output, (tuple, list)) else [output]
 
 
-def is_feature_map(item: Any) -> bool:
-    """Tells whether an item of an output can take a prompt: a floating-point (N, C, H, W)."""
-    return isinstance(item, Tensor) and item.ndim == 4 and item.is_floating_point()
-
-
 def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -> dict[str, dict[int, int]]:
     """Returns the channels of every output that gets a prompt, by module path, then by index in its output."""
     taps = parse_taps(modules)
@@ -47,10 +42,11 @@ def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -
         items = as_items(outputs[0])
         picked = tap.select(list(range(len(items))))
         for index in picked if isinstance(picked, list) else [picked]:
-            if not is_feature_map(items[index]):
+            item = items[index]
+            if not isinstance(item, Tensor) or item.ndim != 4 or not item.is_floating_point():
                 raise TypeError(
                     f"modules: '{tap.path}' should give feature maps (N, C, H, W), but item {index} of its output is a "
-                    f"{type(items[index]).__name__}; name another module, or items as in '{tap.path}[0]'"
+                    f"{type(item).__name__}; name another module, or items as in '{tap.path}[0]'"
                 )
-            channels.setdefault(tap.path, {})[index] = items[index].shape[1]
+            channels.setdefault(tap.path, {})[index] = item.shape[1]
     return channels

@@ -33,8 +33,7 @@ def teacher_and_resume_point(runner: Runner) -> tuple[str, str | None]:
     if source in ('', point):
         return named, point
     if source != named:
-        message = f'frequency prompt: resuming a prompt of the teacher {named!r} with {source!r}'
-        warn(message)
+        warn(f'frequency prompt: resuming a prompt of the teacher {named!r} with {source!r}')
     return source, point
 
 
@@ -55,7 +54,9 @@ def load_teacher(model: nn.Module, source: str, allow_random: bool) -> tuple[str
     if source:
         say(f'frequency prompt: teacher {load_weights(model, source)}')
     else:
-        source = _own_checkpoint(model)
+        own: Any = getattr(model, 'init_cfg', None)
+        if isinstance(own, Mapping) and own.get('type') == 'Pretrained':
+            source = str(own['checkpoint'])
         if not source and not allow_random:
             raise ValueError(
                 f'the teacher {type(model).__name__} should be trained, but the config names no checkpoint: set '
@@ -69,9 +70,3 @@ def load_teacher(model: nn.Module, source: str, allow_random: bool) -> tuple[str
     model.requires_grad_(False)
     here = source and ('://' not in source or source.startswith('http')) and Path(fetch(source)).is_file()
     return source, sha256(fetch(source)) if here else ''
-
-
-def _own_checkpoint(model: Any) -> str:
-    init_cfg = getattr(model, 'init_cfg', None) or {}
-    pretrained = isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained'
-    return str(init_cfg['checkpoint']) if pretrained else ''
