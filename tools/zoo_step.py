@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
+from mmengine.runner import set_random_seed
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ def plain_step(config: str, picture: int = PICTURES[0]) -> dict[str, Any]:
     cfg = load_config(config)
     model_cfg, scope = find_model(cfg)
     init_default_scope(scope or 'mmengine')
-    model = _ready(build_model(small(without_pretrained(model_cfg)), scope))
+    model = _built(small(without_pretrained(model_cfg)), scope)
     return {'loss': _step(model, _losses(model, _has_masks(cfg), picture))}
 
 
@@ -65,7 +66,7 @@ def distilled_step(student: str, teacher: str, method: str = 'mse', picture: int
         teacher_cfg = small(without_pretrained(find_model(load_config(teacher))[0]))
         cfg.model.teacher = dict(model={**teacher_cfg, '_scope_': cfg.get('default_scope')}, allow_random=True)
         cfg.model.architecture = small(without_pretrained(find_model(cfg)[0]))
-        model = _ready(build_model(cfg.model, cfg.get('default_scope')))
+        model = _built(cfg.model, cfg.get('default_scope'))
         for module in model.distillation.teacher.model.modules():
             # With random weights deep features vanish, unless norms take the statistics of the pictures at hand.
             module.training = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.eps > 0
@@ -103,11 +104,14 @@ def small(model: Any) -> Any:
     return {**model, 'data_preprocessor': preprocessor}
 
 
-def _ready(model: Any) -> Any:
-    """Initialises a model, for one process; some ask which step of the training it is."""
+def _built(cfg: Any, scope: str | None) -> Any:
+    """Builds a model with random weights, which are those of the plain model also in a distilled student."""
+    set_random_seed(0)
+    model: Any = build_model(cfg, scope)
+    # Some models ask which step of the training it is.
     MessageHub.get_current_instance().update_info_dict({'epoch': 0, 'iter': 0})
     model.init_weights()
-    return revert_sync_batchnorm(model)
+    return revert_sync_batchnorm(model)  # there is one process
 
 
 def batch(model: nn.Module, size: int, masks: bool, count: int = 2) -> dict[str, list]:
@@ -165,7 +169,7 @@ def _side(model: nn.Module, picture: int) -> int:
 def _losses(model: Any, masks: bool, picture: int) -> dict[str, Any]:
     """Returns the losses of a model in training on the generated pictures."""
     model.train()
-    torch.manual_seed(0)
+    set_random_seed(0)
     data: Any = batch(model, _side(model, picture), masks)
     if isinstance(getattr(model, 'semi_train_cfg', None), dict):
         data = {key: {part: value for part in ('sup', 'unsup_teacher', 'unsup_student')} for key, value in data.items()}

@@ -16,7 +16,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
-from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_what_fits, load_whole, weights_of
+from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
@@ -70,9 +70,9 @@ def export_student(
     if not isinstance(file, dict) or 'state_dict' not in file:
         raise ValueError(f"{checkpoint} should be a training checkpoint with a 'state_dict', but is not")
     state = student_state_dict(file['state_dict'])
-    before = _build(model_cfg, scope, state, str(checkpoint))
+    before, doubled = _build(model_cfg, scope, state, str(checkpoint))
 
-    weights = {key: value.detach().cpu().clone() for key, value in state.items()}
+    weights = {key: value.detach().cpu().clone() for key, value in state.items() if key not in doubled}
     if half:
         weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     meta = {
@@ -82,7 +82,7 @@ def export_student(
     }
     path = _save({'meta': meta, 'state_dict': weights}, Path(out))
 
-    after = _build(model_cfg, scope, load_checkpoint_file(path)['state_dict'], str(path))
+    after, _ = _build(model_cfg, scope, load_checkpoint_file(path)['state_dict'], str(path))
     batches = _images(cfg, scope, images, before)
     with default_scope(scope):
         difference = max(_difference(before, after, batch) for batch in batches)
@@ -114,21 +114,21 @@ def _save(checkpoint: dict[str, Any], path: Path) -> Path:
     return write_kept(path, content.getvalue())
 
 
-def _build(cfg: dict, scope: str | None, state: dict, source: str) -> nn.Module:
-    """Builds the plain student and loads the weights, all of them and no others."""
+def _build(cfg: dict, scope: str | None, state: dict, source: str) -> tuple[nn.Module, list[str]]:
+    """Builds the plain student with all of the weights; returns it and those that are the second name of another."""
     model = build_model(without_pretrained(cfg), scope)
     weights = weights_of(state, source)
-    if load_what_fits(model, weights).unused:  # some models make modules when their weights are initialised (DDQ)
-        with isolated_rng():
-            model.init_weights()  # type: ignore[operator]
     fit = load_whole(model, weights, source)
-    if fit.unused:
+    # In training, DDQ's decoder gets branches of its head.
+    used = [value for key, value in weights.items() if key not in fit.unused]
+    unused = [key for key in fit.unused if not any(torch.equal(weights[key], value) for value in used)]
+    if unused:
         raise WeightsMismatchError(
-            f'{source} should hold the weights of {fit.model} and no others, but has {some(fit.unused)}. Check that '
+            f'{source} should hold the weights of {fit.model} and no others, but has {some(unused)}. Check that '
             'config and checkpoint belong together.'
         )
     model.eval()
-    return model
+    return model, fit.unused
 
 
 def _images(cfg: Config, scope: str | None, count: int, model: nn.Module) -> list[Any]:

@@ -29,6 +29,7 @@ RECIPES = {
     'rtmdet_s_l': 'coco/bbox_mAP',
     'yolox_s_l': 'coco/bbox_mAP',
     'mask-rcnn_r50_r101': 'coco/segm_mAP',
+    'condinst_r50_cascade-mask-x101': 'coco/segm_mAP',
     'solov2_r50_r101-dcn': 'coco/segm_mAP',
     'panoptic-fpn_r50_r101': 'coco_panoptic/PQ',
     'mask2former_r50_swin-s_panoptic': 'coco_panoptic/PQ',

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from freekd_mm.checkpoints.fitting import WeightsMismatchError
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.config import build_model, find_model
 from freekd_mm.runtime.export import export_student
@@ -77,3 +78,23 @@ def test_the_checkpoint_of_another_model_is_refused(
     with pytest.raises(RuntimeError, match='should fit RetinaNet, but only '):
         export_student(other, checkpoint, tmp_path / 'student.pth')
     assert not (tmp_path / 'student.pth').exists()
+
+
+@pytest.mark.parametrize('trained', ['det_config'], indirect=True)
+def test_a_second_name_of_a_weight_is_left_out_and_other_weights_are_refused(
+    trained: tuple[Config, Path], tmp_path: Path
+) -> None:
+    """DDQ's decoder gets branches of its head in the first step of its training."""
+    cfg, checkpoint = trained
+    file = torch.load(checkpoint, weights_only=False)
+    own = file['state_dict']['neck.lateral_convs.0.conv.weight']
+    file['state_dict']['bbox_head.again.weight'] = own.clone()
+    torch.save(file, checkpoint)
+    assert export_student(cfg, checkpoint, tmp_path / 'student.pth').difference == 0
+    weights = torch.load(tmp_path / 'student.pth', weights_only=True)['state_dict']
+    build_model(*find_model(cfg)).load_state_dict(weights, strict=True)
+
+    file['state_dict']['bbox_head.again.weight'] = own + 1
+    torch.save(file, checkpoint)
+    with pytest.raises(WeightsMismatchError, match=r'and no others, but has bbox_head\.again\.weight'):
+        export_student(cfg, checkpoint, tmp_path / 'other.pth')
