@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
+from freekd_mm.benchmark.labels import FewLabels
 from freekd_mm.benchmark.plan import Method, Plan
 from freekd_mm.checks import did_you_mean
 from freekd_mm.runtime.config import load_config
@@ -57,12 +58,24 @@ def config_hash(cfg: Config, work_dir: str | Path) -> str:
 
 
 class ConfigMaker:
-    """Makes the configs of one plan."""
+    """Makes the configs of one plan.
 
-    def __init__(self, plan: Plan, data_root: str | Path | None = None) -> None:
+    Args:
+        plan: The plan.
+        data_root: Replaces the configs' own.
+        folder: Gets the files that say which pictures have labels, if the plan takes some away.
+    """
+
+    def __init__(self, plan: Plan, data_root: str | Path | None = None, folder: Path | None = None) -> None:
         self.plan = plan
         self.student_cfg = load_task_config(plan.student, data_root, plan.options)
         self.teacher_cfg = load_task_config(plan.teacher, data_root, plan.options)
+        self.few: FewLabels | None = None
+        if plan.labels is not None:
+            dataset = self.student_cfg.train_dataloader.dataset.to_dict()
+            self.few = FewLabels(folder or Path(), plan.labels, dataset)
+            for cfg in (self.student_cfg, self.teacher_cfg):
+                self.few.set(cfg)
 
     @functools.cached_property
     def wiring(self) -> Wiring:
@@ -93,9 +106,25 @@ class ConfigMaker:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
         return cfg
 
-    def distilled(self, method: Method, seed: int, checkpoint: Path, prompt: Path | None) -> Config:
+    def pseudo(self, checkpoint: Path) -> Config:
+        """Returns the config of the teacher that labels the pictures without labels."""
+        cfg = self.teacher()
+        assert self.few is not None
+        cfg.pseudo_labels = dict(
+            checkpoint=str(checkpoint),
+            folder=str(self.few.rest),
+            root=str(self.few.pictures),
+            score=self.plan.pseudo_score,
+        )
+        return cfg
+
+    def distilled(
+        self, method: Method, seed: int, checkpoint: Path, prompt: Path | None, pseudo: Path | None = None
+    ) -> Config:
         """Returns the config of a row: a distilled student, or one alone."""
         cfg = self.student(seed, method.options)
+        if self.few is not None:
+            self.few.set(cfg, method.rest, pseudo)
         if not method.alone:
             teacher = dict(model=self.teacher_cfg.model, checkpoint=str(checkpoint), dtype=self.plan.teacher_dtype)
             if self.plan.share_teacher:

@@ -16,7 +16,8 @@ from freekd_mm.benchmark.records import Key
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 
 PROMPT_PREFIX = 'prompt:'
-TEACHER_FILE = 'teacher.pth'
+PSEUDO = 'pseudo labels'
+TEACHER_FILE, PSEUDO_FILE = 'teacher.pth', 'pseudo.json'
 RUNS, CACHE = 'runs', 'cache'
 
 
@@ -32,7 +33,7 @@ class Job:
 
     @property
     def method(self) -> str:
-        """Name of the row, or ``'prompt:<name>'``."""
+        """Name of the row, ``'prompt:<name>'``, or ``'pseudo labels'``."""
         return self.key[1]
 
     @property
@@ -57,6 +58,7 @@ def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path, kind: str = '') ->
     checkpoint = teacher.folder / TEACHER_FILE
     jobs = [teacher, *(job(RUNS, STUDENT, seed, partial(maker.student, seed)) for seed in plan.seeds)]
     prompts: dict[str | None, Path | None] = {None: None}
+    pseudo: Path | None = None
     for seed, (name, method) in itertools.product(plan.seeds, plan.methods.items()):
         if method.prompt not in prompts:
             # Right before its first use: what needs no prompt does not wait for it.
@@ -64,9 +66,14 @@ def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path, kind: str = '') ->
             title = f'{PROMPT_PREFIX}{method.prompt}'
             jobs.append(job(CACHE, title, plan.teacher_seed, make, checkpoint, product=PROMPT_FILE))
             prompts[method.prompt] = jobs[-1].product
-        prompt = prompts[method.prompt]
-        needs = () if method.alone else (checkpoint,) if prompt is None else (checkpoint, prompt)
-        jobs.append(job(RUNS, name, seed, partial(maker.distilled, method, seed, checkpoint, prompt), *needs))
+        if method.rest == 'pseudo' and pseudo is None:
+            make = partial(maker.pseudo, checkpoint)
+            jobs.append(job(CACHE, PSEUDO, plan.teacher_seed, make, checkpoint, product=PSEUDO_FILE))
+            pseudo = jobs[-1].product
+        labels = pseudo if method.rest == 'pseudo' else None
+        needs = filter(None, (None if method.alone else checkpoint, prompts[method.prompt], labels))
+        make = partial(maker.distilled, method, seed, checkpoint, prompts[method.prompt], labels)
+        jobs.append(job(RUNS, name, seed, make, *needs))
     return jobs
 
 

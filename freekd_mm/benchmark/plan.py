@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from freekd_mm.benchmark.labels import RESTS
 from freekd_mm.checks import check_choice, check_options, check_positive, did_you_mean
 
 STUDENT, TEACHER = 'student', 'teacher'
@@ -32,6 +33,7 @@ class Method:
     group: str = ''  # rows that are compared as one, by their best, see Plan.compare
     weight: float | str | None = None  # factor on each entry of the row, or 'auto'
     title: str = ''  # in the table
+    rest: str | None = None  # what it does with the pictures that lose their labels, see Plan.labels
 
     @property
     def alone(self) -> bool:
@@ -62,6 +64,8 @@ class Plan:
     compare: tuple[tuple[str, str], ...] = ()  # of a group the row that is best on val, both reported on test
     share_teacher: bool = False  # keep the teacher's outputs on disk, for all runs; equal up to rounding
     head: bool = False  # methods given by name also compare what the decode heads of segmenters classify
+    labels: float | None = None  # share of the training pictures that keep their labels, also for the teacher
+    pseudo_score: float = 0.5  # the teacher's boxes with a lower score are no pseudo labels
 
     def select(self, patterns: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Plan:
         """Returns the plan with only the methods that match one of the patterns (``*`` and ``?``) and these seeds."""
@@ -98,7 +102,15 @@ def load_plan(path: str | os.PathLike) -> Plan:
             check_options(f'{path}: method {row!r}', spec, METHOD_OPTIONS)
             if spec.get('prompt') is not None:
                 check_choice(f'{path}: prompt of method {row!r}', spec['prompt'], prompts)
+            if spec.get('rest') is not None:
+                check_choice(f'{path}: rest of method {row!r}', spec['rest'], RESTS)
+                if content.get('labels') is None:
+                    raise ValueError(f"{path}: method {row!r} has 'rest', so the plan should have 'labels', like 0.1")
             methods[row] = Method(row, **{'inherit': inherit, **spec})
+    if content.get('labels') is not None:
+        check_positive(f'{path}: labels', content['labels'])
+        if content['labels'] >= 1:
+            raise ValueError(f'{path}: labels should be a share of the training pictures, like 0.1, but got all')
     for seed in content['seeds']:
         check_positive('seeds', seed, integer=True, zero=True)
     compare = tuple((str(one), str(other)) for one, other in content.get('compare') or ())

@@ -96,7 +96,7 @@ def _outcome(job: Job, plan: Plan, record: records.Record) -> str:
         return f'FAILED {job.name}: {record["error"]} (see {job.folder / "log.txt"})'
     found = {split: record[split].get(plan.metric) for split in ('val', 'test') if split in record}
     values = [f'{split} {_shown(value, plan)}' for split, value in found.items()]
-    return f'done {job.name}: {", ".join(values) or "prompt written"} in {format_seconds(record["train_seconds"])}'
+    return f'done {job.name}: {", ".join(values) or "written"} in {format_seconds(record["train_seconds"])}'
 
 
 def _shown(value: float | None, plan: Plan) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from freekd_mm.benchmark import records
 from freekd_mm.benchmark.configs import ConfigMaker
-from freekd_mm.benchmark.jobs import make_jobs
+from freekd_mm.benchmark.jobs import CACHE, kind_folder, make_jobs
 from freekd_mm.benchmark.plan import Plan, load_plan
 from freekd_mm.benchmark.plots import write_plots
 from freekd_mm.benchmark.pool import only_one, run_jobs
@@ -57,7 +57,9 @@ def benchmark(
     if action == 'report':
         report(whole, file, work_dir, plots)
         return 0
-    jobs = make_jobs(plan, ConfigMaker(plan, data_root), work_dir, records.kind({'machine': records.machine()}))
+    kind = records.kind({'machine': records.machine()})
+    maker = ConfigMaker(plan, data_root, kind_folder(work_dir, kind) / CACHE / plan.task)
+    jobs = make_jobs(plan, maker, work_dir, kind)
     if action == 'list':
         done = records.latest(records.read(file))
         for job in jobs:
@@ -66,6 +68,8 @@ def benchmark(
             print(f'{state:8} {job.name}  {job.key[-1]}')
         return 0
     with only_one(work_dir):
+        if maker.few is not None:
+            maker.few.write()
         failed = run_jobs(plan, file, jobs, processes)
         report(whole, file, work_dir, plots)
     return 1 if failed else 0

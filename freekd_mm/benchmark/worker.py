@@ -13,7 +13,7 @@ from typing import Any
 from mmengine.config import Config
 
 from freekd_mm.benchmark.images import IMAGES_FILE
-from freekd_mm.benchmark.jobs import PROMPT_PREFIX, TEACHER_FILE
+from freekd_mm.benchmark.jobs import PROMPT_PREFIX, PSEUDO_FILE, TEACHER_FILE
 from freekd_mm.benchmark.plan import TEACHER
 from freekd_mm.files import write_atomically, write_text
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
@@ -36,6 +36,8 @@ def run_job(folder: Path) -> dict[str, Any]:
     cfg = Config.fromfile(folder / CONFIG)
     cfg.work_dir = str(folder)
     cfg.experiment_name = f'{job["method"]}-{uuid.uuid4().hex}'
+    if 'pseudo_labels' in cfg:
+        return _label(cfg, folder / PSEUDO_FILE)
     # Only the last one counts, and many runs fill a disk.
     cfg.merge_from_dict({'default_hooks.checkpoint.max_keep_ckpts': 1})
     resumed = find_latest_checkpoint(str(folder)) is not None
@@ -58,6 +60,15 @@ def run_job(folder: Path) -> dict[str, Any]:
     if job['method'] == TEACHER:
         _keep_weights(checkpoint, folder / TEACHER_FILE)
     return result
+
+
+def _label(cfg: Config, out: Path) -> dict[str, Any]:
+    from freekd_mm.datasets.pseudo_labels import write_pseudo_labels
+
+    start = time.monotonic()
+    found = write_pseudo_labels(cfg, out=out, **cfg.pseudo_labels)
+    counts = {'pictures': found.pictures, 'labelled': found.labelled, found.unit: found.counts}
+    return {**counts, 'train_seconds': round(time.monotonic() - start, 1)}
 
 
 def _seconds(log: Path) -> float:

@@ -67,6 +67,7 @@ def write_pseudo_labels(
     workers: int = 2,
     device: str | None = None,
     force: bool = False,
+    root: str | os.PathLike | None = None,
 ) -> PseudoLabels:
     """Writes a detector's boxes (and masks) as one COCO file, a segmenter's label maps as PNG files.
 
@@ -79,6 +80,7 @@ def write_pseudo_labels(
         workers: Processes that load pictures.
         device: Where the model runs; the training's device by default.
         force: Replace what a person made or edited, and keep it.
+        root: The folder that names in the COCO file are relative to; by default the one that holds all pictures.
     """
     install()
     check_positive('score', score, zero=True)
@@ -96,8 +98,10 @@ def write_pseudo_labels(
     classes = model.dataset_meta.get('classes') or classes_of(dataset, dataset_class(dataset, scope))
     if not classes:
         raise ValueError(f'{checkpoint} or the test data of the config should name the classes, but neither does')
-    root = Path(os.path.commonpath([str(file.parent.resolve()) for file in pictures.files]))
-    root = Path(folder).resolve() if isinstance(folder, (str, os.PathLike)) and Path(folder).is_dir() else root
+    if root is None:
+        is_folder = isinstance(folder, (str, os.PathLike)) and Path(folder).is_dir()
+        root = folder if is_folder else os.path.commonpath([file.parent.resolve() for file in pictures.files])
+    root = Path(root).resolve()
     is_map = hasattr(model, 'decode_head')
     if is_map != (out.suffix != '.json'):
         what = 'a folder for label maps' if is_map else 'a file like pseudo.json'
