@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny_configs
@@ -58,7 +59,8 @@ def names(dataset):
 def test_each_row_trains_on_its_pictures(jobs, scenes_root):
     pictures = {str(file) for file in (scenes_root / 'train2017').iterdir()}
     label, pseudo = jobs[PSEUDO], jobs['pseudo']
-    assert label.needs == (jobs['teacher'].product,) and pseudo.needs == (label.product,)
+    assert label.needs == (jobs['teacher'].product,)
+    assert pseudo.needs == (label.product,)
     label.folder.mkdir(parents=True)
     label.config().dump(label.folder / 'config.py')
     (label.folder / 'job.json').write_text(json.dumps({'method': PSEUDO, 'metric': 'coco/bbox_mAP'}))
@@ -68,7 +70,8 @@ def test_each_row_trains_on_its_pictures(jobs, scenes_root):
     init_default_scope('mmdet')
     data = {name: DATASETS.build(job.config().train_dataloader.dataset) for name, job in jobs.items() if name != PSEUDO}
     few = set(names(data['student']))
-    assert len(few) == len(pictures) / 2 and few < pictures
+    assert len(few) == len(pictures) / 2
+    assert few < pictures
     assert set(names(data['teacher'])) == set(names(data['distilled'])) == set(names(data['unlabelled'])) == few
     assert set(map(str, data['unlabelled'].unlabelled.files)) == pictures - few
     assert set(names(data['all'])) == set(names(data['pseudo'])) == pictures
@@ -83,8 +86,8 @@ def test_each_row_trains_on_its_pictures(jobs, scenes_root):
 def test_rows_train(jobs, row, tmp_path):
     if row == 'pseudo':
         jobs[PSEUDO].folder.mkdir(parents=True)
-        content = jobs['student'].config().train_dataloader.dataset.ann_file
-        jobs[PSEUDO].product.write_text(open(content).read())
+        labels = Path(jobs['student'].config().train_dataloader.dataset.ann_file)
+        jobs[PSEUDO].product.write_text(labels.read_text())
     cfg = jobs[row].config()
     cfg.work_dir = str(tmp_path / 'run')
     model = run(cfg)

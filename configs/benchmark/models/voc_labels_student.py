@@ -1,4 +1,4 @@
-# VOC with few labels: the narrow student for 20 passes through a tenth of the pictures, as many iterations as 2 through all.
+# VOC with few labels: the narrow student, for 20 passes through a tenth of the pictures.
 _base_ = ['./voc_student_narrow.py']
 
 max_epochs = 20
