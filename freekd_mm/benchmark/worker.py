@@ -67,6 +67,10 @@ def _label(cfg: Config, out: Path) -> dict[str, Any]:
 
     start = time.monotonic()
     found = write_pseudo_labels(cfg, out=out, **cfg.pseudo_labels)
+    if not found.labelled:
+        raise RuntimeError(
+            f'the teacher should find something, but did not: lower pseudo_score={cfg.pseudo_labels.score}'
+        )
     counts = {'pictures': found.pictures, 'labelled': found.labelled, found.unit: found.counts}
     return {**counts, 'train_seconds': round(time.monotonic() - start, 1)}
 
