@@ -63,7 +63,8 @@ class FewLabels(NamedTuple):
         elif rest == 'unlabelled':
             unlabelled = {'folder': str(self.rest)}
             few = {'type': 'freekd_mm.WithUnlabelled', 'dataset': few, 'unlabelled': unlabelled}
-            loader.batch_sampler = {'type': 'freekd_mm.MixedBatchSampler', 'labelled': loader.get('batch_sampler')}
+            own = {'labelled': loader.get('batch_sampler'), 'drop_last': loader.pop('drop_last', False)}
+            loader.batch_sampler = {'type': 'freekd_mm.MixedBatchSampler', **own}
         elif rest == 'pseudo':
             few = {'type': 'ConcatDataset', 'datasets': [few, {**few, 'ann_file': str(pseudo)}]}
         loader.dataset = few

@@ -135,6 +135,9 @@ def mixed_source(style: Style, folder: str) -> str:
     sampler = "type='freekd_mm.MixedBatchSampler', ratio=1.0"
     if loader.get('batch_sampler'):
         sampler = f'{replaces}{sampler}, labelled={style.variable("train_dataloader.batch_sampler")}'
+    # A loader takes it only without a batch sampler.
+    drop = '    drop_last=False,\n' if loader.get('drop_last') else ''
+    sampler += ', drop_last=True' if drop else ''
     start = 'train_dataloader.update(' if style.imports else 'train_dataloader = dict('
     return f"""
 # Pictures without labels: ratio batches of them for each labelled batch. They are distilled and have no task loss.
@@ -145,7 +148,7 @@ def mixed_source(style: Style, folder: str) -> str:
         unlabelled=dict(folder={style.file(folder)}),
     ),
     batch_sampler=dict({sampler}),
-)
+{drop})
 """
 
 

@@ -41,7 +41,9 @@ def jobs(tmp_path, scenes_root):
     """The jobs by row; the teacher has random weights, and nothing has run yet."""
     install()
     for name, width in (('student', 8), ('teacher', 16)):
-        tiny_configs.write(tmp_path / f'{name}.py', tiny_configs.detector(scenes_root, width=width))
+        config = tiny_configs.detector(scenes_root, width=width)
+        config['train_dataloader']['drop_last'] = True
+        tiny_configs.write(tmp_path / f'{name}.py', config)
     plan = load_plan(write_plan(tmp_path, pseudo_score=0.0))
     maker = ConfigMaker(plan, None, tmp_path / 'work/cache/few')
     maker.few.write()
