@@ -21,7 +21,7 @@ from mmengine.registry import HOOKS
 from freekd_mm.engine.reliability import Reliability
 from freekd_mm.prompts.prompt_file import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
-from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
+from freekd_mm.runtime.config import build_model, default_scope, find_model, teachers_of, without_pretrained
 
 LINKS = ('tools', 'configs', 'speed', 'tests', 'docs', 'requirements', 'freekd_mm', 'Makefile')
 #: The shape of COCO's detectors, so that 256 channels and five levels in the pages are right.
@@ -115,11 +115,12 @@ def check_config_file(path: Path) -> None:
         build_model(without_pretrained(cfg.model), cfg.get('default_scope'))
         return
     model = ConfigDict(without_pretrained(cfg.model))
-    if str(model.teacher.get('checkpoint', '')).startswith('http'):
-        del model.teacher['checkpoint']
-        model.teacher.allow_random = True
-    if 'transformers' in model.teacher:
-        model.teacher = {'transformers': str(path.with_name('dinov2')), 'allow_random': True}
+    for teacher in teachers_of(model):
+        if str(teacher.get('checkpoint', '')).startswith('http'):
+            del teacher['checkpoint']
+            teacher.allow_random = True
+        if 'transformers' in teacher:
+            teacher.update({'transformers': str(path.with_name('dinov2')), 'allow_random': True})
     with _prompts(model.distill), default_scope(cfg.get('default_scope')):
         MODELS.build(model)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -75,13 +74,14 @@ def _features(model: nn.Module, batch: Any, images: Sequence[str]) -> list[str]:
             parts += _tensors('the input', [inputs], images)
             if distillation is None:
                 return parts
-            distillation.teacher.run(inputs, samples)
+            entries = list(distillation.entries.values())
+            distillation.run_teachers(entries, inputs, samples)
             with distillation.student_recorder:
                 forward_features(model, inputs, samples)
-            for role, recorder in (('student', distillation.student_recorder), ('teacher', distillation.teacher)):
-                taps = [getattr(entry, f'{role}_taps') for entry in distillation.entries.values()]
-                for tap in dict.fromkeys(itertools.chain(*taps)):
-                    parts += _tensors(f"the {role}'s '{tap}'", recorder.levels([tap]), images)
+            seen = [('student', distillation.student_recorder, tap) for entry in entries for tap in entry.student_taps]
+            seen += [(entry.teacher_name, entry.teacher, tap) for entry in entries for tap in entry.teacher_taps]
+            for role, recorder, tap in dict.fromkeys(seen):
+                parts += _tensors(f"the {role}'s '{tap}'", recorder.levels([tap]), images)
     except Exception as error:  # a second look must not hide what was seen first
         parts.append(f'the features could not be checked again ({type(error).__name__}: {error})')
     finally:

@@ -58,5 +58,6 @@ def compare_classes(runner: Any) -> None:
     dataset = getattr(getattr(runner, '_train_dataloader', None), 'dataset', None)
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if hasattr(model, 'distillation') and classes is not None:
-        distillation = model.distillation
-        check_classes(tuple(classes), distillation.teacher.classes, distillation.entries.values())
+        entries = model.distillation.entries.values()
+        for teacher in model.distillation.teachers.values():
+            check_classes(tuple(classes), teacher.classes, [entry for entry in entries if entry.teacher is teacher])

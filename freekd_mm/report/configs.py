@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.runtime.config import is_distilled
+from freekd_mm.runtime.config import is_distilled, teachers_of
+from freekd_mm.runtime.foreign import LIBRARIES
 
 #: Where a run wrote, and mmengine's own notes: no settings of the training.
 IGNORED = ('work_dir', 'experiment_name', 'launcher', 'visualizer', 'vis_backends', 'filename', '_scope_')
@@ -18,8 +19,6 @@ MISSING = object()
 MAX_TEXT = 90
 #: The type of a loss in the leaves of a distillation config.
 LOSS = re.compile(r'distillation\.distill\.(\w+)\.loss(?:\.\d+)?\.type$')
-#: What names a teacher, in the order of preference.
-TEACHERS = ('cfg_path', 'timm', 'transformers', 'module', 'model.type')
 #: What a table shows if a run has no value.
 EMPTY = '\u2013'
 
@@ -135,12 +134,13 @@ def facts(config: dict[str, Any]) -> dict[str, str]:
     if prompt:  # stage 1 has a loop and an optimizer of its own
         length, own = f'{prompt.get("max_iters", "default")} iterations of stage 1', prompt.get('optimizer') or {}
     batch = found.get('train_dataloader.batch_size')
-    teacher = next((found[key] for key in (f'distillation.teacher.{name}' for name in TEACHERS) if key in found), None)
+    model = config.get('model') or {}
+    teachers = [shorten(_name(teacher)) + f', {teacher.get("dtype", "fp32")}' for teacher in teachers_of(model)]
     losses = {name: str(value).split('.')[-1] for name, value in found.items() if LOSS.match(name)}
     rows = {
         'model': _join(found, 'model.type', 'model.backbone.type', 'model.backbone.depth'),
         'width': found.get('model.backbone.base_channels'),
-        'teacher': teacher and f'{shorten(str(teacher))}, {found.get("distillation.teacher.dtype", "fp32")}',
+        'teacher': '; '.join(teachers),
         'method': ', '.join(f'{name.split(".")[2]} ({loss})' for name, loss in losses.items()),
         'data': _join(found, 'train_dataloader.dataset.type', 'train_dataloader.dataset.data_root'),
         'schedule': length,
@@ -150,6 +150,11 @@ def facts(config: dict[str, Any]) -> dict[str, str]:
         'start from': config.get('load_from'),
     }
     return {name: text(str(value)) for name, value in rows.items() if value}
+
+
+def _name(teacher: dict[str, Any]) -> str:
+    names = [teacher.get(key) for key in ('cfg_path', *LIBRARIES)]
+    return str(next(filter(None, names), None) or (teacher.get('model') or {}).get('type'))
 
 
 def _join(leaves: dict[str, Any], *names: str) -> str:

@@ -14,7 +14,7 @@ from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.pages.page import parts, picture
 from freekd_mm.report.files import inside
 from freekd_mm.report.runs import Run
-from freekd_mm.runtime.config import is_distilled
+from freekd_mm.runtime.config import is_distilled, teachers_of
 from freekd_mm.runtime.teacher import build_teacher
 from freekd_mm.visualize.loading import INIT, compare, quiet
 from freekd_mm.visualize.page import view_parts
@@ -46,16 +46,16 @@ def shown_models(runs: Sequence[Run], count: int) -> list[tuple[str, list[Markup
             sources.append(f'{run.name}: {inside(run.folder, checkpoint)} ({short_hash(checkpoint)})')
             columns[run.name] = predict(build_student(cfg, checkpoint), data)
             if is_distilled(cfg.model):
-                teachers[cfg.model.teacher.get('checkpoint')] = cfg.model.teacher
+                teachers.update({teacher.get('checkpoint'): teacher for teacher in teachers_of(cfg.model)})
                 sections.append((f'What was distilled: {run.name}', distilled(cfg, checkpoint, data[:DISTILLED])))
         shown = {short_hash(checkpoint) for _, _, checkpoint in found}
         teachers.pop(None, None)  # random weights on purpose
-        for checkpoint, teacher in teachers.items():
+        for source, teacher in ((str(key), value) for key, value in teachers.items()):
             model, _ = build_teacher(teacher)
-            file = Path(fetch(checkpoint))
+            file = Path(fetch(source))
             if hasattr(model, 'predict') and short_hash(file) not in shown:
                 sources.append(f'teacher: {inside(file.parent, file)} ({short_hash(file)})')
-                columns['teacher'] = predict(model, data)
+                columns[teacher.get('name', 'teacher')] = predict(model, data)
     explained = parts.remark('Pictures of the test data. ' + '; '.join(sources) + '.')
     return [('Predictions', [explained, *side_by_side(columns, data, meta)]), *sections]
 

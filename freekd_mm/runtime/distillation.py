@@ -10,17 +10,18 @@ from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from freekd_mm.checkpoints.fitting import WeightsMismatchError
-from freekd_mm.checks import did_you_mean
-from freekd_mm.log import say, warn
+from freekd_mm.checks import check_choice, did_you_mean
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.log import say
 from freekd_mm.runtime.compatibility import check_boxes, check_prompts, swap_hint, warn_if_swapped
 from freekd_mm.runtime.entry import Entry
 from freekd_mm.runtime.inherit import inherited_weights
-from freekd_mm.runtime.preprocess import PreprocessBridge
+from freekd_mm.runtime.preprocess import PreprocessBridge, preprocess_bridge
 from freekd_mm.runtime.probe import Size, first_accepted, probe_model
 from freekd_mm.runtime.pull import is_due, task_loss
 from freekd_mm.runtime.rng import isolated_rng, step_seed
-from freekd_mm.runtime.taps import Tap, TapRecorder
-from freekd_mm.runtime.teacher import FrozenTeacher, build_teacher
+from freekd_mm.runtime.taps import TapRecorder
+from freekd_mm.runtime.teacher import FrozenTeacher, build_teacher, named_teachers
 from freekd_mm.text import table
 
 #: In the meta of a picture that has no labels.
@@ -36,7 +37,12 @@ class Distillation(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, teacher: dict, distill: dict, probe_size: Size | None, inherit: Sequence[str] = ()
+        self,
+        student: nn.Module,
+        teacher: dict | Sequence[dict],
+        distill: dict,
+        probe_size: Size | None,
+        inherit: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if not isinstance(distill, dict) or not distill:
@@ -50,48 +56,86 @@ class Distillation(nn.Module):
         #: Steps distilled so far, also before a resume: the seed of what a loss or connector draws.
         self.steps = 0
 
-        self.student_recorder = TapRecorder(student, self._taps('student'), 'student')
+        taps = [tap for entry in self._entries for tap in entry.student_taps]
+        self.student_recorder = TapRecorder(student, taps, 'student')
+        #: By name; the student inherits from the first.
+        self.teachers: dict[str, FrozenTeacher] = {}
+        configs = self._assigned(teacher)
+        lines = [self._add(student, name, options, inherit) for name, options in configs.items()]
+        models = [student, *(found.model for found in self.teachers.values())]
+        first_accepted(models, probe_size, lambda size: self._wire(student, lines, size))
+        for name, options in configs.items():
+            check_prompts(self._entries_of(name), options.get('checkpoint'), bool(options.get('allow_mismatch', False)))
+
+    def _assigned(self, teacher: dict | Sequence[dict]) -> dict[str, dict]:
+        """Returns the options of the teachers by name, and tells each entry the name of its own."""
+        configs = named_teachers(teacher)
+        for entry in self._entries:
+            entry.of = next(iter(configs)) if entry.of is None else entry.of
+            check_choice(f"'of' of distill '{entry.name}'", entry.of, configs)
+        for name in configs:
+            if not self._entries_of(name):
+                raise ValueError(f"each teacher should be of an entry, but none has of='{name}'; leave {name!r} out")
+        return configs
+
+    def _add(self, student: nn.Module, name: str, options: dict, inherit: Sequence[str]) -> str:
+        """Builds a teacher for its entries; returns a line about it."""
         try:
-            model, weights = build_teacher(teacher)
+            model, weights = build_teacher(options)
         except WeightsMismatchError as error:
-            raise WeightsMismatchError(f'{error}{swap_hint(student, teacher["checkpoint"])}') from error
+            raise WeightsMismatchError(f'{error}{swap_hint(student, options["checkpoint"])}') from error
         warn_if_swapped(student, model)
-        #: Taken before a teacher in half precision is rounded.
-        self.inherited = inherited_weights(student, model, inherit)
-        options = {key: teacher[key] for key in ('dtype', 'outputs') if key in teacher}
-        bridge = _preprocess_bridge(student, model)
-        self.teacher = FrozenTeacher(model, self._taps('teacher'), bridge=bridge, **options)
-        first_accepted((student, model), probe_size, lambda size: self._wire(student, weights, size))
-        check_prompts(self._entries, teacher.get('checkpoint'), bool(teacher.get('allow_mismatch', False)))
+        if not self.teachers:
+            #: Taken before a teacher in half precision is rounded.
+            self.inherited = inherited_weights(student, model, inherit)
+        taps = [tap for entry in self._entries_of(name) for tap in (*entry.teacher_taps, *entry.crossing_taps)]
+        own = {key: options[key] for key in ('dtype', 'outputs') if key in options}
+        self.teachers[name] = FrozenTeacher(model, taps, bridge=preprocess_bridge(student, model), **own)
+        for entry in self._entries_of(name):
+            entry.teacher = self.teachers[name]
+        return f'teacher {type(model).__name__}, {weights}'
 
-    def _taps(self, role: str) -> list[Tap]:
-        return [tap for entry in self._entries for tap in entry.taps(role)]
-
-    def _wire(self, student: nn.Module, weights: str, size: Size) -> None:
+    def _wire(self, student: nn.Module, lines: Sequence[str], size: Size) -> None:
         self._runs = probe_model(student, self.student_recorder, size, training=True)
-        counts = probe_model(self.teacher.model, self.teacher.recorder, size, self.teacher.run)
+        counts = [probe_model(found.model, found.recorder, size, found.run) for found in self.teachers.values()]
         for entry in self._entries:
             # The models may have run on the training's device; connectors are not there yet.
             students = [level.cpu() for level in self.student_recorder.levels(entry.student_taps)]
-            teachers = [level.cpu() for level in self.teacher.levels(entry.teacher_taps)]
-            entry.wire(students, teachers, size, self.teacher)
-            check_boxes(entry, student, self.teacher.model)
-        self.teacher.set_run_counts(counts)
+            teachers = [level.cpu() for level in entry.teacher.levels(entry.teacher_taps)]
+            entry.wire(students, teachers, size)
+            check_boxes(entry, student, entry.teacher.model)
+        for found, count in zip_equal(self.teachers.values(), counts):
+            found.set_run_counts(count)
         self.clear()
         rows = [row for entry in self._entries for row in entry.rows]
-        say(
-            f'distillation: teacher {type(self.teacher.model).__name__}, {weights}; shapes for a '
-            f'{size[0]}x{size[1]} image\n{table(rows, HEADER)}'
-        )
+        say(f'distillation: {"; ".join(lines)}; shapes for a {size[0]}x{size[1]} image\n{table(rows, HEADER)}')
+
+    def run_teachers(self, entries: Iterable[Entry], inputs: Tensor, data_samples: Any) -> None:
+        """Runs the teachers of some entries, each once, on images as the student gets them (N, 3, H, W)."""
+        images: dict[PreprocessBridge | None, Tensor] = {None: inputs.float()}
+        for teacher in dict.fromkeys(entry.teacher for entry in entries):
+            bridge = teacher.bridge
+            if bridge is not None and bridge not in images:
+                images[bridge] = bridge(images[None])
+            teacher.run(images[bridge], data_samples)
 
     def clear(self) -> None:
         """Drops all recorded tensors."""
         self.student_recorder.clear()
-        self.teacher.clear()
+        for teacher in self.teachers.values():
+            teacher.clear()
 
     @property
     def _entries(self) -> list[Entry]:
         return list(self.entries.values())  # type: ignore[arg-type]
+
+    def _entries_of(self, name: str) -> list[Entry]:
+        return [entry for entry in self._entries if entry.of == name]
+
+    @property
+    def teacher(self) -> FrozenTeacher:
+        """The first teacher."""
+        return next(iter(self.teachers.values()))
 
     @property
     def active(self) -> bool:
@@ -119,7 +163,7 @@ class Distillation(nn.Module):
             return {**losses, **_idle(self._entries, inputs)}
         seed = step_seed(self.steps)
         with isolated_rng(seed):
-            self.teacher.run(inputs, data_samples)
+            self.run_teachers([entry for entry in self._entries if entry.active], inputs, data_samples)
         with self.student_recorder:
             losses = dict(student_loss())
         image = (inputs.shape[-2], inputs.shape[-1])
@@ -130,7 +174,7 @@ class Distillation(nn.Module):
                 if entry.active:
                     students = self.student_recorder.levels(entry.student_taps, runs)
                     self._check_gradient(entry, students)
-                    losses.update(entry(students, self.teacher.levels(entry.teacher_taps), image, task))
+                    losses.update(entry(students, entry.teacher.levels(entry.teacher_taps), image, task))
         losses.update(_idle([entry for entry in self._entries if not entry.active], inputs))
         if not labelled and get_world_size() > 1:
             losses['distill.loss_unlabelled'] = self._untouched()
@@ -181,16 +225,6 @@ def is_unlabelled(data_samples: Any) -> bool:
             "batch_sampler=dict(type='freekd_mm.MixedBatchSampler')"
         )
     return marks == {True}
-
-
-def _preprocess_bridge(student: nn.Module, teacher: nn.Module) -> PreprocessBridge | None:
-    """Returns what turns the student's normalised images into the teacher's, None if they are the same."""
-    own, other = (getattr(model, 'data_preprocessor', None) for model in (student, teacher))
-    bridge = PreprocessBridge(own, other) if own is not None and other is not None else None
-    if bridge is None or not bridge.needed:
-        return None
-    warn('teacher and student normalise images differently: the teacher gets its own normalisation')
-    return bridge
 
 
 def _idle(entries: Iterable[Entry], inputs: Tensor) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from freekd_mm.runtime.components import build_component
 from freekd_mm.runtime.cross_head import CrossHead, crossing_taps
 from freekd_mm.runtime.probe import level_shapes
 from freekd_mm.runtime.pull import Pull
-from freekd_mm.runtime.taps import Tap, parse_taps
-from freekd_mm.runtime.teacher import FrozenTeacher
+from freekd_mm.runtime.taps import parse_taps
+from freekd_mm.runtime.teacher import TEACHER, FrozenTeacher
 from freekd_mm.runtime.wiring import (
     Shape,
     alignment,
@@ -28,7 +28,7 @@ from freekd_mm.runtime.wiring import (
 )
 from freekd_mm.tensors import Levels, as_levels, full_precision, shapes
 
-OPTIONS = ('student', 'teacher', 'loss', 'connector', 'weight', 'through')
+OPTIONS = ('student', 'teacher', 'of', 'loss', 'connector', 'weight', 'through')
 
 
 class Entry(nn.Module):
@@ -38,6 +38,7 @@ class Entry(nn.Module):
         name: Name of the entry; its loss is logged as ``distill.loss_<name>``.
         student: Tap or taps of the student, e.g. ``'neck'``.
         teacher: Tap or taps of the teacher; the student's by default.
+        of: Name of the teacher, of several; the first by default.
         loss: Config of a loss; mmrazor's losses for one tensor are built once per level.
         connector: None projects and resizes where necessary; a config of a connector, which gets the
             student's levels and returns features with the teacher's channels, or a list with one per level; False
@@ -48,6 +49,9 @@ class Entry(nn.Module):
             teacher's head, and its predictions are compared.
     """
 
+    #: Set before the entry is wired; not a child, so neither parameters nor checkpoints see it.
+    teacher: FrozenTeacher
+
     def __init__(
         self,
         name: str,
@@ -57,13 +61,14 @@ class Entry(nn.Module):
         connector: dict | Sequence[dict] | bool | None = None,
         weight: float | str = 1.0,
         through: dict | None = None,
+        of: str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(name, str) or not name.isidentifier() or 'loss' in name:
             # mmengine adds up everything that is called a loss: the terms for the log would count twice.
             raise ValueError(f"name of a distill entry should be an identifier without 'loss' in it, but got {name!r}")
         self.pull = Pull(name, weight)
-        self.name = name
+        self.name, self.of = name, of
         self.student_taps = parse_taps(student)
         self.teacher_taps = parse_taps(student if teacher is None else teacher)
         self.loss_cfg, self.connector_cfg, self.through_cfg = loss, connector, through
@@ -82,22 +87,12 @@ class Entry(nn.Module):
         check_options(f"distill '{name}'", cfg, OPTIONS)
         return cls(name, **cfg)
 
-    def taps(self, role: str) -> tuple[Tap, ...]:
-        """Returns all places in the student or the teacher that the entry looks at."""
-        return self.student_taps if role == 'student' else (*self.teacher_taps, *self.crossing_taps)
-
-    def wire(
-        self,
-        students: Sequence[Tensor],
-        teachers: Sequence[Tensor],
-        image: tuple[int, int],
-        teacher: FrozenTeacher | None = None,
-    ) -> None:
+    def wire(self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]) -> None:
         """Builds connector and losses for the levels that a dummy image of a size gives in student and teacher."""
         losses = nn.ModuleList([self._build('loss', self.loss_cfg)])
         self.logits = getattr(losses[0], 'target', 'features') == 'logits'
-        if self.through_cfg is not None and teacher is not None:
-            self.through = CrossHead(teacher, students, **self.through_cfg)
+        if self.through_cfg is not None:
+            self.through = CrossHead(self.teacher, students, **self.through_cfg)
         with torch.no_grad():
             maps_s, maps_t = self._crossed(students, image), self._maps(teachers, image)
         # Classes are matched by name when the data set is known.
@@ -122,11 +117,17 @@ class Entry(nn.Module):
         if self.connector is not None:
             self._check_connector(paired_s, shapes_t)
         taps_t, taps_s = (', '.join(map(str, taps)) for taps in (self.teacher_taps, self.student_taps))
+        taps_t = taps_t if self.of in (None, TEACHER) else f'{self.of}: {taps_t}'
         self.rows = [
             [self.name, taps_t, size(shape_t), taps_s, size(shape_s), action]
             for shape_t, shape_s, action in zip_equal(shapes_t, shapes_s, self._actions(shapes_s, shapes_t))
         ]
         self.rows += [[self.name, f'{what} not used', '', '', '', ''] for what in left]
+
+    @property
+    def teacher_name(self) -> str:
+        """The teacher, with its name if it has one."""
+        return TEACHER if self.of in (None, TEACHER) else f'{TEACHER} {self.of}'
 
     def _build(self, what: str, cfg: dict) -> nn.Module:
         return build_component(cfg, f"{what} of distill '{self.name}'")

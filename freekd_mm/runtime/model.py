@@ -58,7 +58,7 @@ class DistilledMixin:
 
     @property
     def teacher(self) -> nn.Module:
-        """The teacher's model, or the student's own teacher if it has one, as semi-supervised detectors do."""
+        """The (first) teacher's model, or the student's own teacher if it has one, as semi-supervised detectors do."""
         return self._modules.get('teacher') or self.distillation.teacher.model  # type: ignore[attr-defined]
 
     @property
@@ -85,7 +85,7 @@ def distilled_class(student: type) -> type:
 @MODELS.register_module()
 def DistilledModel(  # noqa: N802 - built by config like a class
     architecture: dict,
-    teacher: dict,
+    teacher: dict | Sequence[dict],
     distill: dict,
     task_loss: bool = True,
     inherit: Sequence[str] = (),
@@ -100,7 +100,7 @@ def DistilledModel(  # noqa: N802 - built by config like a class
 
     Args:
         architecture: The student's model config.
-        teacher: ``cfg_path`` or ``model``, and ``checkpoint``.
+        teacher: ``cfg_path`` or ``model``, and ``checkpoint``; or a list of such, with a ``name`` each.
         distill: Entries by name: ``dict(wavelet=dict(student='neck', teacher='neck', loss=dict(...)))``.
         task_loss: Compute the student's own losses. False only distils.
         inherit: Modules that start with the teacher's weights of the same names: ``('neck', 'bbox_head')``.

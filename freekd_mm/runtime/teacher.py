@@ -13,7 +13,7 @@ from freekd_mm.checkpoints.fitting import load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_options
-from freekd_mm.compat.versions import is_autocast_enabled
+from freekd_mm.compat.versions import is_autocast_enabled, zip_equal
 from freekd_mm.log import say
 from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
 from freekd_mm.runtime.foreign import LIBRARIES, build_foreign
@@ -22,8 +22,10 @@ from freekd_mm.runtime.outputs import Outputs, SharedOutputs
 from freekd_mm.runtime.preprocess import PreprocessBridge
 from freekd_mm.runtime.taps import Tap, TapRecorder
 
+#: Name of a teacher that is given none.
+TEACHER = 'teacher'
 SOURCES = ('cfg_path', 'model', *LIBRARIES)
-OPTIONS = ('cfg_path', 'model', 'checkpoint', 'allow_random', 'allow_mismatch', 'dtype', 'outputs', *LIBRARIES)
+OPTIONS = ('name', 'cfg_path', 'model', 'checkpoint', 'allow_random', 'allow_mismatch', 'dtype', 'outputs', *LIBRARIES)
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
@@ -55,7 +57,7 @@ class FrozenTeacher:
         taps: Places to record.
         dtype: ``'fp32'``, or ``'bf16'``/``'fp16'`` to store and run the teacher in half precision. On a CPU that
             would only emulate it, the rounded weights run in float32.
-        bridge: Turns the student's normalised images into the teacher's.
+        bridge: What turns the student's normalised images into those that it gets.
         outputs: Folder to share the outputs of each picture between runs, see :class:`SharedOutputs`.
     """
 
@@ -90,8 +92,6 @@ class FrozenTeacher:
             self.model.to(device)
         if self.wanted is not None:
             self._choose_precision(self.wanted, device)
-        if self.bridge is not None:
-            self.bridge.to(device)
 
     def _choose_precision(self, wanted: torch.dtype, device: torch.device) -> None:
         dtype = wanted if computes_in(wanted, device) else None
@@ -120,7 +120,7 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def run(self, inputs: Tensor, data_samples: Any = None) -> None:
-        """Fills the recorder from a batch of the student's inputs (N, 3, H, W)."""
+        """Fills the recorder from a batch of images with the teacher's normalisation, (N, 3, H, W)."""
         self._follow(inputs.device)
         # Not while probing.
         if self.shared is not None and self._runs is not None:
@@ -135,8 +135,6 @@ class FrozenTeacher:
         return {str(tap): self.recorder.levels([tap]) for tap in self.shared.taps}
 
     def _forward(self, inputs: Tensor, data_samples: Any) -> None:
-        if self.bridge is not None:
-            inputs = self.bridge(inputs)
         with self.recorder, self.autocast(inputs.device), contextlib.suppress(_Reached):
             forward_features(self.model, inputs.to(self.dtype or inputs.dtype), data_samples)
 
@@ -174,6 +172,20 @@ def forward_features(model: Any, inputs: Tensor, data_samples: Any = None) -> No
         model(inputs)
 
 
+def named_teachers(teacher: dict | Sequence[dict]) -> dict[str, dict]:
+    """Returns the options of each teacher by name; one alone needs none."""
+    teachers = [teacher] if isinstance(teacher, dict) else teacher
+    if not isinstance(teachers, (list, tuple)) or not all(isinstance(options, dict) for options in teachers):
+        raise TypeError(f'teacher should be a dict with {", ".join(OPTIONS)}, or a list of such, but got {teacher!r}')
+    names = [options.get('name', TEACHER) for options in teachers]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            "several teachers should have a 'name' each, which entries give with of='<name>', but got "
+            f'{", ".join(map(repr, names)) or "no teacher"}'
+        )
+    return dict(zip_equal(names, teachers))
+
+
 def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
     """Builds the teacher's model and loads its weights.
 
@@ -185,8 +197,6 @@ def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
     Returns:
         The model and a line that says where its weights are from.
     """
-    if not isinstance(teacher, dict):
-        raise TypeError(f'teacher should be a dict with {", ".join(OPTIONS)}, but got {teacher!r}')
     sources = [key for key in SOURCES if key in teacher]
     foreign = bool(sources) and sources[0] in LIBRARIES
     check_options('teacher', teacher, (*OPTIONS, *FOREIGN_OPTIONS) if foreign else OPTIONS)

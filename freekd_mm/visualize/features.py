@@ -73,13 +73,13 @@ def look(model: Any, data: Any) -> View:
         inputs, samples = batch['inputs'], batch['data_samples']
         size = (inputs.shape[-2], inputs.shape[-1])
         try:
-            distillation.teacher.run(inputs, samples)
+            distillation.run_teachers(distillation.entries.values(), inputs, samples)
             with distillation.student_recorder:
                 forward_features(model, inputs, samples)
             seen = []
             for entry in map(distillation.entry, distillation.entries):
                 students = distillation.student_recorder.levels(entry.student_taps)
-                teachers = distillation.teacher.levels(entry.teacher_taps)
+                teachers = entry.teacher.levels(entry.teacher_taps)
                 seen.append(compared_by(entry, *entry.compared(students, teachers, size)))
         finally:
             distillation.clear()

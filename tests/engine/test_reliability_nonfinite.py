@@ -136,6 +136,17 @@ def test_every_level(tmp_path):
     assert "the teacher's 'head' is not finite" in text
 
 
+def test_one_of_two_teachers(tmp_path):
+    config = distilled(tmp_path, {'type': 'freekd_mm.FeatureMSELoss'}, 'backbone.0.bias')
+    damaged = {**config['model']['teacher'], 'name': 'second'}
+    config['model']['teacher'] = [{**damaged, 'name': 'first', 'model': {'type': 'ToyModel'}}, damaged]
+    config['model']['distill']['more'] = {**config['model']['distill']['test'], 'of': 'second'}
+    text = fails(config)
+    assert "the loss of distill 'more'" in text
+    assert "the teacher second's 'backbone' is not finite" in text
+    assert 'first' not in text
+
+
 def test_the_student(tmp_path):
     """Something damaged the weights themselves: then they are named."""
     config = distilled(tmp_path, FREEKD)

@@ -128,7 +128,7 @@ def test_masks_differ_from_step_to_step_and_go_on_after_a_resume():
     fourth = float(loss(model)['distill.loss_mgd'])
     resumed = build(model_config({'mgd': MGD})).eval()
     resumed.load_state_dict(state)
-    resumed.distillation.teacher = model.distillation.teacher
+    resumed.teacher.load_state_dict(model.teacher.state_dict())
     torch.manual_seed(0)
     assert float(loss(resumed)['distill.loss_mgd']) == fourth
 
@@ -163,7 +163,7 @@ def test_activation_checkpoints():
     behind = build(model_config(student=student)).train()
     without = build(model_config()).train()
     without.load_state_dict(behind.state_dict())
-    without.distillation.teacher = behind.distillation.teacher
+    without.teacher.load_state_dict(behind.teacher.state_dict())
     for model in (behind, without):
         total(loss(model)).backward()
     for first, second in zip_equal(behind.parameters(), without.parameters()):

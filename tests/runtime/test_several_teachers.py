@@ -1,0 +1,137 @@
+"""Several teachers: each entry learns from its own as if it were the only one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_configs
+import torch
+from distill_cases import CWD, build, det_samples, distilled, images, save_weights
+from mmengine.config import Config
+from test_foreign import folder, module, transformers  # noqa: F401 - fixtures
+
+from freekd_mm.engine.training import run
+from freekd_mm.report.configs import facts
+from freekd_mm.runtime.export import export_student
+
+STUDENT = tiny_configs.detector(Path('.'))['model']
+BIG = tiny_configs.detector(Path('.'), width=16)['model']
+#: Not the student's normalisation, and the same for both.
+HALF = {'mean': [0.0, 0.0, 0.0], 'std': [255.0, 255.0, 255.0], 'blocks': [0]}
+ENTRIES = {
+    'neck': {'student': 'neck', 'loss': CWD},
+    'one': {'student': 'neck[0]', 'teacher': 'backbone', 'of': 'one', 'loss': CWD, 'weight': 0.5},
+    'two': {'student': 'neck[0]', 'teacher': 'backbone', 'of': 'two', 'loss': CWD},
+}
+
+
+def student(teachers, entries, **options):
+    return build(distilled({'model': STUDENT}, teachers, entries, **options)['model'])
+
+
+@pytest.fixture(scope='module')
+def teachers(tmp_path_factory):
+    """A detector, and two modules of which one is wider; all with weights of their own."""
+    path = tmp_path_factory.mktemp('teachers')
+    for name, width in (('one', 6), ('two', 9)):
+        torch.save(build_module(width).state_dict(), path / f'{name}.pth')
+    others = [
+        module(name=name, checkpoint=str(path / f'{name}.pth'), allow_random=False, kwargs={'width': width}, **HALF)
+        for name, width in (('one', 6), ('two', 9))
+    ]
+    return [{'model': BIG, 'checkpoint': str(save_weights(BIG, path / 'big.pth'))}, *others]
+
+
+def build_module(width):
+    from test_foreign import Pyramid
+
+    return Pyramid(width)
+
+
+def test_each_entry_has_the_loss_of_its_teacher_alone(teachers):
+    model = student(teachers, ENTRIES).eval()
+    losses = model.loss(images(), det_samples())
+    state = model.state_dict()
+    assert not [key for key in state if 'teacher' in key or 'Pyramid' in key]
+    for teacher, (name, entry) in zip(teachers, ENTRIES.items()):
+        alone = student(teacher, {name: {key: value for key, value in entry.items() if key != 'of'}}).eval()
+        alone.load_state_dict({key: value for key, value in state.items() if key in alone.state_dict()}, strict=False)
+        expected = alone.loss(images(), det_samples())[f'distill.loss_{name}']
+        assert torch.equal(losses[f'distill.loss_{name}'], expected)
+        assert expected > 0
+
+
+def test_each_runs_once_on_one_normalised_image(teachers):
+    entries = {**ENTRIES, 'again': {**ENTRIES['one'], 'student': 'neck[1]'}}
+    model, given = student(teachers, entries), {}
+    for name, teacher in model.distillation.teachers.items():
+        place = teacher.model.backbone
+        place.register_forward_pre_hook(lambda _, inputs, name=name: given.setdefault(name, []).append(inputs[0]))
+    model.loss(images(), det_samples())
+    assert {name: len(inputs) for name, inputs in given.items()} == {'teacher': 1, 'one': 1, 'two': 1}
+    assert given['one'][0] is given['two'][0]
+    assert not torch.equal(given['one'][0], given['teacher'][0])
+    # A teacher whose entries have no weight does not run.
+    model.distillation.entry('two').scale = 0.0
+    model.loss(images(), det_samples())
+    assert {name: len(inputs) for name, inputs in given.items()} == {'teacher': 2, 'one': 2, 'two': 1}
+
+
+@pytest.mark.parametrize(
+    ('count', 'changes', 'message'),
+    [
+        (3, {'one': {**ENTRIES['one'], 'of': 'on'}}, "'of' of distill 'one' should be one of 'teacher', 'one', 'two'"),
+        (3, {'two': {**ENTRIES['two'], 'of': 'one'}}, "each teacher should be of an entry, but none has of='two'"),
+        (1, {}, "'of' of distill 'one' should be one of 'teacher', but got 'one'"),
+    ],
+)
+def test_wrong_names(teachers, count, changes, message):
+    with pytest.raises(ValueError, match=message):
+        student(teachers[:count], {**ENTRIES, **changes})
+
+
+def test_wrong_lists(teachers):
+    with pytest.raises(ValueError, match=r"several teachers should have a 'name' each.* but got 'teacher', 'teacher'"):
+        student([teachers[0], teachers[0]], ENTRIES)
+    with pytest.raises(ValueError, match='but got no teacher'):
+        student([], ENTRIES)
+    with pytest.raises(TypeError, match=r'teacher should be a dict with .* or a list of such'):
+        student('big.py', ENTRIES)
+
+
+@pytest.mark.parametrize('kind', ['det_config', 'seg_config'])
+def test_training_and_export(kind, folder, request, tmp_path):  # noqa: F811
+    """A model of the package, which the student also inherits from, and one of transformers."""
+    writer = request.getfixturevalue(kind)
+    detects = kind == 'det_config'
+    level, inherit = ('neck[0]', 'neck') if detects else ('backbone[3]', 'decode_head')
+    text = f"""
+_base_ = [{str(writer(name='student'))!r}]
+model = dict(
+    _delete_=True,
+    type='freekd_mm.DistilledModel',
+    architecture={{{{_base_.model}}}},
+    teacher=[
+        dict(cfg_path={str(writer(name='big', width=16))!r}, allow_random=True),
+        dict(name='dino', transformers={str(folder)!r}),
+    ],
+    inherit=[{inherit!r}],
+    distill=dict(
+        own=dict(student={level!r}, loss=dict(type='freekd_mm.FeatureMSELoss')),
+        foundation=dict(student={level!r}, teacher='backbone', of='dino', loss=dict(type='freekd_mm.FeatureMSELoss')),
+    ),
+)
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch={detects}))
+"""
+    (tmp_path / 'kd.py').write_text(text)
+    cfg = Config.fromfile(tmp_path / 'kd.py')
+    model = run(cfg.copy())
+    assert list(model.distillation.teachers) == ['teacher', 'dino']
+    checkpoint = Path(cfg.work_dir) / ('epoch_1.pth' if detects else 'iter_2.pth')
+    export = export_student(cfg, checkpoint, tmp_path / 'student.pth')
+    assert export.difference == 0
+    added = {key for key in torch.load(checkpoint, weights_only=False)['state_dict'] if 'distillation' in key}
+    assert export.dropped == len(added) > 0
+    assert not [key for key in added if 'layer' in key]
+    assert facts(cfg.to_dict())['teacher'].count('fp32') == 2
