@@ -83,7 +83,7 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
             f'file yourself and trust it, add --trust-checkpoint {path} to the command, or in Python call '
             'freekd_mm.checkpoints.sources.trust(path) first.'
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise RuntimeError(
             f'{path} should be a PyTorch checkpoint, but cannot be read (incomplete?): {error}'
         ) from error

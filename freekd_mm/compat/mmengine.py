@@ -9,8 +9,10 @@ import os
 import re
 from typing import Any
 
+from mmengine import __version__
 from mmengine.config import config
 from mmengine.logging import print_log
+from mmengine.utils import digit_version
 
 from freekd_mm.checkpoints.fitting import UNCOUNTED
 from freekd_mm.checkpoints.loading import load_checkpoint_file
@@ -120,6 +122,11 @@ def _is_installed(distribution: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def resumed_loop_walks() -> bool:
+    """Whether an iteration-based loop that resumes first takes all batches up to its place: since mmengine 0.10.3."""
+    return digit_version(__version__) >= digit_version('0.10.3')
 
 
 def configs_know_their_file() -> bool:

@@ -76,13 +76,14 @@ def torch_at_least(major: int, minor: int) -> bool:
 
 
 def uncompiled(function: Any) -> Any:
-    """Keeps a function out of ``torch.compile``; ``torch.compiler.disable`` of PyTorch 2.1.
+    """Keeps a function out of ``torch.compile`` of PyTorch 2.1.
 
     Code that writes into buffers, or has faster kernels of its own, runs as it is within a compiled model.
     """
     import torch
 
-    return torch.compiler.disable(function) if hasattr(torch, 'compiler') else function
+    # torch.compiler.disable would import the compiler now, this one does it at the first call.
+    return torch._disable_dynamo(function) if hasattr(torch, '_disable_dynamo') else function
 
 
 def is_compiling() -> bool:
@@ -174,9 +175,6 @@ def _data_pickle(allowed: Mapping[str, Any]) -> Any:
         dispatch[pickle.BUILD[0]] = load_build
 
     def load(file: Any, **options: Any) -> Any:
-        try:
-            return Unpickler(file, **options).load()
-        except LookupError as error:
-            raise pickle.UnpicklingError(f'it is no pickle: {error!r}') from error
+        return Unpickler(file, **options).load()
 
     return types.SimpleNamespace(Unpickler=Unpickler, load=load, __name__=__name__)

@@ -17,6 +17,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from freekd_mm.compat import install
+from freekd_mm.compat.mmengine import resumed_loop_walks
 from freekd_mm.engine.checkpoint_hook import ResumePoint
 from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.engine.seeding import AdvancedIterator, SeededBatches, make_exact, seed_all
@@ -86,7 +87,7 @@ class ExactResumeHook(Hook):
         if isinstance(loop, IterBasedTrainLoop):
             seeded.skip = point.iteration
             # The forks' loop asks its iterator to skip, or not to.
-            walks = not hasattr(loop.dataloader_iterator, 'skip_iter')
+            walks = resumed_loop_walks() and not hasattr(loop.dataloader_iterator, 'skip_iter')
             loop.dataloader_iterator = AdvancedIterator(loop.dataloader, point.iteration if walks else 0)
         elif isinstance(loop, EpochBasedTrainLoop) and point.batches:
             seeded.skip = self._offset = self.batches = point.batches

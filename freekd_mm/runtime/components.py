@@ -55,7 +55,9 @@ def _options(found: Any) -> list[str] | None:
     """
     names: list[str] = []
     bases = (*found.__mro__, *getattr(found, 'option_bases', ())) if inspect.isclass(found) else ()
-    for place in [vars(base)['__init__'] for base in bases if '__init__' in vars(base)] or [found]:
+    # nn.Module takes any option before it refuses it, or, before PyTorch 2.0, none.
+    own = [base for base in bases if '__init__' in vars(base) and base is not nn.Module]
+    for place in [vars(base)['__init__'] for base in own] or [found]:
         try:
             parameters = inspect.signature(place).parameters.values()
         except (TypeError, ValueError):

@@ -54,7 +54,8 @@ class RecordHook(Hook):
         order = {id(parameter): index for index, parameter in enumerate(params)}
         trained = {name: order[id(p)] for name, p in model.named_parameters() if p.requires_grad}
         gradients = [{name: step[index] for name, index in trained.items()} for step in GRADIENTS]
-        buckets = [p.numel() for p in getattr(runner.model, '_module_parameters', [])]
+        reduced = getattr(runner.model, '_build_params_for_reducer', lambda: ([], []))()[0]
+        buckets = [p.numel() for p in reduced]
         wrapped = sum(parameter.numel() for parameter in runner.model.parameters())
         teacher = sum(parameter.numel() for parameter in model.teacher.parameters())
         sums = [float(sum(p.double().sum() for p in source.parameters())) for source in (model.teacher, model)]

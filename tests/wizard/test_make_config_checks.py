@@ -234,8 +234,8 @@ def as_imports(config: dict[str, Any], path: Path) -> Path:
 def test_configs_of_imports_are_inherited_by_their_like(
     both: bool, scenes_root: Path, pair: Path, tmp_path: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    student = tiny_configs.detector(scenes_root, head='gfl')
-    student['work_dir'] = str(tmp_path / 'work')
+    # mmengine 0.8 does not train without env_cfg.
+    student = {**tiny_configs.detector(scenes_root, head='gfl'), 'work_dir': str(tmp_path / 'work'), 'env_cfg': {}}
     as_imports(student, tmp_path / 'student.py')
     teacher = pair / 'teacher.py'
     if both:
