@@ -425,7 +425,7 @@ CASES = {
     ),
     'config without a model': (
         lambda p: teacher(p, model=None, cfg_path=p.write('t.py', 'optimizer = 1\n')),
-        KeyError,
+        ValueError,
         "config should define 'model', but has optimizer",
     ),
     'prompt of another teacher': (

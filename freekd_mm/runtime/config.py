@@ -84,7 +84,7 @@ def find_model(source: dict | Config) -> tuple[dict, str | None]:
     The student of a distillation config counts as the model, so that a distilled student can be a teacher.
     """
     if 'model' not in source:
-        raise KeyError("config should define 'model', but has " + ', '.join(sorted(source)))
+        raise ValueError("config should define 'model', but has " + ', '.join(sorted(source)))
     model = source['model']
     if is_distilled(model):
         model = model['architecture']

@@ -19,6 +19,12 @@ SMOOTHING = 0.25
 #: Warned of: at least this many times as hard as the task, or as weak.
 HARD, WEAK = 10.0, 0.02
 AUTO = 'auto'
+#: Why a model has no gradient at its taps alone, by what PyTorch says of it.
+UNMEASURED = {
+    # Reentrant ones allow only one backward pass, and only a whole one.
+    'heckpoint': 'activation checkpoints lie between the taps and the loss',
+    'dependency not found': 'PyTorch before 2.0 cannot differentiate a part of this model by its features',
+}
 
 
 class Pull:
@@ -78,10 +84,10 @@ class Pull:
         try:
             norms = torch.stack([_squared_norm(loss, levels), _squared_norm(task, levels)])
         except RuntimeError as error:
-            if 'heckpoint' not in str(error):
+            why = next((why for text, why in UNMEASURED.items() if text in str(error)), None)
+            if why is None:
                 raise
-            # Reentrant activation checkpoints allow only one backward pass, and only a whole one.
-            self._give_up('activation checkpoints lie between the taps and the loss')
+            self._give_up(why)
             return
         all_reduce(norms)
         own, other = norms.tolist()

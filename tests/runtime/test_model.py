@@ -251,7 +251,7 @@ def test_model_of_a_distillation_config_is_its_student():
     assert model.type == 'RetinaNet'
     assert model.data_preprocessor.pad_size_divisor == 32
     assert scope == 'mmdet'
-    with pytest.raises(KeyError, match="config should define 'model', but has default_scope"):
+    with pytest.raises(ValueError, match="config should define 'model', but has default_scope"):
         find_model(Config({'default_scope': 'mmdet'}))
 
 
