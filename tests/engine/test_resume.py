@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import load_checkpoint
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.compat.mmengine import resumed_loop_walks
 from freekd_mm.runtime import student_state_dict
 
 
@@ -122,6 +123,8 @@ def tensors(value, path=''):
 
 
 def test_resume_is_exact(runs):
+    if runs.scope == 'mmseg' and not resumed_loop_walks():
+        pytest.skip("mmengine's own resume of iterations starts with the first batch before 0.10.3")
     for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
         whole, parts = (tensors(runs.files[name].get(part, {})) for name in ('whole', 'parts'))
         assert not differing(whole, parts), part
