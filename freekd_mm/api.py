@@ -34,7 +34,7 @@ class Distilled(NamedTuple):
 def distill(
     student: str | os.PathLike,
     teacher: str | os.PathLike,
-    checkpoint: str | os.PathLike,
+    checkpoint: str | os.PathLike | None = None,
     method: str = 'best',
     work_dir: str | os.PathLike | None = None,
     wizard: dict[str, Any] | None = None,
@@ -44,8 +44,8 @@ def distill(
 
     Args:
         student: The student's config: a file, or like ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
-        teacher: The teacher's.
-        checkpoint: The teacher's checkpoint, a file or a URL.
+        teacher: The teacher's, or ``'transformers:<name>'``, ``'timm:<name>'``, ``'module:<package.module:Class>'``.
+        checkpoint: The teacher's checkpoint, a file or a URL; of timm and transformers the library's own by default.
         method: As ``--method`` of ``tools/make_config.py``.
         work_dir: Where all is written; ``work_dirs/<student>_<method>`` by default. Files of an earlier call are kept.
         wizard: Other options of :func:`freekd_mm.wizard.make_config.plan_config`, like ``dict(features=['neck'])``.
@@ -60,11 +60,12 @@ def distill(
     folder = Path(work_dir) if work_dir is not None else Path('work_dirs') / name
     config = folder / f'{name.replace("+", "_")}.py'
     options = {'prompt_dir': folder / 'prompt', **(wizard or {})}
-    plan_config(str(student), str(teacher), str(checkpoint), method, config, **options).write(force=True)
-    run, weights = _train(config, folder, overrides, 'distill')
-    exported = export(config, weights, folder / 'student.pth', force=True)
+    weights = None if checkpoint is None else str(checkpoint)
+    plan_config(str(student), str(teacher), weights, method, config, **options).write(force=True)
+    run, trained = _train(config, folder, overrides, 'distill')
+    exported = export(config, trained, folder / 'student.pth', force=True)
     metrics = run.evaluations[run.best[1][0]] if run.best[1] else {}
-    return Distilled(exported.path, metrics, weights, config, folder)
+    return Distilled(exported.path, metrics, trained, config, folder)
 
 
 def pretrain(
@@ -103,25 +104,18 @@ def pretrain(
     install()
     from freekd_mm.files import check_output, write_kept
     from freekd_mm.runtime.export import export_parts
+    from freekd_mm.runtime.teacher import teacher_options
     from freekd_mm.wizard.pretrain import pretrain_source
 
     out = Path(work_dir) if work_dir is not None else Path('work_dirs') / f'{Path(student).stem}_pretrain'
     config = out / 'pretrain.py'
     check_output(config, [student], force=True)
-    own = dict(teacher) if isinstance(teacher, dict) else _teacher(teacher, checkpoint)
+    weights_file = None if checkpoint is None else str(checkpoint)
+    own = dict(teacher) if isinstance(teacher, dict) else teacher_options(teacher, weights_file)
     write_kept(config, pretrain_source(str(student), folder, own, neck, epochs, size, batch_size))
     _, weights = _train(config, out, overrides, 'pretrain')
     export(config, weights, out / 'student.pth', force=True)
     return export_parts(out / 'student.pth', out)
-
-
-def _teacher(text: str, checkpoint: str | os.PathLike | None) -> dict[str, Any]:
-    """Returns the options of a teacher that is named in one word."""
-    from freekd_mm.runtime.foreign import LIBRARIES
-
-    library, _, name = text.partition(':')
-    named = {library: name} if library in LIBRARIES and name else {'cfg_path': str(text)}
-    return {**named, 'checkpoint': str(checkpoint)} if checkpoint is not None else named
 
 
 def _train(config: Path, folder: Path, overrides: dict[str, Any], what: str) -> tuple[Run, Path]:

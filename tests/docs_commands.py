@@ -35,6 +35,7 @@ QUICK = {
 PARSED_ONLY = {
     r'tools/train\.py configs/(wavelet|freekd|famkd|figkd|dctkd|ld|crosskd|kl)/': 'COCO: tests/configs takes a step',
     r'tools/pretrain\.py': 'its teacher is on the net: tests/test_api.py runs it with another',
+    r'tools/make_config\.py .* (transformers|timm):': 'the same: tests/wizard/test_make_config_foreign.py runs it',
     r'tools/doctor\.py': 'imports every package in a child process: tests/doctor/test_doctor.py runs it',
     r'tools/robustness\.py': '75 evaluations: tests/robustness runs it',
     r'work_dirs/demo/': 'continues from the demo, which takes minutes: tests/report and tests/visualize run them small',

@@ -20,8 +20,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'student', help="the student's config: a file, or like mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
     )
-    parser.add_argument('teacher', help='the same for the teacher')
-    parser.add_argument('--teacher-checkpoint', required=True, help="the teacher's checkpoint: a file or a URL")
+    parser.add_argument(
+        'teacher', help='the same for the teacher, or transformers:NAME, timm:NAME, module:PACKAGE.MODULE:CLASS'
+    )
+    parser.add_argument(
+        '--teacher-checkpoint', help="the teacher's checkpoint: a file or a URL; timm and transformers have their own"
+    )
     parser.add_argument('--method', default='best', help='what to distil with; see below')
     parser.add_argument('-o', '--out', required=True, help='the config to write')
     parser.add_argument(

@@ -186,6 +186,13 @@ def named_teachers(teacher: dict | Sequence[dict]) -> dict[str, dict]:
     return dict(zip_equal(names, teachers))
 
 
+def teacher_options(text: str, checkpoint: str | None = None) -> dict[str, str]:
+    """Returns the options of a teacher that is named in one word: ``'transformers:<name>'``, or a config."""
+    library, _, name = text.partition(':')
+    named = {library: name} if library in LIBRARIES and name else {'cfg_path': text}
+    return {**named, 'checkpoint': checkpoint} if checkpoint is not None else named
+
+
 def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
     """Builds the teacher's model and loads its weights.
 

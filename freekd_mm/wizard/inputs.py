@@ -17,13 +17,14 @@ from freekd_mm.runtime.teacher import load_weights
 
 
 def check_inputs(
-    student: nn.Module | None, teacher: nn.Module, checkpoint: str, prompt: str | None, configs: Sequence[Config]
+    student: nn.Module | None, teacher: nn.Module, checkpoint: str | None, prompt: str | None, configs: Sequence[Config]
 ) -> None:
     """Raises errors that training would find later; warns if teacher and student look swapped.
 
-    The teacher gets its weights; a URL is checked if its file is in the cache. The student is None for stage 1 alone.
+    The teacher gets its weights, unless it has them (no checkpoint); a URL is checked if its file is in the cache. The
+    student is None for stage 1 alone.
     """
-    if is_here(checkpoint):
+    if checkpoint is not None and is_here(checkpoint):
         try:
             load_weights(teacher, checkpoint)
         except WeightsMismatchError as error:
@@ -34,6 +35,6 @@ def check_inputs(
         if '://' not in prompt and not Path(prompt).is_file():
             raise FileNotFoundError(f'the prompt should be an existing file, but got {prompt!r}')
         file = load_prompt(prompt)
-        if is_here(checkpoint):
+        if checkpoint is not None and is_here(checkpoint):
             check_prompt(f'the prompt {prompt}', file, checkpoint)
     check_data(configs[0])

@@ -14,10 +14,11 @@ from freekd_mm.files import check_output, write_kept
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.runtime.config import load_config
 from freekd_mm.runtime.inherit import choose_modules
-from freekd_mm.runtime.probe import SMALL, Size
+from freekd_mm.runtime.probe import SMALL, Size, config_size
+from freekd_mm.runtime.teacher import build_teacher, teacher_options
 from freekd_mm.wizard.inputs import check_inputs
 from freekd_mm.wizard.methods import METHODS, PROMPTED, Wiring, method_entries, parse_methods
-from freekd_mm.wizard.places import Probed, find_wiring, probe_models
+from freekd_mm.wizard.places import Probed, build, find_wiring, nearest_level, probe_models
 from freekd_mm.wizard.sources import Style, distill_source, prompt_source
 
 
@@ -63,7 +64,7 @@ class Plan:
 def plan_config(
     student_cfg: str,
     teacher_cfg: str,
-    checkpoint: str,
+    checkpoint: str | None,
     method: str,
     out: str | os.PathLike,
     stage: str = 'distill',
@@ -81,8 +82,9 @@ def plan_config(
 
     Args:
         student_cfg: The student's config: a file, or ``mmdet::...``.
-        teacher_cfg: The teacher's.
-        checkpoint: The teacher's checkpoint, a file or a URL.
+        teacher_cfg: The teacher's, or a teacher of another library: ``'transformers:<name>'``, ``'timm:<name>'`` or
+            ``'module:<package.module:Class>'``.
+        checkpoint: The teacher's checkpoint, a file or a URL; timm and transformers have their own.
         method: A name of ``METHODS``, or several joined by ``+``.
         out: The file to write.
         stage: ``'distill'``, or ``'prompt'`` to write only the config of stage 1.
@@ -113,27 +115,40 @@ def plan_config(
     if prompt is not None and not any(name.startswith(PROMPTED) for name in names):
         takes_one = ', '.join(name for name in METHODS if name.startswith(PROMPTED))
         raise ValueError(f'a prompt should be used with one of the methods {takes_one}, but got {method!r}')
-    configs = {'student': load_config(student_cfg), 'teacher': load_config(teacher_cfg)}
-    inputs = tuple(Path(path) for path in (student_cfg, teacher_cfg, checkpoint) if Path(path).is_file())
+    options = teacher_options(teacher_cfg, checkpoint)
+    foreign = 'cfg_path' not in options
+    if foreign:
+        _check_features_alone(names, teacher_cfg, stage)
+    elif checkpoint is None:
+        raise ValueError(f"{teacher_cfg} should have its teacher's checkpoint (--teacher-checkpoint), but got none")
+    configs = {'student': load_config(student_cfg), **({} if foreign else {'teacher': load_config(teacher_cfg)})}
+    inputs = tuple(Path(path) for path in (student_cfg, teacher_cfg, checkpoint or '') if Path(path).is_file())
     prompt_out = out if stage == 'prompt' else out.with_name(f'{out.stem}_prompt{out.suffix}')
     stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / prompt_out.stem
     if stage == 'prompt':
         del configs['student']
         prompt = None
     taps = {'student': features[0], 'teacher': features[-1]} if features else {}
-    probed, size = probe_models(configs, size, taps)
+    built = {role: build(cfg) for role, cfg in configs.items()}
+    if foreign:
+        built['teacher'] = build_teacher(options)[0]
+        taps['teacher'] = features[1] if len(features) > 1 else 'backbone'
+    probed, size = probe_models(built, config_size(next(iter(configs.values()))), size, taps)
     student, teacher = probed[0] if stage != 'prompt' else None, probed[-1]
+    if student is not None and foreign and not features:
+        student = nearest_level(student, teacher)
     if check:
-        check_inputs(student.model if student else None, teacher.model, checkpoint, prompt, list(configs.values()))
+        own = None if foreign else checkpoint
+        check_inputs(student.model if student else None, teacher.model, own, prompt, list(configs.values()))
     if unlabelled is not None:
         find_pictures(unlabelled)
     files: dict[Path, str] = {}
     if stage == 'prompt' or (uses_prompt and prompt is None):
         probe_size = size if size != (SMALL, SMALL) else None
         hook: dict[str, Any] = {'mode': mode, 'max_iters': prompt_iters, 'probe_size': probe_size}
-        options = {key: value for key, value in hook.items() if value is not None}
+        given = {key: value for key, value in hook.items() if value is not None}
         style = Style(teacher_cfg, prompt_out)
-        files[prompt_out] = prompt_source(style, checkpoint, teacher.trained, stage1_dir, options)
+        files[prompt_out] = prompt_source(style, options['checkpoint'], teacher.trained, stage1_dir, given)
     if student is None:
         return Plan(files, inputs, (teacher,))
     wiring = find_wiring(student, teacher, size, head)
@@ -146,10 +161,19 @@ def plan_config(
     style = Style(student_cfg, out)
     stage1 = prompt_out if files else None
     pictures = None if unlabelled is None else str(unlabelled)
-    files[out] = distill_source(
-        style, teacher_cfg, checkpoint, method, wiring, entries, stage1, file, size, modules, pictures
-    )
+    files[out] = distill_source(style, options, method, wiring, entries, stage1, file, size, modules, pictures)
     return Plan(files, inputs, (student, teacher), wiring)
+
+
+def _check_features_alone(names: Sequence[str], teacher: str, stage: str) -> None:
+    """Raises an error for what a teacher without a head cannot teach."""
+    known = [name for name, method in METHODS.items() if method.with_head and method.prompt is None]
+    wrong = [name for name in names if name not in known]
+    if wrong or stage == 'prompt':
+        raise ValueError(
+            f'{teacher} gives features alone, so the method should be one of {", ".join(known)}, but got '
+            f'{wrong[0] if wrong else "stage 1 of a prompt"}'
+        )
 
 
 def make_config(*args: Any, force: bool = False, **kwargs: Any) -> list[Path]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.config import build_model, find_model, without_pretrained
 from freekd_mm.runtime.heads import find_head
-from freekd_mm.runtime.probe import ProbeError, Size, config_size, first_accepted, level_shapes, probe_model
+from freekd_mm.runtime.probe import ProbeError, Size, first_accepted, level_shapes, probe_model
 from freekd_mm.runtime.taps import Tap, TapRecorder, flatten
 from freekd_mm.runtime.wiring import as_maps, match_levels, without_vectors
 from freekd_mm.runtime.wiring import size as as_text
@@ -109,10 +109,11 @@ class Outputs(TapRecorder):
 
 def probe_config(cfg: Config, role: str, size: Size) -> Probed:
     """Builds a model without weights and probes it."""
-    return probe_built(_build(cfg), role, size)
+    return probe_built(build(cfg), role, size)
 
 
-def _build(cfg: Config) -> nn.Module:
+def build(cfg: Config) -> nn.Module:
+    """Builds the model of a config without weights."""
     model_cfg, scope = find_model(cfg)
     return build_model(without_pretrained(model_cfg), scope)
 
@@ -166,22 +167,30 @@ def _as_trained(path: str, trained: Outputs, evaluated: Outputs) -> tuple[str, t
 
 
 def probe_models(
-    configs: dict[str, Config], size: Size | None = None, features: dict[str, str] | None = None
+    built: dict[str, nn.Module], first: Size, size: Size | None = None, features: dict[str, str] | None = None
 ) -> tuple[list[Probed], Size]:
     """Probes student, teacher, or both, with one image size that all of them take.
 
     Args:
-        configs: The configs by role.
-        size: Height and width if the user chose them; else what the first one's pipeline gives, made smaller, or if a
-            model refuses that, a size that the models name, or a larger one.
+        built: The models by role.
+        first: Height and width to try first; if a model refuses that, a size that the models name, or a larger one.
+        size: The only one if the user chose it.
         features: Taps if the user chose them.
     """
-    built = {role: _build(cfg) for role, cfg in configs.items()}
 
     def probe(size: Size) -> tuple[list[Probed], Size]:
         return [probe_built(model, role, size, (features or {}).get(role)) for role, model in built.items()], size
 
-    return first_accepted(list(built.values()), size, probe, config_size(next(iter(configs.values()))))
+    return first_accepted(list(built.values()), size, probe, first)
+
+
+def nearest_level(student: Probed, teacher: Probed) -> Probed:
+    """Returns the student with the level alone whose size is nearest to that of the teacher's one map."""
+    if len(student.shapes) == 1:
+        return student
+    level = min(range(len(student.shapes)), key=lambda i: abs(student.shapes[i][1] - teacher.shapes[0][1]))
+    tap = f'{student.trained}[{level}]'
+    return replace(student, features=tap, trained=tap, shapes=student.shapes[level : level + 1])
 
 
 def _levels(model: nn.Module, tap: str, role: str, size: Size, training: bool = False) -> Levels:

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from freekd_mm.compat.mmengine import configs_know_their_file
 from freekd_mm.compat.versions import remove_suffix, zip_equal
 from freekd_mm.runtime.config import load_config
+from freekd_mm.runtime.foreign import LIBRARIES
 from freekd_mm.runtime.probe import SMALL, Size
 from freekd_mm.runtime.wiring import alignment, size
 from freekd_mm.text import table
@@ -80,8 +81,7 @@ work_dir = {str(work_dir)!r}
 
 def distill_source(
     style: Style,
-    teacher_cfg: str,
-    checkpoint: str,
+    teacher: dict[str, str],
     method: str,
     wiring: Wiring,
     entries: dict[str, dict],
@@ -100,6 +100,8 @@ frequency_prompt = dict(cfg_path={style.file(str(stage1))}, file={file!r})
 """
     hooks = ', '.join(source(hook, 0) for hook in method_hooks(method, wiring))
     schedule = f'\ncustom_hooks = [{style.hooks()}{hooks}]\n' if hooks else ''
+    named = {k: repr(v) if k in LIBRARIES and not Path(v).exists() else style.file(v) for k, v in teacher.items()}
+    options = '\n'.join(f'        {key}={value},' for key, value in named.items())
     body = ',\n'.join(f'        {name}={source(entry, 8)}' for name, entry in entries.items())
     start = f"    # Start with the teacher's weights.\n    inherit={inherit!r},\n" if inherit else ''
     data = mixed_source(style, unlabelled) if unlabelled is not None else ''
@@ -114,8 +116,7 @@ model = dict(
     type='freekd_mm.DistilledModel',
     architecture={style.variable('model')},
     teacher=dict(
-        cfg_path={style.file(teacher_cfg)},
-        checkpoint={style.file(checkpoint)},
+{options}
     ),
 {start}{probe}    distill=dict(
 {body},
