@@ -9,6 +9,7 @@ TORCH_INDEX ?=
 TASK ?= det
 METHOD ?= wavelet-prompt
 TESTS ?=
+GPU_CHECK ?=
 # Nothing newer than Python 3.8. str.decode: vermin takes that of NumPy, pycocotools and the like for Python 2's.
 VERMIN = --target=3.8- --no-tips --violations --exclude str.decode freekd_mm tools speed tests docs setup.py
 # The environments that the whole test suite is run in; results in docs/install.md.
@@ -19,7 +20,7 @@ RUN_SETUP = $$(test -x $(VENV)/bin/python && echo $(VENV)/bin/python || echo $(P
 	--venv '$(VENV)' --env '$(ENV)' --stack '$(STACK)' --torch '$(TORCH)' --torch-index '$(TORCH_INDEX)' \
 	--python '$(if $(filter command line environment,$(origin PYTHON)),$(PYTHON))'
 
-.PHONY: help setup demo test matrix lint docs doctor
+.PHONY: help setup demo test matrix lint docs doctor gpu-check
 
 help:
 	@echo 'make setup   [VENV=.venv] [PYTHON=python3] [STACK=openmmlab|onedl|...] [TORCH=2.13.0|installed] [TORCH_INDEX=url]'
@@ -29,7 +30,8 @@ help:
 	@echo 'make lint    formatting, lint, types, and nothing newer than Python 3.8'
 	@echo 'make docs    the site: pages and API reference, in site/'
 	@echo 'make doctor  which versions are here, and what is wrong with them'
-	@echo 'Every target sets up first; that takes no time once it is done. See docs/install.md.'
+	@echo 'make gpu-check  what a GPU does with the losses [GPU_CHECK="--layer 1"]; does not set up'
+	@echo 'Every other target sets up first; that takes no time once it is done. See docs/install.md.'
 
 setup:
 	@test -x $(VENV)/bin/python || command -v $(PYTHON) >/dev/null || { \
@@ -60,3 +62,7 @@ docs: setup
 
 doctor:
 	@$(VENV)/bin/python tools/doctor.py
+
+# Somebody else's machine has its own environment: nothing is installed.
+gpu-check:
+	@$(firstword $(wildcard $(VENV)/bin/python) $(PYTHON)) -m speed.gpu_check $(GPU_CHECK)

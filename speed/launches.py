@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from freekd_mm.losses.bands import distance
 from speed.accelerator import Launches, accelerator, apart, available, count, move
 from speed.loss import QUICK_SHAPES, SHAPES, save_random_prompt
 from speed.tables import Report
-from speed.timing import Options, Spread
+from speed.timing import Job, Options, Spread
 
 CLASSES = 80
 #: The most kernels, sizes of traffic and sizes of memory of WaveletLoss.
@@ -79,25 +80,40 @@ def counted(
     for name, loss in losses(channels, len(shapes)).items():
         if (only is not None and name not in only) or ('Triton' in name and not has_triton()):
             continue
-        if 'Triton' in name:
-            from freekd_mm.losses.bands import kernels
-
-            plain, distance._way = distance._way, lambda *_: (kernels.sums_of, kernels.gradients_of)
-        width = CLASSES if 'classes' in name else channels
-        with accelerator() as device:
+        width = width_of(name, channels)
+        with way_of(name), accelerator() as device:
             move(loss, device)
             students = [torch.empty(2, width, *shape, device=device, requires_grad=True) for shape in shapes]
             teachers = [torch.empty(2, width, *shape, device=device) for shape in shapes]
-            sources = [*students, *(parameter for parameter in loss.parameters() if parameter.requires_grad)]
-
-            def job(loss=loss, students=students, teachers=teachers, sources=sources) -> object:
-                return torch.autograd.grad(loss(students, teachers), sources, allow_unused=True)
-
             size = sum(student.numel() * student.element_size() for student in students)
-            found[name] = count(job), size
-        if 'Triton' in name:
-            distance._way = plain
+            found[name] = count(job_of(loss, students, teachers)), size
     return found
+
+
+def width_of(name: str, channels: int) -> int:
+    """Returns the channels of what a loss of this name compares."""
+    return CLASSES if 'classes' in name else channels
+
+
+def job_of(loss: Any, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Job:
+    """Returns a call of a loss, forward and backward."""
+    sources = [*students, *(parameter for parameter in loss.parameters() if parameter.requires_grad)]
+    return lambda: torch.autograd.grad(loss(students, teachers), sources, allow_unused=True)
+
+
+@contextlib.contextmanager
+def way_of(name: str) -> Iterator[None]:
+    """Makes the losses on wavelet bands use Triton's kernels if the name says so, else plain PyTorch."""
+    usual, way = distance._way, (distance.sums_of, distance.gradients_of)
+    if 'Triton' in name:
+        from freekd_mm.losses.bands import kernels
+
+        way = kernels.sums_of, kernels.gradients_of
+    distance._way = lambda *_: way
+    try:
+        yield
+    finally:
+        distance._way = usual
 
 
 def measure(options: Options) -> Report:

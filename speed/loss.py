@@ -5,6 +5,7 @@ At the shapes of a COCO feature pyramid: 5 levels from 100 x 168, batch 2, 256 c
 
 from __future__ import annotations
 
+import math
 import tempfile
 import typing
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.frequency import dwt2d
 from freekd_mm.losses import FreeKDLoss, FreeKDPlusLoss, WaveletLoss
 from freekd_mm.prompts import PromptFile, save_prompt
 from speed.tables import Report
@@ -64,6 +66,22 @@ def naive(tokens: Tensor) -> Loss:
         return total
 
     return loss
+
+
+def naive_wavelet(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    """WaveletLoss with its defaults, from whole bands as its formula has them."""
+    parts, roots = [], []
+    for student, teacher in zip_equal(students, teachers):
+        depth = sum(math.prod(-(-length // 2**level) for length in teacher.shape[2:]) >= 16 for level in (1, 2, 3))
+        gaps = []
+        for own, other in zip_equal(dwt2d(student, depth).high, dwt2d(teacher, depth).high):
+            for b, a in zip_equal(own, other):
+                own_square, square = (x.square().mean((0, 2, 3), keepdim=True) for x in (b, a))
+                gap = b / (own_square + 1e-4 * square).sqrt() - a / (1.0001 * square).sqrt()
+                gaps.append(gap.square().mean())
+        parts.append(torch.stack(gaps).mean())
+        roots.append(math.sqrt(math.prod(teacher.shape[2:])))
+    return 2 * sum(root * part for root, part in zip_equal(roots, parts)) / sum(roots)
 
 
 def save_random_prompt(path: Path, levels: int, num_tokens: int, channels: int) -> Tensor:

@@ -7,6 +7,7 @@ student of mmdet plus the teacher's backbone and neck, forward.
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def step_of(model: Any, options: Options, batch: dict[str, Any]) -> Job:
     model.to(options.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9)
-    wrapper = (AmpOptimWrapper if options.amp else OptimWrapper)(optimizer=optimizer)
+    make: Any = functools.partial(AmpOptimWrapper, dtype=options.amp) if options.amp else OptimWrapper
+    wrapper = make(optimizer=optimizer)
     return lambda: model.train_step(copy.deepcopy(batch), wrapper)
 
 
@@ -41,7 +43,7 @@ def forward_of(teacher: Any, options: Options, batch: dict[str, Any]) -> Job:
     @torch.no_grad()
     def run() -> None:
         inputs = teacher.data_preprocessor(copy.deepcopy(batch), False)['inputs']
-        with torch.autocast(options.device.type, enabled=options.amp):
+        with torch.autocast(options.device.type, getattr(torch, options.amp or 'bfloat16'), enabled=bool(options.amp)):
             teacher.extract_feat(inputs)
 
     return run

@@ -31,7 +31,7 @@ class Options:
         clock: ``'cpu'`` counts this process alone, which is what can be told with one thread on a busy machine.
         rounds: Rounds that count, after one that does not.
         quick: Small shapes and models: whether everything runs, not how fast.
-        amp: Whole steps in mixed precision.
+        amp: Dtype of whole steps in mixed precision, ``'float16'`` or ``'bfloat16'``; nothing for float32.
         profile: Add the profiles of what is compared.
     """
 
@@ -39,7 +39,7 @@ class Options:
     clock: str = 'cpu'
     rounds: int = 9
     quick: bool = False
-    amp: bool = False
+    amp: str = ''
     profile: bool = False
 
     def with_at_most(self, rounds: int) -> Options:
