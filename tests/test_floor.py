@@ -63,8 +63,10 @@ def stubs() -> str:
 def takes(name: str, keyword: str) -> bool:
     """Whether a function of this PyTorch has a keyword argument."""
     function = lookup(name)
+    # The signature of a generic class is that of its __new__ on Python 3.8.
+    target = function.__init__ if inspect.isclass(function) and '__init__' in vars(function) else function
     try:
-        return keyword in inspect.signature(function).parameters
+        return keyword in inspect.signature(target).parameters
     except (TypeError, ValueError):
         found = re.findall(rf'def {name.split(".")[-1]}\(.*?\) ->', stubs(), re.S)
         return any(re.search(rf'\b{keyword}\b', text) for text in [*found, function.__doc__ or ''])
