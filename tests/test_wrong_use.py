@@ -58,7 +58,7 @@ def test_features_of_a_teacher_with_other_classes(tmp_path, monkeypatch):
 
 
 def test_other_preprocessing(tmp_path, monkeypatch):
-    lines = warned(monkeypatch, 'freekd_mm.runtime.distillation')
+    lines = warned(monkeypatch, 'freekd_mm.runtime.preprocess')
     other = {'type': 'ImgDataPreprocessor', 'mean': [1.0, 2.0, 3.0], 'std': [4.0, 5.0, 6.0]}
     place = Place(tmp_path)
     content = {'type': 'ToyModel', 'width': 8, 'data_preprocessor': other}

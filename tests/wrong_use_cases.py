@@ -163,13 +163,13 @@ CASES = {
     'entry option': (
         lambda p: entry(p, conector={}),
         ValueError,
-        "distill 'test' has no option 'conector'; available: student, teacher, loss, connector, weight, through. Did "
-        "you mean 'connector'?",
+        "distill 'test' has no option 'conector'; available: student, teacher, of, loss, connector, weight, through. "
+        "Did you mean 'connector'?",
     ),
     'teacher option': (
         lambda p: teacher(p, checkpont='x'),
         ValueError,
-        "teacher has no option 'checkpont'; available: cfg_path, model, checkpoint|Did you mean 'checkpoint'?",
+        "teacher has no option 'checkpont'; available: name, cfg_path, model, checkpoint|Did you mean 'checkpoint'?",
     ),
     'loss type': (
         lambda p: entry(p, loss={'type': 'freekd_mm.FreeKDLos'}),
