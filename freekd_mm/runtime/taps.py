@@ -24,44 +24,38 @@ from torch import Tensor, nn
 
 from freekd_mm.checks import did_you_mean
 
-TAP = re.compile(r'^(?P<path>[\w.]*)(?:\[(?P<index>-?\d+|-?\d*:-?\d*)\])?$')
+TAP = re.compile(r'^(?P<path>[\w.]+)(?:\[(?P<index>-?\d+|(?:-?\d+)?:(?:-?\d+)?)\])?$')
 
 
 @dataclass(frozen=True)
 class Tap:
-    """One named place: a module path and what to take from the module's output."""
+    """One named place: a module path and what to take from the module's output, ``'0'`` or ``'1:4'`` for example."""
 
     path: str
-    index: int | slice | None = None
+    index: str = ''
 
     @classmethod
     def parse(cls, text: str) -> Tap:
         """Reads ``'path'``, ``'path[i]'`` or ``'path[i:j]'``."""
         match = TAP.match(text) if isinstance(text, str) else None
-        if match is None or not match['path']:
+        if match is None:
             raise ValueError(f"tap should be like 'neck', 'neck[1:4]' or 'bbox_head[0]', but got {text!r}")
-        index: int | slice | None = None
-        if match['index'] is not None:
-            parts = [int(part) if part else None for part in match['index'].split(':')]
-            index = slice(*parts) if ':' in match['index'] else parts[0]
-        return cls(match['path'], index)
+        return cls(match['path'], match['index'] or '')
 
     def __str__(self) -> str:
-        if self.index is None:
-            return self.path
-        if isinstance(self.index, slice):
-            start, stop = ('' if end is None else end for end in (self.index.start, self.index.stop))
-            return f'{self.path}[{start}:{stop}]'
-        return f'{self.path}[{self.index}]'
+        return f'{self.path}[{self.index}]' if self.index else self.path
 
     def select(self, output: Any) -> Any:
         """Takes the indexed part of one output."""
-        if self.index is None:
+        if not self.index:
             return output
+        ends = [int(end) if end else None for end in self.index.split(':')]
         try:
-            if isinstance(self.index, slice) and (self.index.stop or 0) > len(output):
+            if len(ends) == 1:
+                return output[ends[0]]
+            if (ends[1] or 0) > len(output):
                 raise IndexError
-            return output[self.index]
+            return output[slice(*ends)]
         except (IndexError, TypeError) as error:
             size = f'{len(output)} items' if isinstance(output, (tuple, list)) else f'a {type(output).__name__}'
             raise ValueError(f"tap '{self}' does not fit: the module returned {size}") from error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Dict, Tuple
+from typing import Dict
 
 from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.heads import DenseHead
+from freekd_mm.runtime.wiring import Shape
 
-Shape = Tuple[int, int, int]
 Entries = Dict[str, dict]
 #: Entries whose loss takes a prompt.
 PROMPTED = ('wavelet', 'freekd')

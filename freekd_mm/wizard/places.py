@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Tuple, cast
+from typing import Any, Tuple
 
 import torch
 from mmengine.config import Config
@@ -17,12 +17,13 @@ from freekd_mm.runtime.config import build_model, find_model, without_pretrained
 from freekd_mm.runtime.heads import find_head
 from freekd_mm.runtime.probe import ProbeError, Size, first_accepted, level_shapes, probe_model
 from freekd_mm.runtime.taps import Tap, TapRecorder, flatten
-from freekd_mm.runtime.wiring import as_maps, match_levels, without_vectors
+from freekd_mm.runtime.wiring import Shape, as_maps, match_levels, without_vectors
 from freekd_mm.runtime.wiring import size as as_text
 from freekd_mm.text import table
-from freekd_mm.wizard.methods import Shape, Wiring
+from freekd_mm.wizard.methods import Wiring
 
 Levels = Tuple[Tensor, ...]
+Shapes = Tuple[Shape, ...]
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Probed:
     model: nn.Module
     #: Tap of its features in eval mode, as a teacher runs, and the shapes (C, H, W) of their levels.
     features: str
-    shapes: tuple[Shape, ...]
+    shapes: Shapes
     #: Tap of the same features in training, where some models return more.
     trained: str
     #: How many vectors among them are left out.
-    vectors: int = 0
+    vectors: int
     #: Shapes of what can be tapped, by module.
-    modules: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    modules: dict[str, Shapes]
 
     def listing(self) -> str:
         """Returns the modules that can be tapped, with the shapes of their outputs, as a table."""
@@ -46,7 +47,7 @@ class Probed:
         return table(rows, [f'module of {type(self.model).__name__}', 'gives'])
 
 
-def _sizes(shapes: Sequence[tuple[int, ...]]) -> str:
+def _sizes(shapes: Shapes) -> str:
     return ', '.join(map(as_text, shapes))
 
 
@@ -87,7 +88,7 @@ class Outputs(TapRecorder):
             return ()
         return maps if all(level.dim() == 4 and len(level) == 1 for level in maps) else ()
 
-    def shapes(self, depth: int = 3) -> dict[str, tuple[tuple[int, ...], ...]]:
+    def shapes(self, depth: int = 3) -> dict[str, Shapes]:
         """Returns the shapes of what modules of a depth gave, without those of vectors alone."""
         found = {path: level_shapes(self.given(path)[0]) for path in self.outputs if path.count('.') < depth}
         return {path: shapes for path, shapes in found.items() if any(len(shape) > 1 for shape in shapes)}
@@ -128,7 +129,7 @@ def probe_built(model: nn.Module, role: str, size: Size, features: str | None = 
     if features is not None:
         given = _levels(model, features, role, size, training=role == 'student')
         kept = without_vectors(given)
-        shapes = cast(Tuple[Shape, ...], level_shapes(as_maps(kept, size)))
+        shapes = level_shapes(as_maps(kept, size))
         with suppress(ProbeError):  # only for the listing
             probe_model(model, evaluated, size)
         return Probed(model, features, shapes, features, len(given) - len(kept), evaluated.shapes())
@@ -145,10 +146,10 @@ def probe_built(model: nn.Module, role: str, size: Size, features: str | None = 
     )
 
 
-def _as_trained(path: str, trained: Outputs, evaluated: Outputs) -> tuple[str, tuple[Shape, ...], str, int] | None:
+def _as_trained(path: str, trained: Outputs, evaluated: Outputs) -> tuple[str, Shapes, str, int] | None:
     """Returns a module's tap, shapes, tap in training and number of vectors; None if training gives other maps."""
     maps, own = evaluated.maps(path), trained.maps(path)
-    shapes = cast(Tuple[Shape, ...], level_shapes(maps))
+    shapes = level_shapes(maps)
     levels, flat = evaluated.given(path)
     vectors = len(levels) - len(maps)
     index = ''
@@ -200,11 +201,7 @@ def _levels(model: nn.Module, tap: str, role: str, size: Size, training: bool = 
     probe_model(model, recorder, size, training=training)
     levels = recorder.levels(taps)
     recorder.clear()
-    return tuple(levels)
-
-
-def _shapes(model: nn.Module, tap: str, role: str, size: Size) -> tuple[Shape, ...]:
-    return cast(Tuple[Shape, ...], level_shapes(_levels(model, tap, role, size)))
+    return levels
 
 
 def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> tuple[str | None, int, bool, str]:
@@ -217,7 +214,7 @@ def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> tuple[str
         classes = [int(getattr(head, 'cls_out_channels', None) or head.out_channels) for head in heads]
         try:
             anchors = [
-                [shape[0] // count for shape in _shapes(model, path, 'model', size)]
+                [level.shape[1] // count for level in _levels(model, path, 'model', size)]
                 for model, count in zip_equal((student, teacher), classes)
             ]
         except (ProbeError, TypeError, ValueError) as error:  # a feature method needs none
@@ -256,7 +253,7 @@ def find_classified(model: nn.Module, size: Size) -> str | None:
     handles = [m.register_forward_hook(partial(record, name)) for name, m in head.named_modules() if name]
     handles.append(head.conv_seg.register_forward_pre_hook(lambda _, inputs: classified.append(inputs[0])))
     try:
-        _shapes(model, 'decode_head', 'model', size)
+        _levels(model, 'decode_head', 'model', size)
     except (ProbeError, TypeError, ValueError):  # a head that gives something other than logits
         return None
     finally:
@@ -291,6 +288,7 @@ def find_wiring(student: Probed, teacher: Probed, size: Size, head: bool = False
     own, theirs = (find_classified(probed.model, size) if head else None for probed in (student, teacher))
     if own is None or theirs is None:
         return wiring
-    shapes = _shapes(student.model, own, 'student', size), _shapes(teacher.model, theirs, 'teacher', size)
-    same = replace(wiring, features_s=own, features_t=theirs, shapes_s=shapes[0], shapes_t=shapes[1], indices_t=None)
+    shapes = level_shapes(_levels(student.model, own, 'student', size))
+    shapes_t = level_shapes(_levels(teacher.model, theirs, 'teacher', size))
+    same = replace(wiring, features_s=own, features_t=theirs, shapes_s=shapes, shapes_t=shapes_t, indices_t=None)
     return replace(wiring, head=same)

@@ -15,7 +15,8 @@ from freekd_mm.runtime.taps import parse_taps
 
 STUDENT = tiny_configs.detector(Path('.'))['model']
 TEACHER = {**tiny_configs.detector(Path('.'), head='gfl', width=16, channels=24)['model'], '_scope_': 'mmdet'}
-DISTILL = {'kd': {'student': 'neck', 'loss': CWD}, 'box': {'student': 'neck[0]', 'loss': CWD}}
+TAPS = {'kd': 'neck', 'one': 'neck[0]', 'some': 'neck[0:2]'}
+DISTILL = {name: {'student': tap, 'loss': CWD} for name, tap in TAPS.items()}
 
 
 def student(outputs=None, **teacher):
