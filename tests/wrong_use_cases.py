@@ -421,7 +421,7 @@ CASES = {
     'config of a package that is not there': (
         lambda p: teacher(p, model=None, cfg_path='mmnothing::x.py'),
         ImportError,
-        "'mmnothing::x.py' needs the package mmnothing, which does not import",
+        "'mmnothing::x.py' needs the package mmnothing, which is not installed: pip install mmnothing",
     ),
     'config without a model': (
         lambda p: teacher(p, model=None, cfg_path=p.write('t.py', 'optimizer = 1\n')),

@@ -28,6 +28,7 @@ MISSING = re.compile(
     )
 )
 DISTRIBUTIONS = {
+    'mmseg': 'mmsegmentation',
     'sklearn': 'scikit-learn',
     'skimage': 'scikit-image',
     'Detectron2': 'git+https://github.com/facebookresearch/detectron2.git',
@@ -37,33 +38,30 @@ DISTRIBUTIONS = {
 
 def load_config(path: str) -> Config:
     """Loads a config file, or a config of an installed package written as ``mmdet::dir/name.py``."""
-    if '::' in path:
-        from mmengine.hub import get_config
-
-        package = path.split('::', 1)[0]
-        try:
-            __import__(package)
-        except ImportError as error:
-            raise ImportError(f'{path!r} needs the package {package}, which does not import: {error}') from error
-        try:
-            cfg = get_config(path)
-        except (FileNotFoundError, ValueError) as error:
-            raise FileNotFoundError(
-                f'{path!r} should name a config of {package}, but there is none: {error}'
-            ) from error
-        # A config without its own runtime (of an encoder, for example) still names its types in its package.
-        cfg.setdefault('default_scope', package)
-        return cfg
-    if not Path(path).is_file():
+    if '::' not in path and not Path(path).is_file():
         raise FileNotFoundError(
             "cfg_path should be a config file or like 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', but got "
             f'{path!r}'
         )
     try:
-        return Config.fromfile(path)
+        return _package_config(path) if '::' in path else Config.fromfile(path)
     except ImportError as error:
-        raise_if_missing(error, path)
+        raise_if_missing(error, repr(path))
         raise
+
+
+def _package_config(path: str) -> Config:
+    from mmengine.hub import get_config
+
+    package = path.split('::', 1)[0]
+    __import__(package)
+    try:
+        cfg = get_config(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise FileNotFoundError(f'{path!r} should name a config of {package}, but there is none: {error}') from error
+    # A config without its own runtime (of an encoder, for example) still names its types in its package.
+    cfg.setdefault('default_scope', package)
+    return cfg
 
 
 def is_distilled(model: dict) -> bool:

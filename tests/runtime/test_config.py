@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+import pytest
+
 from freekd_mm.runtime.config import load_config
 
 
@@ -12,3 +16,9 @@ def test_a_package_config_without_a_runtime_names_its_types_in_its_package() -> 
 
 def test_the_scope_that_a_config_names_stays() -> None:
     assert load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').default_scope == 'mmdet'
+
+
+@pytest.mark.skipif(importlib.util.find_spec('mmpretrain') is not None, reason='mmpretrain is installed')
+def test_the_package_that_a_config_of_a_package_needs_is_named() -> None:
+    with pytest.raises(ImportError, match=r"^'mmdet::tim.*py' needs the package mmpretrain.*: pip install mmpretrain$"):
+        load_config('mmdet::timm_example/retinanet_timm-tv-resnet50_fpn_1x_coco.py')
