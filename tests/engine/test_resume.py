@@ -38,12 +38,13 @@ class Kill(Hook):
 
 
 def detector(root):
-    """Epochs; random masks, a schedule, EMA and a warm-up."""
+    """Epochs; two teachers, random masks, a schedule, EMA and a warm-up."""
     config = tiny_configs.detector(root)
     teacher = tiny_configs.detector(root, head='gfl', width=16, channels=24)['model']
     connector = {'type': 'mmrazor.MGDConnector', 'student_channels': 16, 'teacher_channels': 24}
     mgd = {'student': 'neck', 'connector': connector, 'loss': {'type': 'mmrazor.MGDLoss', 'alpha_mgd': 1e-3}}
     config = distilled(config, {'model': teacher}, {'mgd': mgd, 'cwd': {'student': 'neck', 'loss': CWD}})
+    config['model']['distill']['second'] = {**config['model']['distill']['cwd'], 'of': 'second'}
     config['train_cfg'] = {'type': 'EpochBasedTrainLoop', 'max_epochs': 2, 'val_interval': 5}
     config['custom_hooks'] = [
         {'type': 'EMAHook', 'momentum': 0.1},
@@ -95,6 +96,10 @@ def runs(request, scenes_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     config, teacher, scope, plain = make(scenes_root)
     config['model']['teacher']['checkpoint'] = str(save_weights(teacher, folder / 'teacher.pth', scope))
+    if request.param == 'detector':
+        second = {'name': 'second', 'model': teacher, 'dtype': 'bf16'}
+        second['checkpoint'] = str(save_weights(teacher, folder / 'second.pth', scope, seed=2))
+        config['model']['teacher'] = [config['model']['teacher'], second]
     config['optim_wrapper'] = {'type': 'OptimWrapper', 'optimizer': {'type': 'AdamW', 'lr': 1e-3}}
     config.setdefault('default_hooks', {})['logger'] = {'type': 'LoggerHook', 'interval': 1}
     path = tiny_configs.write(folder / 'distill.py', config)
