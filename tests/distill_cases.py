@@ -24,7 +24,7 @@ if NO_MMRAZOR:
     CWD = L2 = {'type': 'mmdet.MSELoss'}  # also a loss for one tensor
 
 
-def distilled(config: dict, teacher: dict, distill: dict, **options: Any) -> dict:
+def distilled(config: dict, teacher: dict | list, distill: dict, **options: Any) -> dict:
     """Returns a config whose student learns from a teacher."""
     model = {
         'type': 'freekd_mm.DistilledModel',

@@ -94,14 +94,16 @@ def detector(root: Path, folder: Path) -> dict:
 
 
 def segmenter(root: Path, folder: Path) -> dict:
-    """The mean over the pixels of all pictures; no dropout, which each process would draw for itself."""
+    """Two teachers; the mean over all pixels; no dropout, which each process would draw for itself."""
     config = tiny_configs.segmenter(root)
     independent_norms(config['model'], neck=False)
     config['model']['decode_head']['dropout_ratio'] = 0
     teacher = independent_norms(tiny_configs.segmenter(root, width=16)['model'], neck=False)
     entries = {'mse': {'student': 'backbone[3]', 'loss': L2}, 'figkd': {'student': 'decode_head', 'loss': FIGKD}}
-    checkpoint = str(save_weights({**teacher, '_scope_': 'mmseg'}, folder / 'segmenter.pth', 'mmseg'))
-    return distilled(config, {'model': teacher, 'checkpoint': checkpoint}, entries)
+    entries['second'] = {**entries['mse'], 'of': 'second'}
+    files = [save_weights({**teacher, '_scope_': 'mmseg'}, folder / f'{seed}.pth', 'mmseg', seed) for seed in (1, 2)]
+    first, second = ({'model': teacher, 'checkpoint': str(file)} for file in files)
+    return distilled(config, [first, {**second, 'name': 'second'}], entries)
 
 
 FIGKD = {'type': 'freekd_mm.FiGKDLoss'}
