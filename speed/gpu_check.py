@@ -5,7 +5,8 @@
     python -m speed.gpu_check --device cpu --quick    whether it runs, without a GPU
 
 Layer 1: values and gradients against float64, kernels and bytes against what was counted without a GPU, times and
-memory. What cannot run is skipped, and the reason is said.
+memory. Layer 2 (mmdet, and mmcv with operators of CUDA): whole steps, mixed precision, two processes, tests.
+What cannot run is skipped, and the reason is said.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import torch
 from torch import Tensor
 
 from freekd_mm.compat.versions import zip_equal
+from speed import gpu_steps
 from speed.accelerator import available
+from speed.gpu_steps import SkippedError
 from speed.launches import counted, has_triton, job_of, losses, way_of, width_of
 from speed.loss import QUICK_SHAPES, SHAPES, floor, naive_wavelet
 from speed.tables import Report, machine
@@ -33,10 +36,6 @@ from speed.timing import Options, peak_bytes, synchronize, take_turns
 #: The largest difference from float64, over the largest value; half precision rounds the inputs' products and results.
 ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 Part = Callable[[Report, Options], None]
-
-
-class SkippedError(Exception):
-    """A part cannot run here; says why."""
 
 
 def size_of(options: Options) -> tuple[Sequence[Sequence[int]], int]:
@@ -224,6 +223,7 @@ LAYERS: dict[str, dict[str, Part]] = {
         'Check at the first step': first_step,
         'Times and memory': times,
     },
+    '2': {'Training steps': gpu_steps.steps, 'Two processes': gpu_steps.ranks, 'Tests': gpu_steps.tests},
 }
 
 

@@ -1,4 +1,4 @@
-"""What data-parallel training communicates, and what it costs, with gloo on a CPU: one process against two.
+"""What data-parallel training communicates, and what it costs: one process against two, gloo on a CPU, NCCL on GPUs.
 
 Process 0 steps alone, then both step together under DDP, in turns; each has its own batch. The seconds
 include what a process waits for the other: the wall clock where the cores are free, else look at the CPU time.
@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from freekd_mm.compat.versions import zip_equal
 from speed.pair import STUDENT, TEACHER, batch_of, build, config_of, count_trained, distilled, freekd
 from speed.step import QUICK_SIZE, step_of
 from speed.tables import Report
-from speed.timing import Options, Spread
+from speed.timing import Options, Spread, synchronize
 
 SIZE = (128, 192)
 PLAIN, FREEKD = 'plain student', 'DistilledModel, FreeKD'
@@ -55,7 +56,11 @@ def _all_reduces() -> list[int]:
 def _worker(rank: int, folder: Path, options: Options) -> None:
     """Measures in one process; the first writes down what it found."""
     torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    if options.device.type == 'cuda':
+        torch.cuda.set_device(rank)
+        options = replace(options, device=torch.device('cuda', rank))
+    backend = 'nccl' if options.device.type == 'cuda' else 'gloo'
+    dist.init_process_group(backend, init_method=f'file://{folder}/store', rank=rank, world_size=2)
     student, teacher = config_of(STUDENT, options.quick), config_of(TEACHER, options.quick)
     models = {
         PLAIN: lambda: build(student),
@@ -75,7 +80,7 @@ def _measure_model(rank: int, make: Any, options: Options) -> dict[str, Any]:
     from mmengine.model import MMDistributedDataParallel
 
     size = QUICK_SIZE if options.quick else SIZE
-    alone, inner = make(), make()
+    alone, inner = make(), make().to(options.device)
     # As mmengine wraps a model; unused parameters are not looked for.
     wrapped = MMDistributedDataParallel(inner, device_ids=None, broadcast_buffers=False, find_unused_parameters=False)
     buckets: list[int] = []
@@ -94,6 +99,7 @@ def _measure_model(rank: int, make: Any, options: Options) -> dict[str, Any]:
             start = time.perf_counter(), time.process_time()
             if rank == 0 or name == 'together':
                 step()
+                synchronize(options.device)
             seconds[name].append([time.perf_counter() - start[0], time.process_time() - start[1]])
     reduced = {id(parameter) for parameter in wrapped._module_parameters}
     outside = list(inner.teacher.parameters()) if hasattr(inner, 'distillation') else []
@@ -110,13 +116,16 @@ def _measure_model(rank: int, make: Any, options: Options) -> dict[str, Any]:
 def measure(options: Options) -> Report:
     """Measures the plain and the distilled student."""
     report = Report('parallel', 'Data-parallel training')
-    if options.device.type != 'cpu':
-        report.say('Measured on CPUs with gloo alone: not with this device.')
+    on_gpus = options.device.type == 'cuda'
+    if on_gpus and torch.cuda.device_count() < 2:
+        report.say('Not measured: there should be two GPUs, but there is one.')
         return report
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_worker, (Path(folder), options), nprocs=2, start_method='fork')
+        # CUDA cannot be used in a fork.
+        mp.start_processes(_worker, (Path(folder), options), nprocs=2, start_method='spawn' if on_gpus else 'fork')
         found = json.loads((Path(folder) / 'found.json').read_text())
-    report.say('Two processes under DDP with gloo, each with a batch of 2, against one process with its batch of 2.')
+    backend = 'NCCL' if on_gpus else 'gloo'
+    report.say(f'Two processes under DDP with {backend}, each with a batch of 2, against one with its batch of 2.')
     rows = []
     for name, one in found.items():
         ratios = [

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from freekd_mm.losses import FeatureMSELoss
-from speed import gpu_check
+from speed import gpu_check, gpu_steps
 from speed.launches import has_triton
 from speed.timing import Options
 
@@ -32,13 +32,17 @@ sys.exit(main())
 """
 
 
+def run(command, folder):
+    paths = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+    env = {**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': paths}
+    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
+
+
 def test_layer_1_runs_with_torch_triton_and_mmengine_alone(tmp_path):
     """Takes some seconds: all losses and the Triton kernels, in Triton's interpreter."""
     out = tmp_path / 'block.md'
     command = [sys.executable, '-c', BLOCKED, '--device', 'cpu', '--quick', '--layer', '1', '--out', str(out)]
-    paths = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
-    env = {**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': paths}
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     text = out.read_text(encoding='utf-8')
     assert text.startswith('## Dry run on a CPU: no figures to quote')
@@ -46,6 +50,26 @@ def test_layer_1_runs_with_torch_triton_and_mmengine_alone(tmp_path):
         assert f'| {title} | ok |' in text
     assert '| Check at the first step | skipped: ' in text
     assert text.count('\n| WaveletLoss, Triton |') == 3 * has_triton()
+
+
+def test_layer_2_without_mmcv_says_so(tmp_path):
+    command = [sys.executable, '-c', BLOCKED, '--device', 'cpu', '--quick', '--layer', '2']
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for title in gpu_check.LAYERS['2']:
+        assert f"| {title} | skipped: mmcv is not here: No module named 'mmcv' |" in done.stdout
+
+
+def test_layer_2_takes_steps(monkeypatch):
+    """The models and the losses of the real check, thin ones; operators that do not run are a reason to skip."""
+    (report,) = gpu_check.run({'Steps': gpu_steps.steps}, QUICK, 60)
+    assert report.blocks[-1] == 'Outcome: ok'
+    assert {record['what'].partition(',')[0] for record in report.records} >= {'plain student', 'WaveletLoss'}
+    monkeypatch.setattr('mmcv.ops.nms', lambda *_: 1 / 0)
+    (report,) = gpu_check.run({'Steps': gpu_steps.steps}, QUICK, 60)
+    assert report.blocks == [
+        'Outcome: skipped: the operators of mmcv do not run on cpu: division by zero',
+    ]
 
 
 def test_a_wrong_loss_is_found(monkeypatch):

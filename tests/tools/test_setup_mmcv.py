@@ -134,7 +134,7 @@ def test_built_wheel_that_does_not_work_is_not_kept(tmp_path, monkeypatch):
 
 def archive(folder: Path) -> None:
     """Writes a source archive with the files that are grouped."""
-    names = ['a.cpp', 'b.cpp', 'cuda/cudabind.cpp', 'cuda/a_cuda.cu']
+    names = ['a.cpp', 'b.cpp', 'cuda/cudabind.cpp', 'cuda/carafe_cuda.cu', *(f'cuda/{i}_cuda.cu' for i in range(6))]
     names += [f'cpu/{name}' for name in (*mmcv_source.CLASHING, 'psamask.cpp', 'nms.cpp', 'a.cpp')]
     for name in names:
         file = folder / 'mmcv-2.1.0' / mmcv_source.OPERATORS / name
@@ -171,6 +171,10 @@ def test_source_in_groups(tmp_path):
     for text in found.values():
         assert sum(f'"{Path(name).stem}.part"' in text for name in mmcv_source.CLASHING) == 1
     assert next(text for text in found.values() if 'psamask' in text).endswith('"psamask.part"\n')
+    compiled = {file.name: re.findall(r'"(.+)"', file.read_text()) for file in (source / 'cuda').glob('*.cu')}
+    assert compiled.pop('carafe_cuda.cu') == []
+    assert len(compiled) == mmcv_source.CUDA_GROUPS
+    assert sorted(part for parts in compiled.values() for part in parts) == [f'{i}_cuda.part' for i in range(6)]
     # A second call finds what the first one left: compiled files lie there.
     (source / 'kept').touch()
     mmcv_source.unpack(FakeSteps(tmp_path), ['pip'], tmp_path / 'build', '2.13.0')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,12 @@ from setup_env.steps import Command, Steps
 OPERATORS = Path('mmcv/ops/csrc/pytorch')
 #: Files of ``cpu/`` that define helpers of the same name: each starts its own group.
 CLASHING = ('bezier_align.cpp', 'roi_align.cpp', 'roi_align_rotated.cpp', 'rotated_feature_align.cpp')
+#: Files of ``cuda/`` that stay alone: they define what others define too. The other 35 can be in one.
+CUDA_ALONE = re.compile(
+    r'bias_act|carafe|filtered_lrelu|iou_(quadri|rotated)|iou3d|min_area|nms_(quadri|rotated)|_rotated_cuda|'
+    r'roiaware|roipoint|sparse_|spconv|upfirdn2d|voxelization'
+)
+CUDA_GROUPS = 4
 #: Its macros ``min`` and ``max`` change all that comes after it.
 MACROS = 'psamask.cpp'
 #: The first PyTorch whose headers are C++20; mmcv asks for C++17.
@@ -45,7 +52,7 @@ def unpack(steps: Steps, command: Command, folder: Path, torch: str, grouped: bo
 
 
 def group(source: Path) -> None:
-    """Makes 5 files out of mmcv's 77, which include the old ones; CUDA files (``*.cu``) stay as they are.
+    """Makes 5 files out of mmcv's 77 for the CPU and 27 out of its 58 for a GPU (``*.cu``), which include the old ones.
 
     Nearly all of the time goes into PyTorch's headers, which each file reads again: about 15 s for each of 57 files,
     43 s for all of them in one.
@@ -55,6 +62,10 @@ def group(source: Path) -> None:
     files = sorted(kernels.glob('*.cpp'), key=lambda file: (file.name not in CLASHING, file.name == MACROS, file.name))
     for number in range(len(CLASHING)):
         _merge(files[number :: len(CLASHING)], kernels / f'grouped_{number}.cpp')
+    gpu = source / OPERATORS / 'cuda'
+    files = [file for file in sorted(gpu.glob('*.cu')) if not CUDA_ALONE.search(file.name)]
+    for number in range(min(CUDA_GROUPS, len(files))):
+        _merge(files[number::CUDA_GROUPS], gpu / f'grouped_{number}.cu')
 
 
 def _merge(files: Sequence[Path], target: Path) -> None:
