@@ -18,7 +18,7 @@ from freekd_mm.runtime.probe import SMALL, Size, config_size
 from freekd_mm.runtime.teacher import build_teacher, teacher_options
 from freekd_mm.wizard.inputs import check_inputs
 from freekd_mm.wizard.methods import METHODS, PROMPTED, Wiring, method_entries, parse_methods
-from freekd_mm.wizard.places import Probed, build, find_wiring, nearest_level, probe_models
+from freekd_mm.wizard.places import Probed, at_level_of, build, find_wiring, probe_models
 from freekd_mm.wizard.sources import Style, distill_source, prompt_source
 
 
@@ -136,7 +136,7 @@ def plan_config(
     probed, size = probe_models(built, config_size(next(iter(configs.values()))), size, taps)
     student, teacher = probed[0] if stage != 'prompt' else None, probed[-1]
     if student is not None and foreign and not features:
-        student = nearest_level(student, teacher)
+        student = at_level_of(student, teacher)
     if check:
         own = None if foreign else checkpoint
         check_inputs(student.model if student else None, teacher.model, own, prompt, list(configs.values()))

@@ -185,11 +185,16 @@ def probe_models(
     return first_accepted(list(built.values()), size, probe, first)
 
 
-def nearest_level(student: Probed, teacher: Probed) -> Probed:
-    """Returns the student with the level alone whose size is nearest to that of the teacher's one map."""
+def nearest_level(shapes: tuple[Shape, ...], height: float) -> int:
+    """Returns which of some levels (C, H, W) is nearest to a height."""
+    return min(range(len(shapes)), key=lambda level: abs(shapes[level][1] - height))
+
+
+def at_level_of(student: Probed, teacher: Probed) -> Probed:
+    """Returns the student with the level alone that is nearest to the teacher's one map."""
     if len(student.shapes) == 1:
         return student
-    level = min(range(len(student.shapes)), key=lambda i: abs(student.shapes[i][1] - teacher.shapes[0][1]))
+    level = nearest_level(student.shapes, teacher.shapes[0][1])
     tap = f'{student.trained}[{level}]'
     return replace(student, features=tap, trained=tap, shapes=student.shapes[level : level + 1])
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from mmengine.config import Config
 
 from freekd_mm.datasets.unlabelled import find_pictures
 from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
 from freekd_mm.runtime.foreign import LIBRARIES
+from freekd_mm.wizard.places import nearest_level, probe_built
 
 #: Of the level of a neck that is compared: near to the patch of most encoders.
 STRIDE = 16
@@ -47,7 +47,9 @@ def pretrain_source(
     distill = {'backbone': {'student': 'backbone[-1:]', 'teacher': tap, 'loss': loss}}
     if neck:
         encoder['neck'] = model['neck']
-        distill['neck'] = {'student': f'neck[{_level(encoder, scope, size)}]', 'teacher': tap, 'loss': loss}
+        probed = probe_built(build_model(without_pretrained(encoder), scope), 'student', (size, size), 'neck')
+        level = nearest_level(probed.shapes, size / STRIDE)
+        distill['neck'] = {'student': f'neck[{level}]', 'teacher': tap, 'loss': loss}
     package = 'Seg' if scope == 'mmseg' else 'Det'
     pipeline = [
         {'type': 'LoadImageFromFile'},
@@ -93,11 +95,3 @@ def pretrain_source(
         'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'interval': 1, 'max_keep_ckpts': 2}},
     }
     return f'# Distils a backbone on pictures without labels; edit freely.\n{Config(config).pretty_text}'
-
-
-def _level(encoder: dict, scope: str | None, size: int) -> int:
-    """Returns which level of the neck is nearest to the stride of the teacher's patches."""
-    model: Any = build_model(without_pretrained(encoder), scope).eval()
-    with torch.no_grad():
-        levels = model.extract_feat(torch.zeros(1, 3, size, size))
-    return min(range(len(levels)), key=lambda level: abs(levels[level].shape[-1] - size / STRIDE))
