@@ -13,6 +13,7 @@ import torch
 
 from freekd_mm.losses import FeatureMSELoss
 from speed import gpu_check, gpu_steps
+from speed.accelerator import available
 from speed.launches import has_triton
 from speed.timing import Options
 
@@ -48,6 +49,7 @@ def test_layer_1_runs_with_torch_triton_and_mmengine_alone(tmp_path):
     assert text.startswith('## Dry run on a CPU: no figures to quote')
     for title in ('Kernels and traffic', 'Values and gradients', 'Times and memory'):
         assert f'| {title} | ok |' in text
+    assert ('Not counted: ' in text) is not available()
     assert '| Check at the first step | skipped: ' in text
     assert text.count('\n| WaveletLoss, Triton |') == 3 * has_triton()
 
