@@ -30,7 +30,7 @@ help:
 	@echo 'make lint    formatting, lint, types, and nothing newer than Python 3.8'
 	@echo 'make docs    the site: pages and API reference, in site/'
 	@echo 'make doctor  which versions are here, and what is wrong with them'
-	@echo 'make gpu-check  what a GPU does with the losses [GPU_CHECK="--layer 1"]; does not set up'
+	@echo 'make gpu-check  what a GPU does with the losses [PYTHON=python3] [GPU_CHECK="--layer 1"]; does not set up'
 	@echo 'Every other target sets up first; that takes no time once it is done. See docs/install.md.'
 
 setup:
@@ -65,4 +65,5 @@ doctor:
 
 # Somebody else's machine has its own environment: nothing is installed.
 gpu-check:
-	@$(firstword $(wildcard $(VENV)/bin/python) $(PYTHON)) -m speed.gpu_check $(GPU_CHECK)
+	@$(if $(filter command line environment,$(origin PYTHON)),$(PYTHON),$(firstword $(wildcard $(VENV)/bin/python) $(PYTHON))) \
+		-m speed.gpu_check $(GPU_CHECK)
