@@ -60,7 +60,7 @@ def start_ranks(folder: Path, work_dir: Path, count: int) -> list[int]:
         if store is not None:
             os.environ.update({'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count)})
             os.environ.update({'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store.port)})
-            os.environ['TORCHELASTIC_USE_AGENT_STORE'] = 'True'
+            os.environ.update({'TORCHELASTIC_USE_AGENT_STORE': 'True', 'TORCHELASTIC_RESTART_COUNT': '0'})
         toy_run(toy_config(folder, work_dir=str(work_dir), **options), resume='auto')
 
     return [in_child(folder / 'log.txt', lambda rank=rank: train(rank)) for rank in range(count)]  # type: ignore[misc]
