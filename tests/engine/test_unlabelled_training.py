@@ -16,6 +16,7 @@ from mmengine.registry import HOOKS
 from ranks import processes
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.compat.versions import torch_at_least
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.distillation import is_unlabelled
 from freekd_mm.wizard.make_config import make_config
@@ -78,7 +79,9 @@ def test_unlabelled_batches_are_only_distilled(
     train(path, tmp_path / 'parts', {'type': 'KeepLosses', 'run': 'second'}, resume='auto', **settings)
     assert [*LOSSES['first'][:2], *LOSSES['second']] == whole
     files = [load_checkpoint_file(folder / 'iter_8.pth') for folder in (end, tmp_path / 'parts')]
-    assert all(_same(*(file[part] for file in files)) for part in PARTS)
+    # Before PyTorch 2.0 zero_grad() leaves zeros, with which momentum moves what an unlabelled batch has no gradient
+    # for. A resumed run has no gradients yet: its first unlabelled step does not move that.
+    assert not torch_at_least(2, 0) or all(_same(*(file[part] for file in files)) for part in PARTS)
 
 
 def _same(first: Any, second: Any) -> bool:
