@@ -42,7 +42,7 @@ def fewer_layers(model: Any, classes: int) -> Any:
             model[key] = classes
         elif key == 'class_weight' and isinstance(value, list):
             model[key] = [1.0] * classes + ([0.1] if value[-1] == 0.1 else [])  # where no object has a weight
-        elif key == 'num_layers':
+        elif key == 'num_layers' and model.get('type') != 'CondInstMaskHead':  # 169 numbers make three
             model[key] = [1] * len(value) if isinstance(value, list) else min(value, 2)
         elif key == 'num_points' and value > 100:
             model[key] = 50
