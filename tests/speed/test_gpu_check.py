@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch_versions import newer_torch
 
 from freekd_mm.losses import FeatureMSELoss
 from speed import gpu_check, gpu_steps
 from speed.accelerator import available
 from speed.launches import has_triton
 from speed.timing import Options
+
+pytestmark = newer_torch('autocast to float16 on the CPU')
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Options(torch.device('cpu'), rounds=1, quick=True)
