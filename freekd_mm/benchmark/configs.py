@@ -151,7 +151,10 @@ class ConfigMaker:
                 entry['weight'] = method.weight
         for key, value in method.set.items():
             _set(entries, key, value, method.name)
-        prompted = [entry['loss'] for name, entry in entries.items() if name.startswith(PROMPTED)]
+        # What a decode head classifies has no prompt: the teacher's prompts are of its features.
+        prompted = [
+            entry['loss'] for name, entry in entries.items() if name.startswith(PROMPTED) and not name.endswith('_head')
+        ]
         if prompt is not None and not prompted:
             raise ValueError(
                 f"a prompt is for entries called 'wavelet...' or 'freekd...', but method {method.name!r} has "

@@ -180,6 +180,17 @@ def test_fewer_levels_take_the_prompts_of_their_levels(plan_file, det_config, tm
     assert prompt['prompt'] == str(tmp_path / 'prompt.pth')
 
 
+def test_what_a_head_classifies_has_no_prompt(plan_file, tmp_path):
+    plan = load_plan(plan_file)
+    maker = ConfigMaker(plan)
+    maker.wiring = dataclasses.replace(maker.wiring, head=maker.wiring)
+    entries = maker.entries(Method('wavelet', 'wavelet', prompt='short'), tmp_path / 'prompt.pth')
+    assert [(name, 'prompt' in entry['loss']) for name, entry in entries.items()] == [
+        ('wavelet', True),
+        ('wavelet_head', False),
+    ]
+
+
 def test_another_teacher_makes_other_runs_but_not_another_student(plan_file, tmp_path):
     plan = load_plan(plan_file)
 
