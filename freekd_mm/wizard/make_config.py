@@ -37,7 +37,11 @@ class Plan:
             return f'features: {self.probed[-1].trained} of the teacher'
         wiring = self.wiring
         levels = len(wiring.shapes_s)
-        heads = f' and {wiring.head.features_s}' if wiring.head is not None else ''
+        taps = [
+            f'{own.features_s} of the student, {own.features_t} of the teacher'
+            for own in (wiring, wiring.head)
+            if own is not None
+        ]
         left = [
             f'{count} {what}'
             for role, probed in zip_equal(('student', 'teacher'), self.probed)
@@ -48,8 +52,7 @@ class Plan:
             if count
         ]
         return (
-            f'features:  {wiring.features_s} of the student, {wiring.features_t} of the teacher, {levels} level(s)'
-            f'{heads}\n'
+            f'features:  {taps[0]}, {levels} level(s){"".join(f"; {tap}" for tap in taps[1:])}\n'
             f'logits:    {wiring.logits or f"cannot be compared: {wiring.why_no_logits}"}\n'
             f'left out:  {", ".join(left) or "nothing"}'
         )

@@ -34,6 +34,8 @@ class Wiring:
     num_classes: int
     use_sigmoid: bool
     why_no_logits: str = ''
+    #: Whether the teacher's logits have another size.
+    resize: bool = False
     #: Which of the teacher's levels are paired; None for all of them.
     indices_t: tuple[int, ...] | None = None
     #: The same for what the decode heads classify, if that is compared too.
@@ -125,7 +127,9 @@ def _logits(name: str, kind: str) -> Callable[[Wiring], Entries]:
     def entries(wiring: Wiring) -> Entries:
         # A sigmoid is of a dense detection head: nearly all positions are background.
         dense = {'use_sigmoid': True, 'foreground': True} if wiring.use_sigmoid else {}
-        return {name: wiring.logit_entry({'type': f'freekd_mm.{kind}', 'num_classes': wiring.num_classes, **dense})}
+        sizes = {'resize': True} if wiring.resize else {}
+        loss = {'type': f'freekd_mm.{kind}', 'num_classes': wiring.num_classes, **dense, **sizes}
+        return {name: wiring.logit_entry(loss)}
 
     return entries
 

@@ -209,8 +209,9 @@ def _levels(model: nn.Module, tap: str, role: str, size: Size, training: bool = 
     return levels
 
 
-def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> tuple[str | None, int, bool, str]:
-    """Returns the tap of comparable logits, the classes, whether they are sigmoids, or why there is none."""
+def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> dict[str, Any]:
+    """Returns what :class:`Wiring` says about logits: tap, classes, sigmoids, other sizes, or why there is none."""
+    none: dict[str, Any] = {'logits': None, 'num_classes': 0, 'use_sigmoid': False}
     for path, test in (('bbox_head[0]', _is_dense_head), ('decode_head', _is_decode_head)):
         heads: list[Any] = [getattr(model, Tap.parse(path).path, None) for model in (student, teacher)]
         if not all(map(test, heads)):
@@ -218,17 +219,18 @@ def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> tuple[str
         # Other classes are matched by name when the training starts.
         classes = [int(getattr(head, 'cls_out_channels', None) or head.out_channels) for head in heads]
         try:
-            anchors = [
-                [level.shape[1] // count for level in _levels(model, path, 'model', size)]
-                for model, count in zip_equal((student, teacher), classes)
-            ]
+            shapes = [level_shapes(_levels(model, path, 'model', size)) for model in (student, teacher)]
         except (ProbeError, TypeError, ValueError) as error:  # a feature method needs none
-            return None, 0, False, str(error)
+            return {**none, 'why_no_logits': str(error)}
+        anchors = [[shape[0] // count for shape in own] for own, count in zip_equal(shapes, classes)]
         if anchors[0] != anchors[1]:
-            return None, 0, False, f'the heads have {anchors[0]} and {anchors[1]} anchors (other levels or anchors)'
-        return path, classes[0], bool(getattr(heads[0], 'use_sigmoid_cls', False)), ''
+            why = f'the heads have {anchors[0]} and {anchors[1]} anchors (other levels or anchors)'
+            return {**none, 'why_no_logits': why}
+        sigmoid = bool(getattr(heads[0], 'use_sigmoid_cls', False))
+        resize = test is _is_decode_head and shapes[0][0][1:] != shapes[1][0][1:]
+        return {'logits': path, 'num_classes': classes[0], 'use_sigmoid': sigmoid, 'resize': resize}
     why = 'one of them has no dense head (bbox_head) or segmentation head (decode_head) with such logits'
-    return None, 0, False, why
+    return {**none, 'why_no_logits': why}
 
 
 def _is_dense_head(head: Any) -> bool:
@@ -276,17 +278,13 @@ def _is_same(a: Tensor, b: Any) -> bool:
 def find_wiring(student: Probed, teacher: Probed, size: Size, head: bool = False) -> Wiring:
     """Pairs the levels of both and finds what a logit loss could use; with ``head``, what decode heads classify."""
     pairs = match_levels(student.shapes, teacher.shapes, 'features', logits=False)
-    logits, classes, sigmoid, why = find_logits(student.model, teacher.model, size)
     wiring = Wiring(
         student.trained,
         teacher.features,
         tuple(student.shapes[pair.student] for pair in pairs),
         tuple(teacher.shapes[pair.teacher] for pair in pairs),
-        logits,
-        classes,
-        sigmoid,
-        why,
-        None if len(pairs) == len(teacher.shapes) else tuple(pair.teacher for pair in pairs),
+        indices_t=None if len(pairs) == len(teacher.shapes) else tuple(pair.teacher for pair in pairs),
+        **find_logits(student.model, teacher.model, size),
         dense_s=find_head(student.model),
         dense_t=find_head(teacher.model),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+import tiny_configs
 import torch
 from mmengine.config import Config
 
@@ -83,6 +84,21 @@ def test_what_it_writes_for_a_segmenter_trains(
     features = {name: 'backbone[-1:]', f'{name}_head': 'decode_head.bottleneck'}
     single = {'figkd': 'decode_head', 'kl': 'decode_head', 'dctkd': 'backbone'}
     assert taps == ({method: single[method]} if method in single else features)
+    assert all(0 < value < float('inf') for value in losses_of(cfg).values())
+
+
+@pytest.mark.parametrize('method', ['wavelet+figkd', 'kl'])
+def test_logits_of_another_size_are_resized(
+    method: str, seg_config: ConfigWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cityscapes_root: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tiny_configs.segmenter(cityscapes_root, width=16)
+    config['model']['backbone']['strides'] = (1, 1, 1, 1)
+    teacher = tiny_configs.write(tmp_path / 'teacher.py', config)
+    checkpoint = save_teacher(teacher, tmp_path / 'teacher.pth')
+    pair = str(seg_config(name='student', width=8)), str(teacher), str(checkpoint)
+    cfg = Config.fromfile(make_config(*pair, method, tmp_path / 'kd.py')[-1])
+    assert cfg.model.distill[method.split('+')[-1]].loss.resize
     assert all(0 < value < float('inf') for value in losses_of(cfg).values())
 
 
