@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import linecache
 import os
 import sys
+import time
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Callable
@@ -44,7 +46,12 @@ def run(main: Callable[[], int | None]) -> None:
         files = _log(error)
         if '--traceback' in sys.argv or not _is_users(error):
             raise
-        print(_block(error, files), file=sys.stderr)
+        block = _block(error, files)
+        print(block, file=sys.stderr)
+        # torchrun repeats it in its last lines, where it would show the whole traceback.
+        if 'TORCHELASTIC_ERROR_FILE' in os.environ:
+            said = json.dumps({'message': block, 'timestamp': int(time.time())})
+            Path(os.environ['TORCHELASTIC_ERROR_FILE']).write_text(said)
         status = 2
     if status:
         sys.exit(status)

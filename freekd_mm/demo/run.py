@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import warnings
@@ -17,7 +18,6 @@ from freekd_mm.report.build import write_report
 from freekd_mm.report.files import last_checkpoint
 from freekd_mm.report.metrics import main_metrics
 from freekd_mm.text import table
-from freekd_mm.wizard.methods import METHODS, parse_methods
 
 # Stage 1 on the toy data: short, so that it takes little of the demo's time.
 PROMPT_ITERATIONS = 100
@@ -49,35 +49,32 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
     steps = Steps(root, base)
     teacher, student = (f'configs/demo/{task}_{role}.py' for role in ('teacher', 'student'))
     steps.run(_tool('scenes', 'drew the scenes', 'make_scenes', Config.fromfile(root / student).data_root))
-    steps.run(_training(root, teacher, base / 'teacher'))
+    steps.run(_training(teacher, base / 'teacher'))
 
     alone, distilled = base / f'student_seed{seed}', base / f'{method}_seed{seed}'
-    config = base / 'configs' / f'{distilled.name}.py'
+    config, exported = base / 'configs' / f'{distilled.name}.py', base / f'{distilled.name}.pth'
     make = [student, teacher, '--method', method, '-o', config]
     make += ['--teacher-checkpoint', last_checkpoint(base / 'teacher')]
     make += ['--prompt-iters', PROMPT_ITERATIONS, '--prompt-dir', base / 'prompt']
     steps.run(_tool(f'make_config_{distilled.name}', f'wrote {config.name}', 'make_config', *make))
-    trainings = [_training(root, student, alone, seed), _training(root, str(config), distilled, seed)]
-    if any(METHODS[part].prompt for part in parse_methods(method)):
-        prompt = _training(root, str(config.with_name(f'{config.stem}_prompt.py')), base / 'prompt')
-        steps.run(trainings[0], prompt)
-        steps.run(trainings[1])
-    else:
-        steps.run(*trainings)
-
-    exported = base / f'{distilled.name}.pth'
-    runs = {
-        'teacher': (teacher, last_checkpoint(base / 'teacher')),
-        'student alone': (student, last_checkpoint(alone)),
-        f'student, {method}': (str(config), last_checkpoint(distilled)),
-        'the exported file in plain MM': (student, exported),
-    }
+    trainings = [_training(student, alone, seed), _training(config, distilled, seed)]
+    prompt = config.with_name(f'{config.stem}_prompt.py')
+    if prompt.is_file():
+        steps.run(trainings.pop(0), _training(prompt, base / 'prompt'))
+    steps.run(*trainings)
     export = (config, last_checkpoint(distilled), '-o', exported)
     steps.run(_tool(f'export_{distilled.name}', f'exported {exported.name}', 'export_student', *export))
-    tests = []
-    results = {label: base / f'test_{label.replace(", ", "_").replace(" ", "_")}.json' for label in runs}
+
+    tested: dict[str, tuple] = {
+        'teacher': (teacher, last_checkpoint(base / 'teacher')),
+        'student alone': (student, last_checkpoint(alone)),
+        f'student, {method}': (config, last_checkpoint(distilled)),
+        'the exported file in plain MM': (student, exported),
+    }
+    results = {label: base / f'test_{re.sub(", | ", "_", label)}.json' for label in tested}
+    tests: list[Step] = []
     for label, out in results.items():
-        words = (*runs[label], '--result', out, '--work-dir', out.with_suffix(''))
+        words = (*tested[label], '--result', out, '--work-dir', out.with_suffix(''))
         tests.append(_tool(out.stem, f'tested {label}', 'test', *words))
     steps.run(*tests)
     rows = []
@@ -85,7 +82,7 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
         result = json.loads(out.read_text())
         metric = main_metrics(result)[0]
         file = f'{Path(result["checkpoint"]).name} ({result["sha256"]})'
-        rows.append([label, metric.cell(result[metric.key]), *measure(root / runs[label][0]), file])
+        rows.append([label, metric.cell(result[metric.key]), *measure(root / tested[label][0]), file])
     header = ['model', metric.label, 'parameters', 'ms per image', 'file (SHA-256)']
     print('\n' + table(rows, header))
     print(f'\n{HONEST}\nOn real data: {ON_REAL_DATA[task]}')
@@ -113,23 +110,14 @@ def demo_report(
     return write_report(folders, out, names, f'freekd_mm demo: {names[1]}', PICTURES, first)[0]
 
 
-def _tool(name: str, label: str, tool: str, *words: object) -> Step:
-    return Step(name, label, [sys.executable, f'tools/{tool}.py', *map(str, words)])
+def _tool(name: str, label: str, tool: str, *words: object, work_dir: Path | None = None) -> Step:
+    return Step(name, label, [sys.executable, f'tools/{tool}.py', *map(str, words)], work_dir)
 
 
-def _training(root: Path, config: str, work_dir: Path, seed: int = 0) -> Step:
-    options = [f'randomness.seed={seed}', 'default_hooks.logger.interval=5']
-    step = _tool('', '', 'train', config, '--work-dir', work_dir, '--resume', '--cfg-options', *options)
-    iterations = PROMPT_ITERATIONS if work_dir.name == 'prompt' else _iterations(Config.fromfile(root / config))
-    return Step(work_dir.name, f'training {work_dir.name}', step.command, work_dir, iterations)
-
-
-def _iterations(cfg: Config) -> int:
-    """Returns the iterations of a run: given, or epochs times batches of the scenes."""
-    if cfg.train_cfg.get('max_iters'):
-        return int(cfg.train_cfg.max_iters)
-    settings = json.loads((Path(cfg.data_root) / 'scenes.json').read_text())['settings']
-    return int(cfg.train_cfg.max_epochs * (settings['num_train'] // cfg.train_dataloader.batch_size))
+def _training(config: str | Path, folder: Path, seed: int = 0) -> Step:
+    options = ['--cfg-options', f'randomness.seed={seed}', 'default_hooks.logger.interval=5']
+    words = (config, '--work-dir', folder, '--resume', *options)
+    return _tool(folder.name, f'training {folder.name}', 'train', *words, work_dir=folder)
 
 
 def measure(config: Path) -> list[str]:

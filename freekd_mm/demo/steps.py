@@ -23,8 +23,7 @@ class Step:
     name: str  # of the step and of its log
     label: str  # what is printed about it
     command: Sequence[str]  # which anyone can run by hand
-    work_dir: Path = Path()  # for a training: its log shows the progress
-    iterations: int = 0  # for a training
+    work_dir: Path | None = None  # of a training: its log shows the progress
 
 
 class Steps:
@@ -36,41 +35,41 @@ class Steps:
 
     def run(self, *steps: Step) -> None:
         """Runs the steps that are not done yet side by side, and shares the cores among them."""
-        waiting = [step for step in steps if not self._marker(step).is_file()]
+        waiting = [step for step in steps if not self._file(step, 'done').is_file()]
         if not waiting:
             return
-        start, total = time.monotonic(), sum(step.iterations for step in waiting)
-        threads = max((os.cpu_count() or 1) // len(waiting), 1)
-        running = [self._start(step, threads) for step in waiting]
+        start = time.monotonic()
+        running = [self._start(step, max((os.cpu_count() or 1) // len(waiting), 1)) for step in waiting]
         label = ' and '.join(step.label for step in waiting)
         bar = ProgressBar(label)
         while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
-            time.sleep(1 if total else 0.1)
-            if total:
-                bar(min(sum(iterations_done(step.work_dir) for step in waiting), total - 1), total)
+            time.sleep(0.5)
+            parts = [progress(step.work_dir) for step in waiting if step.work_dir]
+            if parts and all(total for _, total in parts):
+                done, total = map(sum, zip(*parts))
+                bar(min(done, total - 1), total)
         for step, process in zip_equal(waiting, running):
             if process.wait() != 0:
-                log = self.folder / f'{step.name}.log'
+                log = self._file(step, 'log')
                 tail = '\n'.join(log.read_text(errors='replace').splitlines()[-15:])
                 raise SystemExit(f'{tail}\n\nthe demo stopped: {" ".join(step.command)} failed.\nThe whole log: {log}')
-            write_text(self._marker(step), '')
-        if total:
-            bar(total, total)
-        else:
-            print(f'{label}: {format_seconds(time.monotonic() - start)}', file=sys.stderr)
+            write_text(self._file(step, 'done'), '')
+        # In a terminal over the bar.
+        print(f'\r{label}: {format_seconds(time.monotonic() - start)}\033[K', file=sys.stderr)
 
-    def _marker(self, step: Step) -> Path:
-        return self.folder / f'{step.name}.done'
+    def _file(self, step: Step, kind: str) -> Path:
+        return self.folder / f'{step.name}.{kind}'
 
     def _start(self, step: Step, threads: int) -> subprocess.Popen:
         environment = {'OMP_NUM_THREADS': str(threads), **os.environ, 'PYTHONWARNINGS': 'ignore'}
-        with open(self.folder / f'{step.name}.log', 'a') as log:
+        with open(self._file(step, 'log'), 'a') as log:
             return subprocess.Popen(step.command, cwd=self.root, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
-def iterations_done(work_dir: Path) -> int:
-    """Returns the iteration that the log in a work directory has reached."""
+def progress(work_dir: Path) -> tuple[int, int]:
+    """Returns the iteration that the log in a work directory has reached, and that at the end, 0 if not known yet."""
     try:
-        return read_run(work_dir, work_dir.name).iterations
+        run = read_run(work_dir, work_dir.name)
     except (FileNotFoundError, NoRunError):
-        return 0
+        return 0, 0
+    return run.iterations, run.planned

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.config import is_distilled, teachers_of
 from freekd_mm.runtime.foreign import LIBRARIES
 
@@ -28,14 +27,12 @@ def read_config(file: Path) -> dict[str, Any]:
 
     It is parsed, not run: a work directory may come from a stranger.
     """
-    if not file.is_file():
-        return {}
-    source = file.read_text(encoding='utf-8')
     try:
+        source = file.read_text(encoding='utf-8')
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of escapes in a user's strings
             body = ast.parse(source).body
-    except (SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError):
         return {}
     return {
         node.targets[0].id: _value(node.value, source)
@@ -46,26 +43,23 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def _value(node: ast.expr, source: str) -> Any:
     """Returns the value of a literal, of ``dict(...)``, or the source of anything else."""
-    if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict' and not node.args:
-        return _merged([(word.arg, _value(word.value, source)) for word in node.keywords])
-    if isinstance(node, ast.Dict):
-        keys = [key and _value(key, source) for key in node.keys]
-        return _merged(list(zip_equal(keys, [_value(value, source) for value in node.values])))
     if isinstance(node, (ast.List, ast.Tuple)):
         items = [_value(item, source) for item in node.elts]
-        return tuple(items) if isinstance(node, ast.Tuple) else items
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError):
-        return ast.get_source_segment(source, node)
-
-
-def _merged(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
+        return items if isinstance(node, ast.List) else tuple(items)
+    if isinstance(node, ast.Dict):
+        pairs = [(key and _value(key, source), _value(value, source)) for key, value in zip(node.keys, node.values)]
+    elif isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict' and not node.args:
+        pairs = [(word.arg, _value(word.value, source)) for word in node.keywords]
+    else:
+        try:
+            return ast.literal_eval(node)
+        except (ValueError, TypeError):
+            return ast.get_source_segment(source, node)
+    found: dict[str, Any] = {}
     for key, value in pairs:
         # ``**`` of something that is not a literal: its source.
-        merged.update({str(key): value} if key is not None else value if isinstance(value, dict) else {'**': value})
-    return merged
+        found.update({str(key): value} if key is not None else value if isinstance(value, dict) else {'**': value})
+    return found
 
 
 def flatten(config: Any, path: str = '') -> dict[str, Any]:
@@ -122,28 +116,31 @@ def shorten(path: str) -> str:
     return f'…/{"/".join(parts[-2:])}' if absolute and len(parts) > 3 else path
 
 
+def stage1(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the hook that trains a prompt, with a loop and an optimizer of its own, if the config has it."""
+    hooks = [hook for hook in config.get('custom_hooks') or () if isinstance(hook, dict)]
+    return next((hook for hook in hooks if str(hook.get('type')).endswith('FrequencyPromptHook')), {})
+
+
 def facts(config: dict[str, Any]) -> dict[str, str]:
     """Returns the settings that a reader asks for first; those that the config has."""
     found = comparable(config)
-    optimizer = config.get('optim_wrapper') or {}
-    own = optimizer.get('optimizer') or {}
-    train = config.get('train_cfg') or {}
-    length = next((f'{train[f"max_{unit}"]} {unit}' for unit in ('epochs', 'iters') if train.get(f'max_{unit}')), None)
-    hooks = [hook for hook in config.get('custom_hooks') or [] if isinstance(hook, dict)]
-    prompt = next((hook for hook in hooks if str(hook.get('type')).endswith('FrequencyPromptHook')), None)
-    if prompt:  # stage 1 has a loop and an optimizer of its own
-        length, own = f'{prompt.get("max_iters", "default")} iterations of stage 1', prompt.get('optimizer') or {}
-    batch = found.get('train_dataloader.batch_size')
+    optimizer, train, prompt = config.get('optim_wrapper') or {}, config.get('train_cfg') or {}, stage1(config)
+    own = (prompt or optimizer).get('optimizer') or {}
+    lengths = {'epochs': train.get('max_epochs'), 'iters': train.get('max_iters')}
+    if prompt:
+        lengths = {'iterations of stage 1': prompt.get('max_iters', 'default')}
     model = config.get('model') or {}
     teachers = [shorten(_name(teacher)) + f', {teacher.get("dtype", "fp32")}' for teacher in teachers_of(model)]
     losses = {name: str(value).split('.')[-1] for name, value in found.items() if LOSS.match(name)}
+    batch = found.get('train_dataloader.batch_size')
     rows = {
         'model': _join(found, 'model.type', 'model.backbone.type', 'model.backbone.depth'),
         'width': found.get('model.backbone.base_channels'),
         'teacher': '; '.join(teachers),
         'method': ', '.join(f'{name.split(".")[2]} ({loss})' for name, loss in losses.items()),
         'data': _join(found, 'train_dataloader.dataset.type', 'train_dataloader.dataset.data_root'),
-        'schedule': length,
+        'schedule': next((f'{length} {unit}' for unit, length in lengths.items() if length), None),
         'batch size': batch and f'{batch} per process',
         'optimizer': own.get('type') and f'{own["type"]}, learning rate {own.get("lr", "default")}',
         'precision': 'mixed (AMP)' if str(optimizer.get('type', '')).startswith('Amp') else None,

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
+from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, short_hash
-from freekd_mm.pages.page import parts, picture
+from freekd_mm.pages.page import parts
 from freekd_mm.report.files import inside
 from freekd_mm.report.runs import Run
 from freekd_mm.runtime.config import is_distilled, teachers_of
+from freekd_mm.runtime.plain import build_plain, quiet, some_samples
 from freekd_mm.runtime.teacher import build_teacher
-from freekd_mm.visualize.loading import INIT, compare, quiet
+from freekd_mm.visualize.loading import INIT, compare
 from freekd_mm.visualize.page import view_parts
-from freekd_mm.visualize.predictions import build_student, predict, side_by_side, some_samples
+from freekd_mm.visualize.predictions import predict, side_by_side
 
 #: Pictures for which bands, masks and weights are shown.
 DISTILLED = 2
@@ -37,32 +39,25 @@ def shown_models(runs: Sequence[Run], count: int) -> list[tuple[str, list[Markup
     found = [(run, Config(run.config), run.checkpoint) for run in runs if run.config.get('model') and run.checkpoint]
     if not found:
         return [('Predictions', [parts.remark('No run has both a config and a checkpoint in its folder.')])]
-    sources, columns, sections, teachers = [], {}, [], {}
+    columns, files, teachers, sections = {}, {}, {}, []
     with quiet():
         for _, cfg, _ in found:
             import_modules_from_strings(**(cfg.get('custom_imports') or {'imports': []}))
         data, meta = some_samples(found[0][1], count)
         for run, cfg, checkpoint in found:
-            sources.append(f'{run.name}: {inside(run.folder, checkpoint)} ({short_hash(checkpoint)})')
-            columns[run.name] = predict(build_student(cfg, checkpoint), data)
+            files[run.name] = (run.folder, checkpoint)
+            columns[run.name] = predict(build_plain(cfg, load_checkpoint_file(checkpoint), str(checkpoint))[0], data)
             if is_distilled(cfg.model):
                 teachers.update({teacher.get('checkpoint'): teacher for teacher in teachers_of(cfg.model)})
-                sections.append((f'What was distilled: {run.name}', distilled(cfg, checkpoint, data[:DISTILLED])))
-        shown = {short_hash(checkpoint) for _, _, checkpoint in found}
+                views = [view_parts(*pair) for pair in compare(cfg, checkpoint, data[:DISTILLED], before=INIT)]
+                sections.append((f'What was distilled: {run.name}', [parts.paragraph(BEFORE), *chain(*views)]))
         teachers.pop(None, None)  # random weights on purpose
-        for source, teacher in ((str(key), value) for key, value in teachers.items()):
-            model, _ = build_teacher(teacher)
-            file = Path(fetch(source))
+        shown = {short_hash(checkpoint) for _, _, checkpoint in found}
+        for source, teacher in teachers.items():
+            model, file = build_teacher(teacher)[0], Path(fetch(str(source)))
             if hasattr(model, 'predict') and short_hash(file) not in shown:
-                sources.append(f'teacher: {inside(file.parent, file)} ({short_hash(file)})')
-                columns[teacher.get('name', 'teacher')] = predict(model, data)
-    explained = parts.remark('Pictures of the test data. ' + '; '.join(sources) + '.')
+                name = teacher.get('name', 'teacher')
+                files[name], columns[name] = (file.parent, file), predict(model, data)
+    sources = [f'{name}: {inside(folder, file)} ({short_hash(file)})' for name, (folder, file) in files.items()]
+    explained = parts.remark(f'Pictures of the test data. {"; ".join(sources)}.')
     return [('Predictions', [explained, *side_by_side(columns, data, meta)]), *sections]
-
-
-def distilled(cfg: Config, checkpoint: str | Path, data: Sequence[Any]) -> list[Markup]:
-    """Returns bands, masks and weights, as the training starts and at its end."""
-    found = [parts.paragraph(BEFORE)]
-    for view, before in compare(cfg, checkpoint, data, before=INIT):
-        found += [parts.pictures([picture(view.image, 'the picture', photo=True)]), *view_parts(view, before)]
-    return found

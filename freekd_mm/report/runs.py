@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import pairwise, zip_equal
-from freekd_mm.report.configs import read_config
+from freekd_mm.report.configs import read_config, stage1
 from freekd_mm.report.files import TIMES, Tested, last_checkpoint, read_tests
 from freekd_mm.report.log import read_log
 from freekd_mm.report.metrics import Metric, is_known, main_metrics
@@ -56,7 +57,7 @@ class Run:
     @property
     def planned(self) -> int:
         """The iterations of the whole training; 0 if the config does not say."""
-        plan = self.config.get('train_cfg') or {}
+        plan = stage1(self.config) or self.config.get('train_cfg') or {}
         found = plan.get('max_iters') or (plan.get('max_epochs') or 0) * self.epoch_length
         return found if isinstance(found, int) else 0
 
@@ -109,10 +110,14 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None)
     Without names the runs are called by what tells their paths apart.
     """
     paths = [Path(folder) for folder in folders]
-    if names is not None and len(names) != len(paths):
+    if names is None:
+        parts = [path.resolve().parts for path in paths]
+        count = next(n for n in itertools.count(1) if len({own[-n:] for own in parts}) == len(set(parts)))
+        names = ['/'.join(own[-count:]) for own in parts]
+    if len(names) != len(paths):
         raise ValueError(f'names should be {len(paths)}, one per work directory, but got {len(names)}')
     runs, left_out = [], []
-    for path, name in zip_equal(paths, names or short_names(paths)):
+    for path, name in zip_equal(paths, names):
         try:
             runs.append(read_run(path, name))
         except NoRunError as error:
@@ -120,15 +125,6 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None)
     if not runs:
         raise NoRunError('\n'.join(left_out))
     return runs, left_out
-
-
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """Returns the last parts of the paths, as many as are needed to distinguish them."""
-    parts = [path.resolve().parts for path in paths]
-    count = 1
-    while len({own[-count:] for own in parts}) < len(set(parts)):
-        count += 1
-    return ['/'.join(own[-count:]) for own in parts]
 
 
 def read_run(folder: Path, name: str) -> Run:

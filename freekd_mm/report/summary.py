@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def next_command(run: Run, config: str) -> str:
     """Returns the command that takes the file to deploy out of a distillation, or tests a plain model."""
     distilled = is_distilled(run.config.get('model') or {})
     tool = Path(sys.argv[0]).with_name('export_student.py' if distilled else 'test.py')
-    words = [here(Path(sys.executable)), here(tool), config, here(run.checkpoint or run.folder)]
+    # By its name where the shell finds this Python by it.
+    found = shutil.which(Path(sys.executable).name) == sys.executable
+    python = Path(sys.executable).name if found else here(Path(sys.executable))
+    words = [python, here(tool), config, here(run.checkpoint or run.folder)]
     if distilled:
         words += ['-o', here(run.folder / f'{run.folder.name}_student.pth')]
     return shlex.join(words)

@@ -13,20 +13,18 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
-from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_kept
 from freekd_mm.log import warn
-from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
+from freekd_mm.runtime.config import default_scope
 from freekd_mm.runtime.model import student_state_dict
+from freekd_mm.runtime.plain import build_plain, quiet, some_samples
 from freekd_mm.runtime.probe import LARGE, dummy_samples, probe_sizes
 from freekd_mm.runtime.rng import isolated_rng
-from freekd_mm.text import some
 from freekd_mm.version import __version__
 
 
@@ -65,12 +63,11 @@ def export_student(
         RuntimeError: The checkpoint does not hold the whole student, or the predictions differ.
     """
     install()
-    model_cfg, scope = find_model(cfg)
     file = load_checkpoint_file(checkpoint)
     if not isinstance(file, dict) or 'state_dict' not in file:
         raise ValueError(f"{checkpoint} should be a training checkpoint with a 'state_dict', but is not")
     state = student_state_dict(file['state_dict'])
-    before, doubled = _build(model_cfg, scope, state, str(checkpoint))
+    before, doubled = build_plain(cfg, file, str(checkpoint))
 
     weights = {key: value.detach().cpu().clone() for key, value in state.items() if key not in doubled}
     if half:
@@ -82,9 +79,9 @@ def export_student(
     }
     path = _save({'meta': meta, 'state_dict': weights}, Path(out))
 
-    after, _ = _build(model_cfg, scope, load_checkpoint_file(path)['state_dict'], str(path))
-    batches = _images(cfg, scope, images, before)
-    with default_scope(scope):
+    after, _ = build_plain(cfg, load_checkpoint_file(path), str(path))
+    batches = _images(cfg, images, before)
+    with default_scope(cfg.get('default_scope')):
         difference = max(_difference(before, after, batch) for batch in batches)
     # Half precision rounds weights to about 1e-3 of their size; scores and boxes move with them.
     if not half and difference > 0:
@@ -114,34 +111,15 @@ def _save(checkpoint: dict[str, Any], path: Path) -> Path:
     return write_kept(path, content.getvalue())
 
 
-def _build(cfg: dict, scope: str | None, state: dict, source: str) -> tuple[nn.Module, list[str]]:
-    """Builds the plain student with all of the weights; returns it and those that are the second name of another."""
-    model = build_model(without_pretrained(cfg), scope)
-    weights = weights_of(state, source)
-    fit = load_whole(model, weights, source)
-    # In training, DDQ's decoder gets branches of its head.
-    used = [value for key, value in weights.items() if key not in fit.unused]
-    unused = [key for key in fit.unused if not any(torch.equal(weights[key], value) for value in used)]
-    if unused:
-        raise WeightsMismatchError(
-            f'{source} should hold the weights of {fit.model} and no others, but has {some(unused)}. Check that '
-            'config and checkpoint belong together.'
-        )
-    model.eval()
-    return model, fit.unused
-
-
-def _images(cfg: Config, scope: str | None, count: int, model: nn.Module) -> list[Any]:
+def _images(cfg: Config, count: int, model: nn.Module) -> list[Any]:
     """Returns batches of one image of the test set, or of noise."""
-    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader')
-    if not loader:
-        noise = torch.Generator().manual_seed(0)
-        size = cfg.model.get('probe_size') or probe_sizes([model], (LARGE, LARGE))[0]
-        images = [(torch.rand(3, *size, generator=noise) * 255).to(torch.uint8) for _ in range(count)]
-        return [{'inputs': [image], 'data_samples': dummy_samples(model, size)} for image in images]
-    with default_scope(scope):
-        dataset = DATASETS.build(copy.deepcopy(loader['dataset']))
-        return [pseudo_collate([dataset[index]]) for index in range(min(count, len(dataset)))]
+    if cfg.get('test_dataloader') or cfg.get('val_dataloader'):
+        with quiet():
+            return [pseudo_collate([item]) for item in some_samples(cfg, count)[0]]
+    noise = torch.Generator().manual_seed(0)
+    size = cfg.model.get('probe_size') or probe_sizes([model], (LARGE, LARGE))[0]
+    images = [(torch.rand(3, *size, generator=noise) * 255).to(torch.uint8) for _ in range(count)]
+    return [{'inputs': [image], 'data_samples': dummy_samples(model, size)} for image in images]
 
 
 def _difference(first: Any, second: Any, batch: Any) -> float:

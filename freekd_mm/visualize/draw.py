@@ -14,6 +14,7 @@ from freekd_mm.visualize.features import Seen, View
 
 #: What the bands' scale ends at: the strongest hundredth of the teacher's map is cut off.
 TOP = 99.0
+WEIGHT_AXES = ('channels, by weight', 'weight (1 on average)')
 #: Instead of a strength: a white line between bands.
 LINE = 2.0
 
@@ -90,6 +91,6 @@ def overviews(view: View, before: View | None = None) -> list[tuple[str, np.ndar
                 rows += mask_tiles(view.image, groups, f'level {level}, ')
             found.append((f'{seen.entry}_masks', grid(rows)))
         if seen.weights:
-            figure = draw(weight_lines(seen), 'channels, by weight', 'weight (1 on average)', legend=True)
+            figure = draw(weight_lines(seen), *WEIGHT_AXES, legend=True)
             found.append((f'{seen.entry}_weights', rgb(figure)))
     return found

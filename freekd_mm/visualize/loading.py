@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.logging import MMLogger
 from torch import nn
 
 from freekd_mm.checkpoints.fitting import load_what_fits, load_whole, weights_of
@@ -27,20 +22,6 @@ from freekd_mm.visualize.features import View, look
 INIT = 'init'
 #: Steps of a pipeline that read what an image alone does not have.
 ANNOTATIONS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadProposals', 'FilterAnnotations')
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hides what building models and reading annotations prints; logged warnings stay."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def load_student(model: nn.Module, checkpoint: str | Path, needs_all: bool = True) -> None:

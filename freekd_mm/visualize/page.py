@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from markupsafe import Markup
@@ -11,7 +12,7 @@ from freekd_mm.pages.charts import key, line_chart
 from freekd_mm.pages.page import parts, picture
 from freekd_mm.pictures import Tile, mask_tiles
 from freekd_mm.stage1.selectivity import describe
-from freekd_mm.visualize.draw import band_tiles, weight_lines
+from freekd_mm.visualize.draw import WEIGHT_AXES, band_tiles, weight_lines
 from freekd_mm.visualize.features import Seen, View
 
 BANDS = (
@@ -20,8 +21,7 @@ BANDS = (
     "of a row have the scale of the teacher's bands, so a difference as bright as the teacher says that nothing was "
     'learned there.'
 )
-DISTANCES = 'Mean distance in each band; 1 is the finest wavelet level.'
-BEFORE_AND_AFTER = 'Mean distance in each band, before \u2192 after; 1 is the finest wavelet level.'
+DISTANCES = 'Mean distance in each band{}; 1 is the finest wavelet level.'
 MASKS = (
     'PoI masks: where the tokens of the prompt look in the bands of the teacher, red for 1 and blue for 0. Details 1 '
     'are the finest ones.'
@@ -31,8 +31,9 @@ WEIGHTS = 'Relation weights: how much each channel counts in the loss. They are 
 
 def view_parts(view: View, before: View | None = None) -> list[Markup]:
     """Returns everything about one image, with what the pictures mean."""
-    found = []
+    found = [parts.pictures([picture(view.image, 'the picture, as the models see it', photo=True)])]
     for index, seen in enumerate(view.entries):
+        found.append(parts.heading(seen.entry))
         found += entry_parts(seen, view.image, before.entries[index] if before else None)
     return found
 
@@ -40,18 +41,17 @@ def view_parts(view: View, before: View | None = None) -> list[Markup]:
 def entry_parts(seen: Seen, image: np.ndarray, before: Seen | None = None) -> list[Markup]:
     """Returns bands, distances, masks and weights of one entry."""
     if seen.note:
-        return [parts.heading(seen.entry), parts.remark(f'Nothing to show: {seen.note}.')]
-    found = [parts.heading(seen.entry), parts.remark(' '.join([BANDS, *seen.remarks]))]
+        return [parts.remark(f'Nothing to show: {seen.note}.')]
+    found = [parts.remark(' '.join([BANDS, *seen.remarks]))]
     found += [_row(band_tiles(seen, level, image, before)) for level in range(len(seen.bands))]
-    found += [parts.remark(BEFORE_AND_AFTER if before else DISTANCES), distance_table(seen, before)]
+    found += [parts.remark(DISTANCES.format(', before \u2192 after' if before else '')), distance_table(seen, before)]
     if seen.masks:
         found += [parts.remark(MASKS), parts.code(describe(seen.prompt))]
     for level, groups in enumerate(seen.masks):
-        tiles = [tile for row in mask_tiles(image, groups, f'level {level}, ') for tile in row]
-        found.append(_row(tiles, photo=True))
+        found.append(_row([*chain(*mask_tiles(image, groups, f'level {level}, '))], photo=True))
     if seen.weights:
         lines = weight_lines(seen)
-        chart = line_chart('relation weights', lines, 'channels, by weight', 'weight (1 on average)')
+        chart = line_chart('relation weights', lines, *WEIGHT_AXES)
         legend = parts.legend([key(line.label, line.style) for line in lines])
         found += [parts.remark(WEIGHTS), legend, parts.charts([chart])]
     return found

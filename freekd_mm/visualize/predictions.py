@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from markupsafe import Markup
-from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS
 from torch import nn
 
-from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.pages.page import parts, picture
-from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
-from freekd_mm.runtime.model import student_state_dict
+from freekd_mm.runtime.config import default_scope
 
 #: Boxes with a lower score are not drawn.
 SCORE = 0.3
@@ -36,22 +31,6 @@ class Drawn(NamedTuple):
     picture: np.ndarray
     classes: set[int]
     boxes: str = ''
-
-
-def some_samples(cfg: Config, count: int) -> tuple[list[Any], dict[str, Any]]:
-    """Returns some items of a config's test data, evenly spread, and what it says about its classes."""
-    with default_scope(cfg.get('default_scope')):
-        dataset = DATASETS.build(copy.deepcopy(cfg.test_dataloader['dataset']))
-    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
-    return [dataset[int(index)] for index in chosen], dict(dataset.metainfo)
-
-
-def build_student(cfg: Config, checkpoint: str | Path) -> nn.Module:
-    """Returns the plain model of a config, or of a distilled student, with the weights of a checkpoint."""
-    model_cfg, scope = find_model(cfg)
-    model = build_model(without_pretrained(model_cfg), scope)
-    model.load_state_dict(student_state_dict(load_checkpoint_file(checkpoint)['state_dict']))
-    return model
 
 
 def predict(model: nn.Module, data: Sequence[Any]) -> list[Any]:

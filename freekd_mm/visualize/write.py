@@ -12,12 +12,13 @@ from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import check_output, write_kept
-from freekd_mm.pages.page import parts, picture, write_page
+from freekd_mm.pages.page import parts, write_page
 from freekd_mm.pictures import png
 from freekd_mm.prompts.prompt_file import use_prompt
+from freekd_mm.runtime.plain import quiet
 from freekd_mm.stage1.selectivity import describe
 from freekd_mm.visualize.draw import overviews
-from freekd_mm.visualize.loading import INIT, compare, quiet, read_images
+from freekd_mm.visualize.loading import INIT, compare, read_images
 from freekd_mm.visualize.page import view_parts
 
 
@@ -59,8 +60,7 @@ def visualize(
         says = f'"Before" is {first}, "after" is {_named(checkpoint)}.' if before else _named(checkpoint)
         found = [parts.notes([says])]
         for file, (view, old) in zip_equal(images, views):
-            shown = parts.pictures([picture(view.image, 'as the models see it', photo=True)])
-            found.append(parts.section(Path(file).name, [shown, *view_parts(view, old)]))
+            found.append(parts.section(Path(file).name, view_parts(view, old)))
         return [write_page(out, f'What {Path(cfg.filename).name} distils', Path(checkpoint).name, found)]
     drawn = {
         Path(out) / f'{Path(file).stem}_{name}.png': overview

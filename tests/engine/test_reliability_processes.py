@@ -183,3 +183,4 @@ def test_the_tool_under_torchrun_says_why_it_failed(tmp_path):
     cause = done.stderr[done.stderr.index('Root Cause') :]
     assert "nonfinite of reliability should be one of 'error', 'skip', 'ignore', but got 'eror'." in cause
     assert "Did you mean 'error'?" in cause
+    assert 'Traceback' not in cause
