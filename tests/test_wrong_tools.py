@@ -136,6 +136,7 @@ def test_wrong_command(name, folders):
     status, said = run_tool(folder, *command.split())
     assert status == 2, said
     assert 'Traceback' not in said
+    assert 'Config:\n' not in said
     assert 'error: ' in said
     block = said[said.rindex('error: ') :]
     assert len(block.splitlines()) < 25

@@ -65,6 +65,8 @@ def evaluate(
     """
     from mmengine.runner import Runner
 
+    from freekd_mm.engine.terminal import quiet_building
+
     install()
     weights = weights_of(load_checkpoint_file(fetch(checkpoint)), checkpoint)
     cfg = plain_config(cfg)
@@ -81,11 +83,13 @@ def evaluate(
         _augment(cfg)
     if out:
         _keep_predictions(cfg, out)
-    runner = Runner.from_cfg(cfg)
+    with quiet_building():
+        runner = Runner.from_cfg(cfg)
     try:
         if has_whole_weights(runner):
             model = unwrapped_model(runner)
             load_whole(model.module if tta else model, weights, checkpoint)
+        runner.dump_config()
         del weights
         metrics = runner.test()
     finally:
