@@ -14,13 +14,7 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 
 
 def check_choice(what: str, value: Any, options: Iterable[Any]) -> None:
-    """Raises ValueError unless ``value`` is one of ``options``.
-
-    Args:
-        what: Name of the option as the user wrote it, e.g. ``'mode'``.
-        value: What the user gave.
-        options: What is available.
-    """
+    """Raises ValueError unless the ``value`` of ``what``, an option as the user wrote it, is one of ``options``."""
     options = list(options)
     if value not in options:
         listed = ', '.join(repr(option) for option in options)

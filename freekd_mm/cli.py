@@ -28,11 +28,8 @@ class Parser(argparse.ArgumentParser):
 
     def add_force(self) -> None:
         """Adds the option of tools that write a file."""
-        self.add_argument(
-            '--force',
-            action='store_true',
-            help='replace an existing file; the old one is kept with .bak after its name',
-        )
+        kept = 'the old one is kept with .bak after its name'
+        self.add_argument('--force', action='store_true', help=f'replace an existing file; {kept}')
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -43,7 +40,11 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         status = obstacle() or main()
     except Exception as error:
-        files = _log(error)
+        files = []
+        if 'mmengine' in sys.modules:
+            from freekd_mm.engine.process import log_error
+
+            files = log_error(error)
         if '--traceback' in sys.argv or not _is_users(error):
             raise
         block = _block(error, files)
@@ -70,15 +71,6 @@ def _is_users(error: BaseException) -> bool:
     # A fault in the code has an operation where these have a raise.
     is_raised = linecache.getline(file, trace.tb_lineno).lstrip().startswith('raise')
     return is_raised and any(str(place) in file for place in SPEAKING)
-
-
-def _log(error: Exception) -> list[str]:
-    """Writes the error to the log files and returns their names."""
-    if 'mmengine' not in sys.modules:
-        return []
-    from freekd_mm.engine.terminal import log_error
-
-    return log_error(error)
 
 
 def _block(error: Exception, files: list[str]) -> str:

@@ -1,19 +1,14 @@
-"""Writes files so that a reader never sees half of one, and locks them."""
+"""Writes files so that a reader never sees half of one."""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from typing import Any
 
 #: What closes the comment with the mark, by format.
 ENDS = (b'\n', b' -->\n', b'"\n}\n')
@@ -21,7 +16,7 @@ ENDS = (b'\n', b' -->\n', b'"\n}\n')
 MARK = b'all above is as the tool wrote it: '
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> Path:
+def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> Path:
     """Lets ``write`` fill a temporary file beside ``path``, flushes it to the disk, and renames it.
 
     A crash or a full disk leaves the old file, or none, never half of the new one.
@@ -34,47 +29,26 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], None]) -> 
         with open(part, 'rb+') as file:  # Windows flushes no file that is open only for reading
             os.fsync(file.fileno())
         os.replace(part, path)
-        _flush_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # Windows does not open folders
+        # The rename survives a loss of power.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     return path
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes a rename survive a loss of power, where the file system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows does not open folders
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
-
-
-def lock(file: IO) -> None:
-    """Locks an open file for this process, until the file is closed or the process ends; never waits.
-
-    Raises:
-        BlockingIOError: Another process holds it.
-        OSError: It cannot be locked: on some file systems, and on Windows.
-    """
-    if fcntl is None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-    try:
-        # lockf, not flock: forked data loading processes would keep that one.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise BlockingIOError(error.errno, 'another process holds the lock') from error
-        raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Writes a text file atomically."""
-    return write_atomically(path, lambda part: _write(part, text.encode('utf-8')))
+    return write_bytes(path, text.encode('utf-8'))
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
+    """Writes a binary file atomically."""
+    return write_atomically(path, lambda part: part.write_bytes(content))
 
 
 def is_unedited(path: Path) -> bool:
@@ -84,12 +58,9 @@ def is_unedited(path: Path) -> bool:
 
 
 def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike], force: bool = False) -> None:
-    """Raises an error before a file would be lost.
+    """Raises an error before the file or folder would replace one of the inputs, or what a person made or edited.
 
-    Args:
-        path: The file or folder that will be written.
-        inputs: Files that it is made from.
-        force: Replace what a person made or edited; :func:`make_room` keeps it.
+    With ``force`` the latter may be replaced; :func:`make_room` keeps it.
     """
     path = Path(path)
     if path.resolve() in {Path(file).resolve() for file in inputs}:
@@ -114,9 +85,7 @@ def write_kept(path: Path, content: str | bytes) -> Path:
 
 
 def _is_somebodys(path: Path) -> bool:
-    if path.is_dir():
-        return any(path.iterdir())
-    return path.exists() and not is_unedited(path)
+    return any(path.iterdir()) if path.is_dir() else path.exists() and not is_unedited(path)
 
 
 def _backup(path: Path) -> Path:
@@ -140,15 +109,6 @@ def _marked(suffix: str, content: bytes) -> bytes:
 
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest()[:12].encode('ascii')
-
-
-def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
-    """Writes a binary file atomically."""
-    return write_atomically(path, lambda part: _write(part, content))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def here(path: Path) -> str:

@@ -26,12 +26,9 @@ class Tile(NamedTuple):
 
 
 def mask_pictures(image: np.ndarray, masks: Mapping[str, Sequence[Tensor]], folder: Path) -> list[Path]:
-    """Writes one PNG per prompted output, e.g. ``neck_0.png``, a row per group of bands.
+    """Writes one PNG per prompted output, e.g. ``neck_0.png``: a row per group of bands, over an image (H, W, 3), RGB.
 
-    Args:
-        image: (H, W, 3), RGB.
-        masks: By place, e.g. ``'neck[0]'``: one (T, h, w) per group of bands.
-        folder: Where to write.
+    The masks are by place, e.g. ``'neck[0]'``: one (T, h, w) per group of bands.
     """
     written = []
     for place, groups in masks.items():

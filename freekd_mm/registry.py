@@ -10,19 +10,14 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
-from mmengine.registry import Registry
+from mmengine import registry as mmengine
 
 from freekd_mm.compat.versions import remove_prefix
 
 SCOPE = 'freekd_mm'
 
 
-class TableRegistry(Registry):
+class TableRegistry(mmengine.Registry):
     """A registry that imports the module of a name when it is asked for that name.
 
     Args:
@@ -31,7 +26,7 @@ class TableRegistry(Registry):
         table: The names that each module holds; the modules are written without ``freekd_mm.``.
     """
 
-    def __init__(self, name: str, parent: Registry, table: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, name: str, parent: mmengine.Registry, table: Mapping[str, Sequence[str]]) -> None:
         super().__init__(name, parent=parent, scope=SCOPE)
         #: The module that holds each name.
         self.modules = {held: f'{SCOPE}.{module}' for module, names in table.items() for held in names}
@@ -51,7 +46,7 @@ class TableRegistry(Registry):
 
 MODELS = TableRegistry(
     'model',
-    MMENGINE_MODELS,
+    mmengine.MODELS,
     {
         'prompts.generator': ['PoIMaskGenerator'],
         'losses.dct_attention': ['DCTAttentionLoss'],
@@ -70,7 +65,7 @@ MODELS = TableRegistry(
 )
 HOOKS = TableRegistry(
     'hook',
-    MMENGINE_HOOKS,
+    mmengine.HOOKS,
     {
         'engine.checkpoint_hook': ['SafeCheckpointHook'],
         'engine.exact': ['ExactResumeHook'],
@@ -82,6 +77,6 @@ HOOKS = TableRegistry(
         'benchmark.images': ['BenchmarkImagesHook'],
     },
 )
-TRANSFORMS = TableRegistry('transform', MMENGINE_TRANSFORMS, {'robustness.corrupt': ['Corrupt']})
-DATASETS = TableRegistry('dataset', MMENGINE_DATASETS, {'datasets.unlabelled': ['ImageFolder', 'WithUnlabelled']})
-DATA_SAMPLERS = TableRegistry('data sampler', MMENGINE_DATA_SAMPLERS, {'datasets.unlabelled': ['MixedBatchSampler']})
+TRANSFORMS = TableRegistry('transform', mmengine.TRANSFORMS, {'robustness.corruptions': ['Corrupt']})
+DATASETS = TableRegistry('dataset', mmengine.DATASETS, {'datasets.unlabelled': ['ImageFolder', 'WithUnlabelled']})
+DATA_SAMPLERS = TableRegistry('data sampler', mmengine.DATA_SAMPLERS, {'datasets.unlabelled': ['MixedBatchSampler']})

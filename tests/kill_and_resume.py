@@ -12,7 +12,6 @@ Everything is imported once; each training is a fork of this process.
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import os
 import random
 import shutil
@@ -36,7 +35,7 @@ import torch
 from distill_cases import distilled, save_weights
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from toy_runs import exit_code
+from toy_runs import exit_code, in_child
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat import install
@@ -45,8 +44,6 @@ from freekd_mm.engine.training import run
 
 FLIP = {'type': 'RandomFlip', 'prob': 0.5}
 MGD = {'type': 'mmrazor.MGDLoss', 'alpha_mgd': 1e-3}
-#: Seconds that a training may take, alone some 10; one that hangs ends with the place where it does in its log.
-TIME_LIMIT = 180
 #: What has to be the same in the end.
 PARTS = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'frequency_prompt')
 
@@ -106,9 +103,7 @@ def prompt(root: Path, folder: Path, workers: int) -> dict[str, Any]:
     """Returns a config of stage 1 of FreeKD: the prompt alone is trained."""
     config = tiny_configs.detector(root)
     config['load_from'] = str(save_weights(config['model'], folder / 'prompted.pth'))
-    config['custom_hooks'] = [
-        {'type': 'freekd_mm.FrequencyPromptHook', 'max_iters': 8, 'checkpoint_interval': 2, 'probe_size': (64, 64)}
-    ]
+    config['custom_hooks'] = [{'type': 'freekd_mm.FrequencyPromptHook', 'max_iters': 8, 'probe_size': (64, 64)}]
     return _loading(config, workers)
 
 
@@ -143,30 +138,6 @@ class Tally:
     while_writing: int = 0
     trainings: int = 0
     problems: list[str] = field(default_factory=list)
-
-
-def in_child(log: Path, action: Callable[[], Any]) -> int:
-    """Runs something in a fork, its output in a file; returns the process id."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        faulthandler.dump_traceback_later(TIME_LIMIT, exit=True)
-        action()
-        status = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
 
 
 def train(config: Path, work_dir: Path, slow_disk: bool) -> None:

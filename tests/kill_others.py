@@ -29,10 +29,10 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import torch
 import torch.distributed as dist
-from kill_and_resume import Tally, check_files, in_child, is_writing
+from kill_and_resume import Tally, check_files, is_writing
 from test_wrong_tools import user_folder
 from tool_runs import start_tool
-from toy_runs import changed, exit_code, last_state, toy_config, toy_run
+from toy_runs import changed, exit_code, in_child, last_state, toy_config, toy_run
 
 from freekd_mm.datasets import write_scenes
 from freekd_mm.files import is_unedited

@@ -128,12 +128,12 @@ class TestMasks:
         groups = 1 + levels * (3 if grouping == 'band' else 1)
         tokens = scale * torch.randn(groups, num_tokens, 3, generator=torch.Generator().manual_seed(levels))
         before = x.clone()
-        masks = poi_masks(x, tokens, levels, 'haar', grouping)
+        masks = poi_masks(x, tokens, levels, grouping)
         bands = dwt2d(x, levels)
         for mask, band in zip_equal(flat(masks), flat(bands)):
             assert mask.shape == (x.shape[0], num_tokens, *band.shape[2:])
             assert bool(((mask >= 0) & (mask <= 1)).all())
-        for mask, other in zip_equal(flat(masks), flat(poi_masks(x.flip(0), tokens, levels, 'haar', grouping))):
+        for mask, other in zip_equal(flat(masks), flat(poi_masks(x.flip(0), tokens, levels, grouping))):
             assert torch.allclose(mask.flip(0), other, rtol=0, atol=1e-5)
         assert torch.equal(x, before)
 

@@ -7,14 +7,13 @@ import os
 import runpy
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import mmdet.models  # noqa: F401 - before the forks, which all need them
 import mmseg.models  # noqa: F401
 from leftovers import clear_leftovers
 from mmengine.logging import MMLogger
-from toy_runs import exit_code
+from toy_runs import exit_code, in_child
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT = 120
@@ -22,30 +21,19 @@ TIME_LIMIT = 120
 
 def start_tool(folder: Path, log: Path, words: list[str]) -> int:
     """Starts ``python tools/<words>`` in a folder, its output in a file; returns the process id."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
+
+    def run() -> int:
         os.chdir(folder)
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        # Not pytest's, which writes elsewhere.
-        sys.stdout, sys.stderr = os.fdopen(1, 'w', closefd=False), os.fdopen(2, 'w', closefd=False)
         logging.getLogger().handlers.clear()
         MMLogger._instance_dict.clear()
         clear_leftovers()
         tool = ROOT / 'tools' / words[0]
         sys.argv = [str(tool), *words[1:]]
         sys.path[0] = str(tool.parent)
-        status = _run(tool)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        return _run(tool)
+
+    log.unlink(missing_ok=True)
+    return in_child(log, run)
 
 
 def _run(tool: Path) -> int:
@@ -56,9 +44,6 @@ def _run(tool: Path) -> int:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
     return 0
 
 

@@ -5,9 +5,13 @@ Configs name ``custom_imports = dict(imports=['toy_runs'])`` so that the tools c
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
+import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,8 @@ from torch import Tensor, nn
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.engine.training import run
 
+#: Seconds that a process may take, alone some 10; one that hangs ends with the place where it does in its log.
+TIME_LIMIT = 180
 PARTS = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
 
 
@@ -179,6 +185,33 @@ def toy_run(config: dict[str, Any], *hooks: dict[str, Any], resume: str | None =
     name = f'{config["experiment_name"]}_{random.SystemRandom().getrandbits(48)}'
     custom = [*config.get('custom_hooks', []), *hooks]
     run(Config({**config, 'custom_hooks': custom, 'experiment_name': name}), resume=resume)
+
+
+def in_child(log: Path, action: Callable[[], int | None]) -> int:
+    """Runs something in a fork, its output at the end of a file; returns the process id.
+
+    The process ends with the status that is returned, with 1 after an error, and after a time limit.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        # Not pytest's, which writes elsewhere.
+        sys.stdout, sys.stderr = os.fdopen(1, 'w', closefd=False), os.fdopen(2, 'w', closefd=False)
+        faulthandler.dump_traceback_later(TIME_LIMIT, exit=True)
+        status = action() or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def exit_code(status: int) -> int:

@@ -510,7 +510,7 @@ CASES = {
     'learning rate without a base': (
         lambda p: run(Config(toy_config(p.folder)), auto_scale_lr=True),
         ValueError,
-        '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config, but it has none',
+        '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...), but the config has none',
     ),
     'method twice': (
         lambda p: method_entries('pkd+pkd', Wiring('neck', 'neck', (), (), None, 0, False)),

@@ -29,7 +29,7 @@ def main() -> None:
     """Evaluates and prints the table."""
     args = parse_args()
     install()
-    from freekd_mm.benchmark.configs import load_task_config
+    from freekd_mm.benchmark.jobs import load_task_config
     from freekd_mm.progress import ProgressBar
     from freekd_mm.robustness import CORRUPTIONS
     from freekd_mm.robustness.protocol import compare, measure

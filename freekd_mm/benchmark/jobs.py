@@ -1,19 +1,172 @@
-"""The jobs of a plan: the teacher, its prompts, and every method with every seed."""
+"""The jobs of a plan and their configs: the teacher, its prompts, and every method with every seed."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import hashlib
 import itertools
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
 
-from freekd_mm.benchmark.configs import ConfigMaker, config_hash
-from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
+from freekd_mm.benchmark.labels import FewLabels
+from freekd_mm.benchmark.plan import STUDENT, TEACHER, Method, Plan
 from freekd_mm.benchmark.records import Key
+from freekd_mm.checks import check_choice
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
+from freekd_mm.runtime.config import load_config
+from freekd_mm.text import map_texts
+from freekd_mm.wizard.methods import PROMPTED, Wiring, method_entries, method_hooks
+from freekd_mm.wizard.places import find_wiring, probe_config
+
+PROBE_SIZE = (128, 128)
+# What the hash of a config leaves out: where things are and how they are logged.
+NOT_HASHED = ('work_dir', 'experiment_name', 'log_level', 'visualizer', 'vis_backends', 'launcher', 'data_root')
+
+
+def load_task_config(path: str, data_root: str | Path | None, options: dict[str, Any]) -> Config:
+    """Loads a config with overrides; another data root replaces its own, ``data_root``, wherever a setting has it."""
+    cfg = load_config(path)
+    cfg.merge_from_dict(dict(options))
+    if data_root is None:
+        return cfg
+    own = cfg.get('data_root')
+    if not own:
+        raise KeyError(f"{path} should define 'data_root' at its top level for --data-root to replace, but does not")
+    return Config(_move(cfg.to_dict(), str(own), f'{Path(data_root).resolve()}/'))
+
+
+def _move(content: Any, old: str, new: str) -> Any:
+    return map_texts(content, lambda text: new + text[len(old) :] if text.startswith(old) else text)
+
+
+def config_hash(cfg: Config, work_dir: str | Path) -> str:
+    """Returns 12 digits that distinguish experiments, no matter where they and their data are.
+
+    The names of the teacher's checkpoint and the prompts in the work directory hold the hash of what made them.
+    """
+    content: Any = {key: value for key, value in cfg.to_dict().items() if key not in NOT_HASHED}
+    content = _move(content, f'{work_dir}/', '<work_dir>/')
+    if cfg.get('data_root'):
+        content = _move(content, cfg.data_root, '<data_root>/')
+    text = json.dumps(content, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class ConfigMaker:
+    """Makes the configs of one plan; another data root replaces the configs' own.
+
+    The folder gets the files that say which pictures have labels, if the plan takes some away.
+    """
+
+    def __init__(self, plan: Plan, data_root: str | Path | None = None, folder: Path | None = None) -> None:
+        self.plan = plan
+        self.student_cfg = load_task_config(plan.student, data_root, plan.options)
+        self.teacher_cfg = load_task_config(plan.teacher, data_root, plan.options)
+        self.few: FewLabels | None = None
+        if plan.labels is not None:
+            dataset = self.student_cfg.train_dataloader.dataset.to_dict()
+            self.few = FewLabels(folder or Path(), plan.labels, dataset)
+            for cfg in (self.student_cfg, self.teacher_cfg):
+                self.few.set(cfg)
+
+    @functools.cached_property
+    def wiring(self) -> Wiring:
+        """Which features of student and teacher belong together, and what decode heads classify."""
+        init_default_scope(self.student_cfg.get('default_scope', 'mmengine'))
+        student = probe_config(self.student_cfg, 'student', PROBE_SIZE)
+        teacher = probe_config(self.teacher_cfg, 'teacher', PROBE_SIZE)
+        return find_wiring(student, teacher, PROBE_SIZE, self.plan.head)
+
+    def student(self, seed: int, options: dict[str, Any] | None = None) -> Config:
+        """Returns the config of the student alone, with the options of a row."""
+        cfg = copy.deepcopy(self.student_cfg)
+        cfg.merge_from_dict(options or {})
+        cfg.randomness = dict(seed=seed)
+        return cfg
+
+    def teacher(self) -> Config:
+        """Returns the config of the teacher's training."""
+        cfg = copy.deepcopy(self.teacher_cfg)
+        cfg.randomness = dict(seed=self.plan.teacher_seed)
+        return cfg
+
+    def prompt(self, name: str, checkpoint: Path) -> Config:
+        """Returns the config of a frequency prompt (stage 1)."""
+        cfg = self.teacher()
+        cfg.load_from = str(checkpoint)
+        hook = {'type': 'freekd_mm.FrequencyPromptHook', 'modules': self.wiring.features_t, **self.plan.prompts[name]}
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+        return cfg
+
+    def pseudo(self, checkpoint: Path) -> Config:
+        """Returns the config of the teacher that labels the pictures without labels."""
+        cfg = self.teacher()
+        assert self.few is not None
+        cfg.pseudo_labels = dict(
+            checkpoint=str(checkpoint),
+            folder=str(self.few.rest),
+            root=str(self.few.pictures),
+            score=self.plan.pseudo_score,
+        )
+        return cfg
+
+    def distilled(
+        self, method: Method, seed: int, checkpoint: Path, prompt: Path | None, pseudo: Path | None = None
+    ) -> Config:
+        """Returns the config of a row: a distilled student, or one alone."""
+        cfg = self.student(seed, method.options)
+        if self.few is not None:
+            self.few.set(cfg, method.rest, pseudo)
+        if not method.alone:
+            teacher = dict(model=self.teacher_cfg.model, checkpoint=str(checkpoint), dtype=self.plan.teacher_dtype)
+            if self.plan.share_teacher:
+                teacher['outputs'] = str(checkpoint.parent / 'outputs')
+            cfg.model = ConfigDict(
+                type='freekd_mm.DistilledModel',
+                architecture=cfg.model,
+                teacher=teacher,
+                distill=self.entries(method, prompt),
+            )
+            if method.inherit:
+                cfg.model['inherit'] = list(method.inherit)
+        hooks = [*(method_hooks(method.entries, self.wiring) if isinstance(method.entries, str) else ()), *method.hooks]
+        if hooks:
+            cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
+        return cfg
+
+    def entries(self, method: Method, prompt: Path | None) -> dict[str, Any]:
+        """Returns the entries of a method, with options and prompt set."""
+        by_name = isinstance(method.entries, str)
+        entries: Any = method_entries(str(method.entries), self.wiring) if by_name else copy.deepcopy(method.entries)
+        if method.weight is not None:
+            for entry in entries.values():
+                entry['weight'] = method.weight
+        for key in method.set:
+            check_choice(f'set of method {method.name!r}', key.split('.')[0], entries)
+        changed = Config(entries)
+        changed.merge_from_dict(method.set)
+        entries = changed.to_dict()
+        # What a decode head classifies has no prompt: the teacher's prompts are of its features.
+        prompted = [
+            entry['loss'] for name, entry in entries.items() if name.startswith(PROMPTED) and not name.endswith('_head')
+        ]
+        if prompt is not None and not prompted:
+            raise ValueError(
+                f"a prompt is for entries called 'wavelet...' or 'freekd...', but method {method.name!r} has "
+                f'{", ".join(entries)}'
+            )
+        for loss in prompted if prompt is not None else ():
+            # Entries in the plan itself say which levels they compare.
+            loss['prompt'] = self.wiring.prompt_option(str(prompt), loss) if by_name else str(prompt)
+        return entries
+
 
 PROMPT_PREFIX = 'prompt:'
 PSEUDO = 'pseudo labels'

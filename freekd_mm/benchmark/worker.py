@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
 
 from freekd_mm.benchmark.images import IMAGES_FILE
 from freekd_mm.benchmark.jobs import PROMPT_PREFIX, PSEUDO_FILE, TEACHER_FILE
 from freekd_mm.benchmark.plan import TEACHER
-from freekd_mm.files import write_atomically, write_text
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checkpoints.saving import save_atomically
+from freekd_mm.engine.evaluation import evaluate
+from freekd_mm.engine.training import run
+from freekd_mm.files import write_text
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.report.runs import read_run
 
@@ -23,15 +28,7 @@ CONFIG, JOB, RESULT = 'config.py', 'job.json', 'result.json'
 
 
 def run_job(folder: Path) -> dict[str, Any]:
-    """Trains, evaluates on the data that chooses (val) and on the data that reports (test).
-
-    Args:
-        folder: Holds ``config.py`` and ``job.json``; gets the checkpoint and the logs.
-    """
-    from mmengine.runner import find_latest_checkpoint
-
-    from freekd_mm.engine.training import run
-
+    """Trains the config in a folder, evaluates on the data that chooses (val) and on the data that reports (test)."""
     job = json.loads((folder / JOB).read_text(encoding='utf-8'))
     cfg = Config.fromfile(folder / CONFIG)
     cfg.work_dir = str(folder)
@@ -58,7 +55,8 @@ def run_job(folder: Path) -> dict[str, Any]:
     for split in ('val', 'test'):
         result[split] = _evaluate(cfg, checkpoint, split)
     if job['method'] == TEACHER:
-        _keep_weights(checkpoint, folder / TEACHER_FILE)
+        state = load_checkpoint_file(checkpoint)['state_dict']
+        save_atomically({'state_dict': state}, folder / TEACHER_FILE)
     return result
 
 
@@ -81,8 +79,6 @@ def _seconds(log: Path) -> float:
 
 
 def _evaluate(cfg: Config, checkpoint: str, split: str) -> dict[str, float]:
-    from freekd_mm.engine.evaluation import evaluate
-
     cfg = cfg.copy()
     cfg.test_dataloader, cfg.test_evaluator = cfg[f'{split}_dataloader'], cfg[f'{split}_evaluator']
     cfg.custom_hooks = []
@@ -90,15 +86,6 @@ def _evaluate(cfg: Config, checkpoint: str, split: str) -> dict[str, float]:
         cfg.custom_hooks = [dict(type='freekd_mm.BenchmarkImagesHook', file=str(Path(cfg.work_dir) / IMAGES_FILE))]
     cfg.experiment_name = f'{split}-{uuid.uuid4().hex}'
     return {key: float(value) for key, value in evaluate(cfg, checkpoint).items()}
-
-
-def _keep_weights(checkpoint: str, target: Path) -> None:
-    import torch
-
-    from freekd_mm.checkpoints.loading import load_checkpoint_file
-
-    state = load_checkpoint_file(checkpoint)['state_dict']
-    write_atomically(target, lambda part: torch.save({'state_dict': state}, part))
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-# Not a date, which some file names end with.
+# OpenMMLab's files end with the first digits of their SHA-256; not a date, which some file names end with.
 HASH_SUFFIX = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.(?:pth|pt)$')
 
 
@@ -45,19 +45,6 @@ def short_hash(path: str | os.PathLike) -> str:
     return sha256(path)[:8]
 
 
-def verify_hash_suffix(path: str | os.PathLike, name: str) -> None:
-    """Raises unless the file's SHA-256 starts with the hash at the end of ``name``, if it has one.
-
-    OpenMMLab's files are named ``<model>-<first 8 digits of SHA-256>.pth``.
-    """
-    found = HASH_SUFFIX.search(name)
-    if found and not sha256(path).startswith(found.group(1)):
-        raise RuntimeError(
-            f'{name} should have a SHA-256 that starts with {found.group(1)}, but got {sha256(path)[:16]}...: '
-            'the file is damaged or not the official one, and is not kept.'
-        )
-
-
 def fetch(source: str) -> str:
     """Returns a local path: the file itself, or the verified copy of a URL in PyTorch's hub cache.
 
@@ -66,22 +53,16 @@ def fetch(source: str) -> str:
     if not _is_url(source):
         return os.path.expanduser(source)
     target = _cached(source)
-    name = target.name
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f'{name}.{os.getpid()}.part')
+        found = HASH_SUFFIX.search(target.name)
         try:
-            torch.hub.download_url_to_file(source, str(part))
-            verify_hash_suffix(part, name)
-            os.replace(part, target)
-        except OSError as error:
+            torch.hub.download_url_to_file(source, str(target), found.group(1) if found else None)
+        except (OSError, RuntimeError) as error:
             raise RuntimeError(
                 f'cannot download {source}: {error}. Download it by other means and give its local path instead.'
             ) from error
-        finally:
-            part.unlink(missing_ok=True)
-    if distributed:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
     return str(target)
 

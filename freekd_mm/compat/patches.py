@@ -127,13 +127,13 @@ CHANGES = (
         'tests/engine/test_reliability_signals.py',
     ),
     Change(
-        'engine.terminal',
+        'engine.process',
         'Runner._log_env and dump_config while one is built: its config goes to the log alone, and is dumped later',
         'an error would stand below hundreds of lines of config, and a refused resume would change the record',
         'tests/test_wrong_tools.py',
     ),
     Change(
-        'engine.cleanup',
+        'engine.process',
         "mmengine's table of visualizers, and the workers of the data loaders, at the end of a run",
         'the next run in this process would log into the folder of the last one, and wait 5 s for each worker',
         'tests/configs/test_two_stages.py',

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
-from freekd_mm.checks import check_choice
+from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.connectors.levels import Sizes, check_levels, count_levels, per_level, sizes_per_level
 from freekd_mm.frequency import SpectralFilter2d
 from freekd_mm.registry import MODELS
-from freekd_mm.tensors import Levels
+from freekd_mm.tensors import Levels, as_levels
+
+Sizes = Union[Tuple[int, int], typing.Sequence[Tuple[int, int]], None]
+
+
+def _per_level(what: str, value: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
+    """Returns one positive integer per level from an integer (the same for all) or a sequence."""
+    values = (value,) * num_levels if isinstance(value, int) else tuple(value)
+    for item in values:
+        check_positive(what, item, integer=True)
+    if len(values) != num_levels:
+        raise ValueError(f'{what} should be an integer or {num_levels} integers, one per level, but got {value!r}')
+    return values
+
+
+def _sizes(size: Sizes, num_levels: int) -> list[Any]:
+    """Returns one (H, W) or None per level from None, from (H, W) for all levels, or from a sequence of (H, W)."""
+    same = size is None or all(isinstance(item, int) for item in size)
+    sizes: list[Any] = [size] * num_levels if same else list(size or ())
+    if len(sizes) != num_levels or any(isinstance(pair, int) or len(pair) != 2 for pair in sizes if pair is not None):
+        raise ValueError(f'size should be (H, W) or {num_levels} pairs (H, W), one per level, but got {size!r}')
+    return sizes
 
 
 class FAM(nn.Module):
@@ -77,18 +98,26 @@ class FAMConnector(nn.Module):
         **fam: Any,
     ) -> None:
         super().__init__()
-        self.num_levels = count_levels(num_levels, in_channels, out_channels)
-        self.in_channels = per_level('in_channels', in_channels, self.num_levels)
-        self.out_channels = per_level('out_channels', out_channels, self.num_levels)
-        sizes = sizes_per_level(size, self.num_levels)
+        if num_levels is None:
+            num_levels = next((len(each) for each in (in_channels, out_channels) if not isinstance(each, int)), 1)
+        check_positive('num_levels', num_levels, integer=True)
+        self.num_levels = num_levels
+        self.in_channels = _per_level('in_channels', in_channels, num_levels)
+        self.out_channels = _per_level('out_channels', out_channels, num_levels)
         self.levels = nn.ModuleList(
-            FAM(channels_in, channels_out, size=own_size, **fam)
-            for channels_in, channels_out, own_size in zip_equal(self.in_channels, self.out_channels, sizes)
+            FAM(*channels, size=own, **fam)
+            for *channels, own in zip_equal(self.in_channels, self.out_channels, _sizes(size, num_levels))
         )
 
     def forward(self, features: Levels) -> Tensor | tuple[Tensor, ...]:
         """Returns the adapted features: a tensor for a tensor (N, C, H, W), else a tuple of all levels."""
-        levels = check_levels(type(self).__name__, features, self.in_channels)
+        levels, name = as_levels(features), type(self).__name__
+        if len(levels) != self.num_levels:
+            raise ValueError(f'{name}: features should have {self.num_levels} levels, but got {len(levels)}')
+        for index, (level, expected) in enumerate(zip_equal(levels, self.in_channels)):
+            if level.ndim != 4 or level.shape[1] != expected:
+                got = tuple(level.shape)
+                raise ValueError(f'{name}: level {index} should be of shape (N, {expected}, H, W), but got {got}')
         outputs = tuple(fam(level) for fam, level in zip_equal(self.levels, self.fuse(levels)))
         return outputs[0] if isinstance(features, Tensor) else outputs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from freekd_mm.connectors.attention import LocalCrossAttention
 from freekd_mm.connectors.fam import FAMConnector
 from freekd_mm.registry import MODELS
 
-Heads = Union[int, Literal['channels'], None]
 Variant = Literal['ours', 'code']
 HEADS = 4
 
@@ -30,7 +29,7 @@ class ReviewFusion(nn.Module):
         variant: ``'ours'`` or ``'code'``, see there.
     """
 
-    def __init__(self, channels: int, deeper_channels: int, num_heads: Heads, variant: Variant) -> None:
+    def __init__(self, channels: int, deeper_channels: int, num_heads: int | None, variant: Variant) -> None:
         super().__init__()
         code = variant == 'code'
         self.project: nn.Module = nn.Identity()
@@ -40,10 +39,8 @@ class ReviewFusion(nn.Module):
                 nn.init.kaiming_uniform_(self.project.weight, a=1)
                 self.project = nn.Sequential(self.project, nn.BatchNorm2d(channels), nn.ReLU())
         if num_heads is None:
-            num_heads = 'channels' if code else math.gcd(HEADS, channels)
-        self.attention = LocalCrossAttention(
-            channels, channels if num_heads == 'channels' else num_heads, 1.0 if code else 0.02
-        )
+            num_heads = channels if code else math.gcd(HEADS, channels)
+        self.attention = LocalCrossAttention(channels, num_heads, 1.0 if code else 0.02)
         if code:
             for module in (self.attention.query, self.attention.key, self.attention.value):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
@@ -73,8 +70,7 @@ class FAMReviewConnector(FAMConnector):
         out_channels: Channels of the teacher's levels, in the same form.
         num_levels: Number of levels; None takes the length of the channels, or 1.
         num_heads: Heads of the attention; they must divide the channels of every level but the deepest.
-            ``'channels'``: one per channel. None: four, or two or one if four do not divide; with
-            ``variant='code'`` one per channel.
+            None: four, or two or one if four do not divide; with ``variant='code'`` one per channel.
         variant: ``'ours'``: heads with a scaled dot product, a plain 1x1 convolution between levels. ``'code'``:
             see above; sets ``post`` and ``region`` unless they are given.
         **fam: Other options of :class:`freekd_mm.connectors.FAMConnector`.
@@ -85,7 +81,7 @@ class FAMReviewConnector(FAMConnector):
         in_channels: int | Sequence[int],
         out_channels: int | Sequence[int],
         num_levels: int | None = None,
-        num_heads: Heads = None,
+        num_heads: int | None = None,
         variant: Variant = 'ours',
         **fam: Any,
     ) -> None:
@@ -93,8 +89,6 @@ class FAMReviewConnector(FAMConnector):
         if variant == 'code':
             fam = {'post': 'bn_relu', 'region': 'code', **fam}
         super().__init__(in_channels, out_channels, num_levels, **fam)
-        if isinstance(num_heads, str):
-            check_choice('num_heads', num_heads, ('channels',))
         self.fusions = nn.ModuleList(
             ReviewFusion(channels, deeper, num_heads, variant)
             for channels, deeper in zip_equal(self.in_channels[:-1], self.in_channels[1:])

@@ -21,7 +21,7 @@ from freekd_mm.checks import check_positive
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets.unlabelled import IGNORED, ImageFolder
-from freekd_mm.engine.data_checks import classes_of, dataset_class
+from freekd_mm.engine.preflight import classes_of, dataset_class
 from freekd_mm.files import check_output, make_room, write_kept
 from freekd_mm.progress import ProgressBar
 from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained

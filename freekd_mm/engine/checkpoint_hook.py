@@ -19,7 +19,6 @@ from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpo
 from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import did_you_mean
 from freekd_mm.compat import install
-from freekd_mm.compat.versions import cache
 from freekd_mm.files import write_text
 from freekd_mm.log import warn
 from freekd_mm.registry import HOOKS
@@ -94,16 +93,12 @@ class _RemovesLater:
     """A file backend that notes what it should remove."""
 
     def __init__(self, backend: Any) -> None:
-        self._backend = backend
         self.noted: list[str] = []
+        self.remove = self.rmtree = self.noted.append
+        self._backend = backend
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
-
-    def remove(self, path: str) -> None:
-        self.noted.append(path)
-
-    rmtree = remove
 
 
 def _remove(backend: Any, paths: Sequence[str]) -> None:
@@ -119,17 +114,11 @@ class SafeCheckpointHook(SafeCheckpointMixin, CheckpointHook):
     """mmengine's ``CheckpointHook``, safe at every moment; ``tools/train.py`` uses it in every training."""
 
 
-@cache
-def _safe_class(hook: Any) -> Any:
-    return type(f'Safe{hook.__name__}', (SafeCheckpointMixin, hook), {'__module__': hook.__module__})
-
-
 def make_safe(runner: Runner) -> None:
     """Makes the runner's checkpoint hooks safe, also those of a user's own class."""
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and not isinstance(hook, SafeCheckpointMixin):
-            kind: Any = type(hook)
-            hook.__class__ = SafeCheckpointHook if kind is CheckpointHook else _safe_class(kind)
+            hook.__class__ = type(f'Safe{type(hook).__name__}', (SafeCheckpointMixin, type(hook)), {})
 
 
 def point_to(work_dir: str | os.PathLike, checkpoint: str) -> None:
@@ -174,12 +163,9 @@ def read_resume_point(path: str | os.PathLike) -> ResumePoint:
 
 
 def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | None = None) -> ResumePoint | None:
-    """Returns the checkpoint to continue from; None if ``'auto'`` finds none at all.
+    """Returns the checkpoint to continue from: the one that is named, or with ``'auto'`` the newest whole one, or None.
 
-    Args:
-        resume: A checkpoint, or ``'auto'`` for the newest whole one.
-        work_dir: Where ``'auto'`` looks.
-        hook: Config of the checkpoint hook, for its ``filename_tmpl`` and ``out_dir``.
+    The config of the checkpoint ``hook`` says how they are called, and where they are besides the ``work_dir``.
     """
     if resume != 'auto':
         return read_resume_point(_existing(resume, Path(work_dir)))

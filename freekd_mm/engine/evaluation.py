@@ -8,14 +8,16 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
+from mmengine.runner import Runner
 
 from freekd_mm.checkpoints.fitting import load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.compat import install
-from freekd_mm.engine.cleanup import clean_up
 from freekd_mm.engine.distributed import has_whole_weights, prepare_cpu_processes, unwrapped_model
+from freekd_mm.engine.process import clean_up, quiet_building
 from freekd_mm.files import make_room, write_kept
+from freekd_mm.runtime.config import find_model, is_distilled
 
 #: Below the work directory: an evaluation writes nothing beside what the training wrote.
 FOLDER = 'test'
@@ -29,8 +31,6 @@ FLIPS = [{'type': 'RandomFlip', 'prob': prob} for prob in (1.0, 0.0)]
 
 def plain_config(cfg: Config) -> Config:
     """Returns the config with a distilled student replaced by the student alone."""
-    from freekd_mm.runtime.config import find_model, is_distilled
-
     cfg = cfg.copy()
     if is_distilled(cfg.model):
         cfg.model, _ = find_model(cfg)
@@ -63,10 +63,6 @@ def evaluate(
         wait_time: Seconds for which each picture is shown.
         tta: Test time augmentation: ``tta_model`` and ``tta_pipeline`` of the config.
     """
-    from mmengine.runner import Runner
-
-    from freekd_mm.engine.terminal import quiet_building
-
     install()
     weights = weights_of(load_checkpoint_file(fetch(checkpoint)), checkpoint)
     cfg = plain_config(cfg)
@@ -126,19 +122,16 @@ def _augment(cfg: Config) -> None:
         dataset = dataset.dataset
     if not _is_segmenter(cfg):
         *steps, pack = dataset.pipeline
+        keys = pack.get('meta_keys')
+        # Notes the flip, which is undone in the predictions.
+        pack = {**pack, 'meta_keys': (*keys, 'flip', 'flip_direction')} if keys else pack
         cfg.setdefault('tta_model', DETECTOR_TTA)
-        cfg.setdefault('tta_pipeline', [*steps, {'type': 'TestTimeAug', 'transforms': [FLIPS, [_with_flips(pack)]]}])
+        cfg.setdefault('tta_pipeline', [*steps, {'type': 'TestTimeAug', 'transforms': [FLIPS, [pack]]}])
     missing = [name for name in ('tta_model', 'tta_pipeline') if name not in cfg]
     if missing:
         raise ValueError(f'--tta needs tta_model and tta_pipeline in the config, but it has no {" and ".join(missing)}')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     dataset.pipeline = cfg.tta_pipeline
-
-
-def _with_flips(pack: dict) -> dict:
-    """Returns the last step of a test pipeline so that it notes the flip, which is undone in the predictions."""
-    keys = pack.get('meta_keys')
-    return {**pack, 'meta_keys': (*keys, 'flip', 'flip_direction')} if keys else pack
 
 
 def _keep_predictions(cfg: Config, out: str) -> None:

@@ -20,7 +20,7 @@ from freekd_mm.compat import install
 from freekd_mm.compat.mmengine import resumed_loop_walks
 from freekd_mm.engine.checkpoint_hook import ResumePoint
 from freekd_mm.engine.distributed import unwrapped_model
-from freekd_mm.engine.seeding import AdvancedIterator, SeededBatches, make_exact, seed_all
+from freekd_mm.engine.seeding import AdvancedIterator, make_exact, seed_all
 from freekd_mm.log import say, warn
 from freekd_mm.registry import HOOKS
 from freekd_mm.runtime.rng import place_seed
@@ -65,10 +65,6 @@ class ExactResumeHook(Hook):
     def _seed_all(runner: Runner, kind: int) -> None:
         seed_all(place_seed(int(runner.seed or 0), kind, runner.iter))
 
-    @staticmethod
-    def _seeded(runner: Runner) -> SeededBatches | None:
-        return getattr(runner.train_dataloader, 'seeded', None)
-
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Reads the place that a resume starts at."""
         if runner._resume:
@@ -77,7 +73,7 @@ class ExactResumeHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Goes to where the checkpoint was written."""
-        loop, point, seeded = runner.train_loop, self.point, self._seeded(runner)
+        loop, point, seeded = runner.train_loop, self.point, getattr(runner.train_dataloader, 'seeded', None)
         for name, parameter in unwrapped_model(runner).named_parameters():
             if name in self._gradients:
                 parameter.grad = self._gradients[name].to(parameter)
@@ -88,7 +84,7 @@ class ExactResumeHook(Hook):
             seeded.skip = point.iteration
             # The forks' loop asks its iterator to skip, or not to.
             walks = resumed_loop_walks() and not hasattr(loop.dataloader_iterator, 'skip_iter')
-            loop.dataloader_iterator = AdvancedIterator(loop.dataloader, point.iteration if walks else 0)
+            loop.dataloader_iterator = AdvancedIterator(loop.dataloader_iterator, point.iteration if walks else 0)
         elif isinstance(loop, EpochBasedTrainLoop) and point.batches:
             seeded.skip = self._offset = self.batches = point.batches
             run_iter = loop.run_iter
@@ -96,7 +92,7 @@ class ExactResumeHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Gives the number of the epoch to the pass through the data."""
-        seeded = self._seeded(runner)
+        seeded = getattr(runner.train_dataloader, 'seeded', None)
         if seeded is not None and isinstance(runner.train_loop, EpochBasedTrainLoop):
             seeded.number = runner.epoch
         self._seed_all(runner, EPOCH)
@@ -106,9 +102,7 @@ class ExactResumeHook(Hook):
         self.evaluated = False
         self._seed_all(runner, STEP)
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Counts the batches of this epoch."""
         self.batches = batch_idx + 1
 

@@ -6,7 +6,6 @@ import copy
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -43,57 +42,43 @@ def _data(dataset: Any) -> str:
     """Returns how many images a data set has and of which sizes, and boxes or pixels per class."""
     if dataset is None:
         return 'unknown'
-    inner = dataset
-    while not hasattr(inner, 'get_data_info') and hasattr(inner, 'dataset'):
-        inner = inner.dataset
     text = f'{len(dataset)} images'
     if hasattr(dataset, 'unlabelled'):
         text += f' and {len(dataset.unlabelled)} without labels'
-    if not hasattr(inner, 'get_data_info') or not len(inner):
+    while not hasattr(dataset, 'get_data_info') and hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    if not hasattr(dataset, 'get_data_info') or not len(dataset):
         return text
-    first = inner.get_data_info(0)
+    first = dataset.get_data_info(0)
     is_maps = 'instances' not in first and bool(first.get('seg_map_path'))
-    step = -(-len(inner) // (MAPS if is_maps else BOXES))
-    infos = (inner.get_data_info(index) for index in range(0, len(inner), step))
-    counts, sizes = _pixels(inner, infos) if is_maps else _boxes(infos)
+    step = -(-len(dataset) // (MAPS if is_maps else BOXES))
+    sizes: set[tuple] = set()
+    counts: Counter = Counter()
+    for index in range(0, len(dataset), step):
+        size, labels = (_pixels if is_maps else _boxes)(dataset, dataset.get_data_info(index))
+        sizes.add(size)
+        counts.update(labels)
+    by_area = sorted(sizes - {(None, None)}, key=lambda size: size[0] * size[1])
+    ends = ' to '.join(dict.fromkeys(f'{width}x{height}' for width, height in (*by_area[:1], *by_area[-1:])))
     total = max(sum(counts.values()), 1)
-    names = (getattr(inner, 'metainfo', None) or {}).get('classes') or ()
-    cells = [
-        f'{name} {counts[index] / total:.1%}' if is_maps else f'{name} {counts[index]}'
-        for index, name in enumerate(names)
-    ]
-    of = f' of {_range(sizes)}' if sizes else ''
+    names = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+    per_class = [f'{n} {counts[i] / total:.1%}' if is_maps else f'{n} {counts[i]}' for i, n in enumerate(names)]
+    of = f' of {ends}' if ends else ''
     sample = f' (every {step}th image)' if step > 1 else ''
     what = 'pixels' if is_maps else 'boxes'
-    return f'{text}{of}; {what} per class{sample}: {", ".join(cells) or "no classes are named"}'
+    return f'{text}{of}; {what} per class{sample}: {", ".join(per_class) or "no classes are named"}'
 
 
-def _boxes(infos: Iterable[dict]) -> tuple[Counter, list[tuple[int, int]]]:
-    counts: Counter = Counter()
-    sizes = []
-    for info in infos:
-        counts.update(box['bbox_label'] for box in info.get('instances', ()) if not box.get('ignore_flag'))
-        if info.get('width'):
-            sizes.append((info['width'], info['height']))
-    return counts, sizes
+def _boxes(dataset: Any, info: dict) -> tuple[tuple, Counter]:
+    boxes = (box['bbox_label'] for box in info.get('instances', ()) if not box.get('ignore_flag'))
+    return (info.get('width'), info.get('height')), Counter(boxes)
 
 
-def _pixels(dataset: Any, infos: Iterable[dict]) -> tuple[Counter, list[tuple[int, int]]]:
-    counts: Counter = Counter()
-    sizes = []
+def _pixels(dataset: Any, info: dict) -> tuple[tuple, Counter]:
     load = next(step for step in dataset.pipeline.transforms if type(step).__name__ == 'LoadAnnotations')
-    for info in infos:
-        labels = load(info)['gt_seg_map']
-        sizes.append((labels.shape[1], labels.shape[0]))
-        values, pixels = np.unique(labels[labels != dataset.ignore_index], return_counts=True)
-        counts.update(dict(zip(values.tolist(), pixels.tolist())))
-    return counts, sizes
-
-
-def _range(sizes: list[tuple[int, int]]) -> str:
-    """Returns the smallest and the largest size, by area."""
-    ends = [min(sizes, key=lambda size: size[0] * size[1]), max(sizes, key=lambda size: size[0] * size[1])]
-    return ' to '.join(dict.fromkeys(f'{width}x{height}' for width, height in ends))
+    labels = load(info)['gt_seg_map']
+    values, pixels = np.unique(labels[labels != dataset.ignore_index], return_counts=True)
+    return labels.shape[::-1], Counter(dict(zip(values.tolist(), pixels.tolist())))
 
 
 class ExpectedTimeHook(Hook):
@@ -103,9 +88,7 @@ class ExpectedTimeHook(Hook):
         self._done = 0
         self._since = 0.0
 
-    def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Takes the time."""
         self._done += 1
         if self._done == FIRST:

@@ -14,9 +14,8 @@ from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_whole, weig
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checks import check_choice, check_options, check_positive
 from freekd_mm.engine.checkpoint_hook import ResumePoint, find_resume_point, hook_of, make_safe
-from freekd_mm.engine.distributed import has_whole_weights, unwrapped_model
+from freekd_mm.engine.distributed import check_equal_steps, has_whole_weights, unwrapped_model
 from freekd_mm.engine.exact import ExactResumeHook
-from freekd_mm.engine.failures import check_equal_steps
 from freekd_mm.engine.nonfinite import POLICIES, NonFiniteHook
 from freekd_mm.engine.preflight import compare_classes
 from freekd_mm.engine.signals import GracefulStopHook

@@ -46,27 +46,23 @@ class SeededBatches:
 
     def __iter__(self) -> Iterator[SeededBatch]:
         # Count only when a batch is taken: PyTorch makes one iterator more than it uses.
-        batches, done = iter(self.batches), 0
-        while self.skip:
-            if next(batches, None) is not None:
-                done, self.skip = done + 1, self.skip - 1
-            elif done == 0:
+        while True:
+            sampler: Any = getattr(self.batches, 'sampler', None)
+            if hasattr(sampler, 'set_epoch'):
+                sampler.set_epoch(self.number)
+            number, self.number, is_empty = self.number, self.number + 1, True
+            for index, indices in enumerate(self.batches):
+                is_empty = False
+                if self.skip:
+                    self.skip -= 1
+                    continue
+                batch = SeededBatch(indices)
+                batch.seed = place_seed(self.seed, DATA, get_rank(), number, index)
+                yield batch
+            if not self.skip:
+                return
+            if is_empty:
                 raise RuntimeError('the training data loader should have batches to resume at, but has none')
-            else:
-                self.number += 1
-                self.set_epoch()
-                batches, done = iter(self.batches), 0
-        number, self.number = self.number, self.number + 1
-        for index, indices in enumerate(batches, done):
-            batch = SeededBatch(indices)
-            batch.seed = place_seed(self.seed, DATA, get_rank(), number, index)
-            yield batch
-
-    def set_epoch(self) -> None:
-        """Tells the sampler the number of the pass."""
-        sampler: Any = getattr(self.batches, 'sampler', None)
-        if hasattr(sampler, 'set_epoch'):
-            sampler.set_epoch(self.number)
 
 
 class ExactLoader(DataLoader):
@@ -119,9 +115,8 @@ def _load(dataset: Any, together: Any, batch: list) -> list:
 class AdvancedIterator:
     """The batches of an iteration-based loop that resumes: its walk of some steps to its place loads no data."""
 
-    def __init__(self, loader: ExactLoader, steps: int) -> None:
-        self.loader, self.steps = loader, steps
-        self.iterator = iter(loader)
+    def __init__(self, batches: Iterator, steps: int) -> None:
+        self.batches, self.steps = batches, steps
 
     def __iter__(self) -> AdvancedIterator:
         return self
@@ -133,9 +128,4 @@ class AdvancedIterator:
         if self.steps:
             self.steps -= 1
             return None
-        try:
-            return next(self.iterator)
-        except StopIteration:
-            self.loader.seeded.set_epoch()
-            self.iterator = iter(self.loader)
-            return next(self.iterator)
+        return next(self.batches)

@@ -27,20 +27,6 @@ from freekd_mm.registry import HOOKS
 EXIT_STATUS = 128 + signal.SIGTERM
 
 
-#: The hooks that answer SIGTERM in this process, in the order in which they began to.
-_listening: list[GracefulStopHook] = []
-
-
-def _release_in_child() -> None:
-    """A process that an evaluation forks ends when its pool tells it to, and at once: the pool waits for that."""
-    for hook in reversed(list(_listening)):
-        hook.release()
-
-
-if hasattr(os, 'register_at_fork'):  # Windows forks no processes
-    os.register_at_fork(after_in_child=_release_in_child)
-
-
 @HOOKS.register_module()
 class GracefulStopHook(Hook):
     """Handles SIGTERM: finishes the iteration, writes a checkpoint, and exits with status 143.
@@ -67,7 +53,9 @@ class GracefulStopHook(Hook):
             self._group = dist.group.WORLD if dist.get_backend() == 'gloo' else dist.new_group(backend='gloo')
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._ask)
-            _listening.append(self)
+            if hasattr(os, 'register_at_fork'):  # Windows forks no processes
+                # One that an evaluation forks ends when its pool tells it to, and at once: the pool waits for that.
+                os.register_at_fork(after_in_child=self.release)
         for loop in (runner.train_loop, runner.val_loop):
             if loop is not None:
                 loop.dataloader.worker_init_fn = partial(init_worker, loop.dataloader.worker_init_fn)
@@ -78,17 +66,18 @@ class GracefulStopHook(Hook):
 
     def release(self) -> None:
         """Gives the signal back."""
-        if self in _listening:
-            _listening.remove(self)
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Stops after the iteration, when accumulated gradients have been used."""
-        if self._all_asked() and gradients_are_used(runner):
+        asked = self.asked
+        if self._group is not None:  # all must decide the same
+            every = torch.tensor(int(asked))
+            dist.all_reduce(every, op=dist.ReduceOp.MAX, group=self._group)
+            asked = bool(every)
+        if asked and gradients_are_used(runner):
             self._stop(runner, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -102,13 +91,6 @@ class GracefulStopHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """All is saved."""
         self.release()
-
-    def _all_asked(self) -> bool:
-        if self._group is None:
-            return self.asked
-        asked = torch.tensor(int(self.asked))
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
-        return bool(asked)
 
     def _stop(self, runner: Runner, iteration: int) -> None:
         runner.save_checkpoint(

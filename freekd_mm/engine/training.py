@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
 from freekd_mm.compat import install
 from freekd_mm.engine.checkpoint_hook import checkpoints_in, hook_of
-from freekd_mm.engine.data_checks import check_data
-from freekd_mm.engine.distributed import prepare_cpu_processes
-from freekd_mm.engine.workdir import is_first_process
+from freekd_mm.engine.distributed import failing_together, prepare_cpu_processes
+from freekd_mm.engine.overview import show_overview
+from freekd_mm.engine.preflight import check_config, check_data
+from freekd_mm.engine.process import clean_up, quiet_building
+from freekd_mm.engine.reliability import Reliability, check_resumed, resume_from
+from freekd_mm.engine.workdir import is_first_process, keep_own_config, own_work_dir, set_aside
 from freekd_mm.log import say, warn
 from freekd_mm.prompts.prompt_file import NAME, use_prompt
 
@@ -71,28 +76,19 @@ def run(
     cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None, check: bool = False
 ) -> Any:
     """Trains a config, without a stage before it."""
-    from mmengine.registry import RUNNERS
-    from mmengine.runner import Runner
-
-    from freekd_mm.engine.cleanup import clean_up
-    from freekd_mm.engine.failures import failing_together
-    from freekd_mm.engine.overview import show_overview
-    from freekd_mm.engine.preflight import check_config
-    from freekd_mm.engine.reliability import Reliability, check_resumed, resume_from
-    from freekd_mm.engine.terminal import quiet_building
-    from freekd_mm.engine.workdir import keep_own_config, own_work_dir, set_aside
-
     install()
     reliability = Reliability.from_config(cfg)
     check_config(cfg)
     prepare_cpu_processes(cfg)
     if amp:
-        _use_amp(cfg)
+        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise ValueError(f'--amp should be used with an OptimWrapper, but the config has {kind}')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
-        if 'auto_scale_lr' not in cfg or 'base_batch_size' not in cfg.auto_scale_lr:
-            raise ValueError(
-                '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config, but it has none'
-            )
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...), but the config has none')
         cfg.auto_scale_lr.enable = True
     if resume is None and cfg.get('resume') and not cfg.get('load_from'):
         resume = 'auto'
@@ -115,11 +111,3 @@ def run(
                 return runner.train()
         finally:
             clean_up(runner)
-
-
-def _use_amp(cfg: Config) -> None:
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ValueError(f'--amp should be used with an OptimWrapper, but the config has {kind}')
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

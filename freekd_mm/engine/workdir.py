@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -14,9 +15,13 @@ from typing import Any, TextIO
 from mmengine.config import Config
 
 from freekd_mm.engine.checkpoint_hook import POINTER, checkpoints_in, hook_of
-from freekd_mm.files import lock
 from freekd_mm.log import warn
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = '.lock'
 #: Left by a writer that was killed; see :func:`freekd_mm.files.write_atomically`.
@@ -69,14 +74,17 @@ def own_work_dir(path: str | os.PathLike, launcher: str = 'none') -> Iterator[Pa
 
 def _lock(file: TextIO, path: Path) -> None:
     try:
-        lock(file)
-    except BlockingIOError:
-        file.seek(0)
-        raise WorkDirInUseError(
-            f'work_dir {str(path)!r} should belong to one run, but is in use by {file.read() or "another"}. Wait '
-            'for it, stop it, or choose another with --work-dir.'
-        ) from None
+        if fcntl is None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        # lockf, not flock: forked data loading processes would keep that one.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.seek(0)
+            raise WorkDirInUseError(
+                f'work_dir {str(path)!r} should belong to one run, but is in use by {file.read() or "another"}. Wait '
+                'for it, stop it, or choose another with --work-dir.'
+            ) from None
         warn(f'{path} cannot be locked ({error.strerror}): make sure that no other run writes there')
 
 

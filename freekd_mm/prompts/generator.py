@@ -26,7 +26,6 @@ class PoIMaskGenerator(nn.Module):
     Args:
         channels: Channels of the features: one number, or one per feature level.
         levels: Wavelet levels that the prompt file should have; not checked by default.
-        wavelet: The wavelet that it should have.
         prompt: Prompt file or URL, ours or in the released format. Without one there are no masks.
         module: Take only the prompts of this module of the teacher, if the file holds several.
         indices: Which of the file's prompts belong to the features, e.g. ``(1, 2, 3)`` if only the levels 1 to
@@ -37,7 +36,6 @@ class PoIMaskGenerator(nn.Module):
         self,
         channels: int | Sequence[int],
         levels: int | None = None,
-        wavelet: str | None = None,
         prompt: str | os.PathLike | None = None,
         module: str | None = None,
         indices: Sequence[int] | None = None,
@@ -47,44 +45,36 @@ class PoIMaskGenerator(nn.Module):
             check_positive('levels', levels, integer=True)
         for number in (channels,) if isinstance(channels, int) else channels:
             check_positive('channels', number, integer=True)
-        self.channels = channels if isinstance(channels, int) else tuple(channels)
         #: The file with its wiring and the hash of its teacher; None without a prompt.
         self.file: PromptFile | None = None
+        #: Which bands share their masks.
+        self.grouping: Grouping = 'level'
         #: Where the prompt of each feature level was trained, e.g. ('neck[0]', 'neck[1]').
         self.places: tuple[str, ...] = ()
-        if prompt is not None:
-            self.file = load_prompt(prompt)
-            for name, value in dict(levels=levels, wavelet=wavelet).items():
-                wanted = getattr(self.file, name)
-                if value not in (None, wanted):
-                    raise ValueError(f'{name} should be {wanted!r}, as in the prompt file {prompt}, but got {value!r}')
-            self._take_tokens(self.file, prompt, module, indices)
-
-    @property
-    def grouping(self) -> Grouping:
-        """Which bands share their masks."""
-        return self.file.grouping if self.file is not None else 'level'
-
-    def _take_tokens(self, file: PromptFile, prompt: object, module: str | None, indices: Sequence[int] | None) -> None:
-        places = list(file.places(module).items())
+        if prompt is None:
+            return
+        self.file = load_prompt(prompt)
+        self.grouping = self.file.grouping
+        if levels not in (None, self.file.levels):
+            raise ValueError(f'levels should be {self.file.levels}, as in the prompt file {prompt}, but got {levels}')
+        places = list(self.file.places(module).items())
         if indices is not None:
             unknown = [index for index in indices if not 0 <= index < len(places)]
             if unknown:
                 raise ValueError(f'indices should be in 0..{len(places) - 1}, but got {unknown}: {prompt} has no such')
             places = [places[index] for index in indices]
         self.places = tuple(place for place, _ in places)
-        channels = (self.channels,) * len(places) if isinstance(self.channels, int) else self.channels
-        if len(channels) != len(places):
+        per_place = (channels,) * len(places) if isinstance(channels, int) else tuple(channels)
+        if len(per_place) != len(places):
             raise ValueError(
                 f'channels should be one number or one for each of the {len(places)} prompts '
-                f'({", ".join(self.places)}), but got {self.channels}'
+                f'({", ".join(self.places)}), but got {channels}'
             )
         for level, (place, (tokens, bias)) in enumerate(places):
-            wanted = channels[level]
-            if tokens.shape[2] != wanted:
+            if tokens.shape[2] != per_place[level]:
                 raise ValueError(
                     f'channels of level {level} should be {tokens.shape[2]}, as in the prompt of {place} in {prompt}, '
-                    f'but got {wanted}'
+                    f'but got {per_place[level]}'
                 )
             self.register_buffer(f'tokens{level}', tokens.detach().float().clone())
             self.register_buffer(f'bias{level}', None if bias is None else bias.detach().float().clone())
@@ -114,6 +104,5 @@ class PoIMaskGenerator(nn.Module):
         file, found = self.file, []
         for index, (level, depth) in enumerate(zip_equal(levels, depths or [self.file.levels] * len(levels))):
             tokens, bias = self.get_buffer(f'tokens{index}'), getattr(self, f'bias{index}')
-            masks = tokens, depth, file.wavelet, file.grouping, file.evidence, bias
-            found.append(poi_masks(level, *masks) if depth else None)
+            found.append(poi_masks(level, tokens, depth, file.grouping, file.evidence, bias) if depth else None)
         return tuple(found)

@@ -49,7 +49,7 @@ def mask_logits(bands: WaveletBands, tokens: Tensor, grouping: Grouping, evidenc
     return found
 
 
-def transform(features: Tensor, tokens: Tensor, levels: int, wavelet: str, evidence: Evidence) -> WaveletBands:
+def transform(features: Tensor, tokens: Tensor, levels: int, evidence: Evidence) -> WaveletBands:
     """Returns the bands that :func:`mask_logits` takes.
 
     The tokens mix channels, the transform mixes positions. If the order does not matter, the features are
@@ -58,21 +58,20 @@ def transform(features: Tensor, tokens: Tensor, levels: int, wavelet: str, evide
     if evidence == 'band':
         projected = torch.matmul(tokens.flatten(0, 1), features.flatten(2))
         features = projected.unflatten(2, features.shape[2:])
-    return dwt2d(features, levels, wavelet)
+    return dwt2d(features, levels)
 
 
-def as_bands(groups: list[Tensor], shape: tuple[int, int], wavelet: str, grouping: Grouping) -> WaveletBands:
+def as_bands(groups: list[Tensor], shape: tuple[int, int], grouping: Grouping) -> WaveletBands:
     """Returns one tensor per group as bands; the orientations of a level share theirs if they are one group."""
     size = 1 if grouping == 'level' else 3
     levels = [groups[start : start + size] * (3 // size) for start in range(1, len(groups), size)]
-    return WaveletBands(groups[0], tuple(WaveletDetail(*level) for level in levels), shape, wavelet)
+    return WaveletBands(groups[0], tuple(WaveletDetail(*level) for level in levels), shape)
 
 
 def poi_masks(
     features: Tensor,
     tokens: Tensor,
     levels: int = 3,
-    wavelet: str = 'haar',
     grouping: Grouping = 'level',
     evidence: Evidence = 'band',
     bias: Tensor | None = None,
@@ -85,7 +84,6 @@ def poi_masks(
         features: (N, C, H, W).
         tokens: (groups, T, C); group 0 is the low band's, the others follow from the finest level on.
         levels: Number of wavelet levels; the tokens of deeper ones are not used.
-        wavelet: The wavelet.
         grouping: ``'level'`` or ``'band'``, see :func:`mask_logits`.
         evidence: ``'band'`` or ``'magnitude'``.
         bias: (groups, T).
@@ -94,12 +92,12 @@ def poi_masks(
     with torch.autocast(features.device.type, enabled=False):
         wide = full_precision(features)
         tokens = tokens[: num_groups(levels, grouping)].to(wide.dtype)
-        bands = transform(wide, tokens, levels, wavelet, evidence)
+        bands = transform(wide, tokens, levels, evidence)
         found = mask_logits(bands, tokens, grouping, evidence)
         if bias is not None:
             bias = bias[: len(tokens)].to(wide.dtype)
             found = [logits + own[:, None, None] for logits, own in zip_equal(found, bias)]
-        return as_bands([logits.sigmoid() for logits in found], bands.shape, wavelet, grouping)
+        return as_bands([logits.sigmoid() for logits in found], bands.shape, grouping)
 
 
 def check_features(features: Tensor, channels: int) -> None:

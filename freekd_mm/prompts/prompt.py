@@ -12,23 +12,13 @@ from torch import Tensor, nn
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d, idwt2d, usable_levels
-from freekd_mm.frequency.wavelet import is_haar
-from freekd_mm.prompts.masks import (
-    SIMILARITIES,
-    Evidence,
-    Grouping,
-    as_bands,
-    check_features,
-    mask_groups,
-    mask_logits,
-    mask_similarity,
-    num_groups,
-    transform,
-)
+from freekd_mm.prompts import masks as poi
+from freekd_mm.prompts.masks import Evidence, Grouping
 from freekd_mm.tensors import full_precision
 
 Mode = Literal['paper', 'code', 'selective']
-#: What the modes are; grouping and dissimilarity can be chosen otherwise.
+#: What the modes are; the grouping can be chosen otherwise. The dissimilarity: see
+#: :func:`freekd_mm.prompts.masks.mask_similarity`.
 MODES: dict[str, dict[str, Any]] = {
     'paper': dict(grouping='band', evidence='band', dissimilarity='jaccard', reduction='sum', weight=1.0),
     'code': dict(grouping='level', evidence='band', dissimilarity='dice', reduction='sum', weight=1.0),
@@ -76,10 +66,8 @@ class FrequencyPrompt(nn.Module):
         mode: ``'paper'``; ``'code'``, as in the released code's prompts; or ``'selective'``, ours.
         num_tokens: T.
         levels: Number of wavelet levels.
-        wavelet: The wavelet.
         grouping: ``'level'``, one group of tokens for the three orientations of a level (``'code'``,
             ``'selective'``); ``'band'``, one per band (``'paper'``).
-        dissimilarity: ``'jaccard'`` (``'paper'``) or ``'dice'``, see :func:`freekd_mm.prompts.masks.mask_similarity`.
         area: In ``'selective'``: the mean of each mask. One number for the high bands, and the low band stays
             whole; or one per group, the low band's first. 1 leaves a band whole. 0.35 by default.
         sharpness: In ``'selective'``: :math:`\tau`, 4 by default.
@@ -93,9 +81,7 @@ class FrequencyPrompt(nn.Module):
         mode: Mode = 'paper',
         num_tokens: int = 2,
         levels: int = 3,
-        wavelet: str = 'haar',
         grouping: Grouping | None = None,
-        dissimilarity: Literal['jaccard', 'dice'] | None = None,
         area: float | Sequence[float] | None = None,
         sharpness: float | None = None,
         min_positions: int = 16,
@@ -105,23 +91,28 @@ class FrequencyPrompt(nn.Module):
         for name, value in dict(channels=channels, num_tokens=num_tokens, levels=levels).items():
             check_positive(name, value, integer=True)
         check_positive('min_positions', min_positions, integer=True, zero=True)
-        is_haar(wavelet)  # raises where there is no such wavelet
         self.channels, self.mode, self.num_tokens, self.levels = channels, mode, num_tokens, levels
-        self.wavelet, self.min_positions = wavelet, min_positions
+        self.min_positions = min_positions
         self.grouping: Grouping = grouping or MODES[mode]['grouping']
         self.evidence: Evidence = MODES[mode]['evidence']
-        self.dissimilarity = dissimilarity or MODES[mode]['dissimilarity']
+        self.dissimilarity: Any = MODES[mode]['dissimilarity']
         self.reduction: str = MODES[mode]['reduction']
         self.sharpness: float = 4.0 if sharpness is None else sharpness
-        check_choice('dissimilarity', self.dissimilarity, SIMILARITIES)
         check_positive('sharpness', self.sharpness)
         if self.evidence == 'band' and (area, sharpness) != (None, None):
             raise ValueError(
                 f"area and sharpness should be left out unless mode='selective', but got area={area!r}, "
                 f'sharpness={sharpness!r} with mode={mode!r}'
             )
-        groups = num_groups(levels, self.grouping)
-        self.areas = self._read_areas(0.35 if area is None else area, groups)
+        groups = poi.num_groups(levels, self.grouping)
+        area = 0.35 if area is None else area
+        self.areas = (1.0, *[area] * (groups - 1)) if isinstance(area, (int, float)) else tuple(area)
+        for one in self.areas:
+            check_positive('area', one)
+        if len(self.areas) != groups or max(self.areas) > 1:
+            raise ValueError(
+                f'area should be a number up to 1 or {groups} of them, one for each group, but got {area!r}'
+            )
         #: (groups, T, C); group 0 is the low band's, the others follow from the finest level on.
         self.mask_token = nn.Parameter(self._start(groups))
         self.mean: Tensor
@@ -131,17 +122,6 @@ class FrequencyPrompt(nn.Module):
             self.register_buffer('mean', torch.zeros(groups, num_tokens))
             self.register_buffer('var', torch.zeros(groups, num_tokens))
 
-    @staticmethod
-    def _read_areas(area: float | Sequence[float], groups: int) -> tuple[float, ...]:
-        areas = (1.0, *[area] * (groups - 1)) if isinstance(area, (int, float)) else tuple(area)
-        for value in areas:
-            check_positive('area', value)
-        if len(areas) != groups or max(areas) > 1:
-            raise ValueError(
-                f'area should be a number up to 1 or {groups} of them, one for each group, but got {area!r}'
-            )
-        return areas
-
     def _start(self, groups: int) -> Tensor:
         count, channels = self.num_tokens, self.channels
         if self.evidence == 'magnitude':
@@ -150,24 +130,22 @@ class FrequencyPrompt(nn.Module):
         half = INIT_STD * torch.randn(groups, count // 2, channels)
         return torch.cat((half, -half, torch.zeros(groups, count % 2, channels)), 1)
 
-    def masks(self, x: Tensor) -> WaveletBands:
-        """Returns the masks of every band of x (N, C, H, W), each (N, T, h, w); as deep as x allows, see the class."""
-        check_features(x, self.channels)
-        levels = usable_levels((x.shape[2], x.shape[3]), self.levels, self.wavelet, self.min_positions)
+    def masks(self, x: Tensor, bands: WaveletBands | None = None) -> WaveletBands:
+        """Returns the masks of every band of x (N, C, H, W), each (N, T, h, w); as deep as x allows, see the class.
+
+        The bands of x may be given where they are known.
+        """
+        poi.check_features(x, self.channels)
+        levels = usable_levels((x.shape[2], x.shape[3]), self.levels, min_positions=self.min_positions)
         with torch.autocast(x.device.type, enabled=False):
             wide = full_precision(x)
-            tokens = self._tokens(levels).to(wide.dtype)
-            return self._masks(transform(wide, tokens, levels, self.wavelet, self.evidence))
-
-    def _tokens(self, levels: int) -> Tensor:
-        return self.mask_token[: num_groups(levels, self.grouping)]
-
-    def _masks(self, bands: WaveletBands) -> WaveletBands:
-        tokens = self._tokens(len(bands.high)).to(bands.low.dtype)
-        found = mask_logits(bands, tokens, self.grouping, self.evidence)
-        if self.evidence == 'magnitude':
-            found = [self._standardise(logits, group) for group, logits in enumerate(found)]
-        return as_bands([logits.sigmoid() for logits in found], bands.shape, self.wavelet, self.grouping)
+            tokens = self.mask_token[: poi.num_groups(levels, self.grouping)].to(wide.dtype)
+            if bands is None or self.evidence == 'band':
+                bands = poi.transform(wide, tokens, levels, self.evidence)
+            found = poi.mask_logits(bands, tokens, self.grouping, self.evidence)
+            if self.evidence == 'magnitude':
+                found = [self._standardise(logits, group) for group, logits in enumerate(found)]
+            return poi.as_bands([logits.sigmoid() for logits in found], bands.shape, self.grouping)
 
     def _standardise(self, logits: Tensor, group: int) -> Tensor:
         mean, var = self.mean[group], self.var[group]
@@ -206,13 +184,13 @@ class FrequencyPrompt(nn.Module):
 
     def prompt(self, x: Tensor) -> tuple[Tensor, Tensor, WaveletBands | None]:
         """Returns what :meth:`forward` returns, and the masks; None where x is too small for one level."""
-        levels = usable_levels((x.shape[2], x.shape[3]), self.levels, self.wavelet, self.min_positions)
+        levels = usable_levels((x.shape[2], x.shape[3]), self.levels, min_positions=self.min_positions)
         if not levels:
             # The tokens stay in the graph: DDP waits for every parameter.
             return x, 0 * self.mask_token.sum(), None
         with torch.autocast(x.device.type, enabled=False):
-            bands = dwt2d(full_precision(x), levels, self.wavelet)
-            masks = self._masks(bands) if self.evidence == 'magnitude' else self.masks(x)
+            bands = dwt2d(full_precision(x), levels)
+            masks = self.masks(x, bands)
             scale = (2 if self.evidence == 'band' else 1) / self.num_tokens
 
             def weigh(band: Tensor, mask: Tensor) -> Tensor:
@@ -223,6 +201,6 @@ class FrequencyPrompt(nn.Module):
                 for detail, of_level in zip_equal(bands.high, masks.high)
             )
             features = idwt2d(bands._replace(low=weigh(bands.low, masks.low), high=high)).to(x.dtype)
-        overlaps = [mask_similarity(group, self.dissimilarity) for group in mask_groups(masks, self.grouping)]
+        overlaps = [poi.mask_similarity(group, self.dissimilarity) for group in poi.mask_groups(masks, self.grouping)]
         overlap = torch.stack(overlaps)
         return features, overlap.sum() if self.reduction == 'sum' else overlap.mean(), masks

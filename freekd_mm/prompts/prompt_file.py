@@ -16,8 +16,8 @@ from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.files import write_atomically
-from freekd_mm.frequency.wavelet import is_haar
 from freekd_mm.prompts.masks import EVIDENCES, Evidence, Grouping, num_groups
+from freekd_mm.text import map_texts
 from freekd_mm.version import __version__
 
 #: The one name of stage 1: the key of a config, the child of the teacher, its part of a checkpoint, and
@@ -37,7 +37,6 @@ class PromptFile:
     Attributes:
         tokens: Tokens (groups, T, C) by module of the teacher, then by index of the level in the module's output.
         levels: Number of wavelet levels.
-        wavelet: The wavelet.
         grouping: ``'level'`` or ``'band'``.
         num_tokens: T.
         evidence: ``'band'`` or ``'magnitude'``.
@@ -51,7 +50,6 @@ class PromptFile:
 
     tokens: dict[str, dict[int, Tensor]]
     levels: int = 3
-    wavelet: str = 'haar'
     grouping: Grouping = 'level'
     num_tokens: int = 2
     evidence: Evidence = 'band'
@@ -66,7 +64,6 @@ class PromptFile:
         check_positive('levels of the prompt', self.levels, integer=True)
         check_positive('num_tokens of the prompt', self.num_tokens, integer=True)
         check_choice('evidence of the prompt', self.evidence, EVIDENCES)
-        is_haar(self.wavelet)
         wanted = (num_groups(self.levels, self.grouping), self.num_tokens)
         if not any(self.tokens.values()):
             raise ValueError('a prompt should hold the tokens of at least one level, but got none')
@@ -98,18 +95,18 @@ class PromptFile:
 
 def prompt_content(prompt: PromptFile) -> dict[str, Any]:
     """Returns a prompt as a dict of tensors, strings and numbers."""
-    return {
-        'format': FORMAT,
-        'format_version': FORMAT_VERSION,
-        **{name: _stored(getattr(prompt, name)) for name in PromptFile.__dataclass_fields__},
-    }
+    return _plain({'format': FORMAT, 'format_version': FORMAT_VERSION, **vars(prompt)})
 
 
-def _stored(value: Any) -> Any:
-    """Returns tensors on the CPU, and names as text, within dicts."""
+def _plain(value: Any) -> Any:
+    """Returns nested dicts, lists, tensors on the CPU and numbers, which load as data; everything else as its text."""
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
-    return {str(key): _stored(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def versions() -> dict[str, str]:
@@ -121,22 +118,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def plain(value: Any) -> Any:
-    """Returns nested dicts, lists, strings and numbers, which load as data; everything else as its text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
 def save_prompt(prompt: PromptFile, path: str | os.PathLike) -> Path:
-    """Writes a prompt file; a reader never sees half of it.
-
-    Args:
-        prompt: The prompt.
-        path: The file to write.
-    """
+    """Writes a prompt file; a reader never sees half of it."""
     return write_atomically(path, lambda part: torch.save(prompt_content(prompt), part))
 
 
@@ -149,16 +132,8 @@ def use_prompt(cfg: Any) -> Path | None:
     folders = [*(Path(cfg.filename).absolute().parents if cfg.filename else ()), Path.cwd()] if file else []
     found = next((folder / file for folder in folders if (folder / file).is_file()), None)
     if found is not None:
-        cfg.model = _replace(cfg.model, file, str(found))
+        cfg.model = map_texts(cfg.model, lambda text: str(found) if text == file else text)
     return found
-
-
-def _replace(value: Any, old: str, new: str) -> Any:
-    if isinstance(value, dict):
-        return type(value)({key: _replace(item, old, new) for key, item in value.items()})
-    if isinstance(value, (list, tuple)):
-        return type(value)(_replace(item, old, new) for item in value)
-    return new if value == old else value
 
 
 def load_prompt(source: str | os.PathLike) -> PromptFile:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from freekd_mm.robustness.corrupt import Corrupt, corrupt
-from freekd_mm.robustness.corruptions import CORRUPTIONS
+from freekd_mm.robustness.corruptions import CORRUPTIONS, Corrupt, corrupt
 
 __all__ = ['CORRUPTIONS', 'Corrupt', 'corrupt']

@@ -5,13 +5,63 @@ Each takes a picture (H, W, 3) of floats in [0, 1], blue, green, red. Frost is d
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Union
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from freekd_mm.robustness.kernels import Picture, Random, convolve, disk, line, plasma, zoom
+from freekd_mm.checks import check_choice
+from freekd_mm.registry import TRANSFORMS
+
+# OpenCV's stubs promise no more than numbers.
+Picture = NDArray[Union[np.integer, np.floating]]
+Random = np.random.Generator
+
+
+def disk(radius: float, sigma: float) -> Picture:
+    """Returns a disk with soft edges as a kernel of sum 1."""
+    reach = int(np.ceil(radius)) if radius > 8 else 8
+    axis = np.arange(-reach, reach + 1)
+    kernel = (axis[:, None] ** 2 + axis[None] ** 2 <= radius**2).astype(np.float64)
+    size = 3 if radius <= 8 else 5
+    return cv2.GaussianBlur(kernel / kernel.sum(), (size, size), sigma)
+
+
+def line(length: int, sigma: float, angle: float) -> Picture:
+    """Returns the kernel of a movement: half a normal curve along a line, of sum 1."""
+    kernel = np.zeros((2 * length + 1, 2 * length + 1))
+    for step in range(length):
+        row, column = round(length + step * np.sin(angle)), round(length + step * np.cos(angle))
+        kernel[row, column] += np.exp(-(step**2) / (2 * sigma**2))
+    return kernel / kernel.sum()
+
+
+def convolve(x: Picture, kernel: Picture) -> Picture:
+    """Filters with mirrored borders."""
+    return cv2.filter2D(x, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+
+
+def zoom(x: Picture, factor: float) -> Picture:
+    """Enlarges the middle, size unchanged."""
+    height, width = x.shape[:2]
+    matrix = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), 0, factor)
+    return cv2.warpAffine(x, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def plasma(shape: tuple[int, ...], decay: float, random: Random) -> Picture:
+    """Returns a cloud (H, W) in [0, 1]: noise of every octave, each ``decay`` times weaker than the coarser one."""
+    height, width = shape[:2]
+    cloud, weight, cells = np.zeros((height, width)), 1.0, 2
+    while cells < max(height, width):
+        grid = random.random((cells + 1, cells + 1))
+        cloud += weight * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+        weight, cells = weight / decay, cells * 2
+    cloud -= cloud.min()
+    return cloud / max(cloud.max(), 1e-12)
+
 
 #: Function and parameters of severity 1 to 5 by name, in the order of the benchmark.
 CORRUPTIONS: dict[str, tuple[Callable[..., Picture], tuple[tuple[Any, ...], ...]]] = {}
@@ -165,3 +215,38 @@ def jpeg_compression(x: Picture, random: Random, quality: int) -> Picture:
     pixels = np.round(np.clip(x, 0, 1) * 255).astype(np.uint8)
     _, data = cv2.imencode('.jpg', pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(data, cv2.IMREAD_COLOR).astype(x.dtype) / 255
+
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def corrupt(picture: NDArray[np.uint8], corruption: str, severity: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Returns a corrupted copy of a picture (H, W, 3), blue, green, red; the seed is for what is random in it."""
+    check_choice('corruption', corruption, CORRUPTIONS)
+    check_choice('severity', severity, SEVERITIES)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f'picture should be uint8 (H, W, 3), but got {picture.dtype} {picture.shape}')
+    function, parameters = CORRUPTIONS[corruption]
+    result = function(picture / 255.0, np.random.default_rng(seed), *parameters[severity - 1])
+    return np.round(np.clip(result, 0, 1) * 255).astype(np.uint8)
+
+
+@TRANSFORMS.register_module()
+class Corrupt:
+    """Pipeline step after ``LoadImageFromFile``; two models see the same corrupted pictures.
+
+    Args:
+        corruption: A name of ``CORRUPTIONS``.
+        severity: 1 to 5.
+    """
+
+    def __init__(self, corruption: str, severity: int) -> None:
+        check_choice('corruption', corruption, CORRUPTIONS)
+        check_choice('severity', severity, SEVERITIES)
+        self.corruption, self.severity = corruption, severity
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Corrupts ``results['img']``; the file's name is the seed."""
+        name = str(results['img_path']).replace('\\', '/').rsplit('/', 1)[-1]
+        seed = zlib.crc32(f'{self.corruption}/{self.severity}/{name}'.encode())
+        return {**results, 'img': corrupt(results['img'], self.corruption, self.severity, seed)}

@@ -15,9 +15,9 @@ from typing import Any, Dict
 from mmengine.config import Config
 
 from freekd_mm.checks import check_choice
+from freekd_mm.engine.evaluation import evaluate
 from freekd_mm.files import write_text
-from freekd_mm.robustness.corrupt import SEVERITIES
-from freekd_mm.robustness.corruptions import CORRUPTIONS
+from freekd_mm.robustness.corruptions import CORRUPTIONS, SEVERITIES
 from freekd_mm.text import table
 
 LOADERS = ('LoadImageFromFile', 'mmcv.LoadImageFromFile')
@@ -86,8 +86,6 @@ def measure(
 
 
 def _evaluate(cfg: Config, checkpoint: str, metric: str) -> float:
-    from freekd_mm.engine.evaluation import evaluate
-
     cfg = copy.deepcopy(cfg)
     cfg.experiment_name = f'robustness-{uuid.uuid4().hex}'
     with tempfile.TemporaryDirectory() as folder:

@@ -20,11 +20,10 @@ from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.log import say, warn
 from freekd_mm.pictures import mask_pictures
 from freekd_mm.prompts.prompt import FrequencyPrompt
-from freekd_mm.prompts.prompt_file import NAME, PROMPT_FILE, PromptFile, plain, prompt_content, save_prompt, versions
+from freekd_mm.prompts.prompt_file import NAME, PROMPT_FILE, PromptFile, prompt_content, save_prompt, versions
 from freekd_mm.registry import HOOKS
 from freekd_mm.runtime.preprocess import as_rgb
-from freekd_mm.stage1.bank import PromptBank
-from freekd_mm.stage1.places import find_channels
+from freekd_mm.stage1.bank import PromptBank, find_channels
 from freekd_mm.stage1.recipe import OPTIMIZER, default_iters, follow, stage1_recipe
 from freekd_mm.stage1.selectivity import describe, flat_bands, measure
 from freekd_mm.stage1.teacher import load_teacher, teacher_and_resume_point
@@ -43,11 +42,11 @@ class FrequencyPromptHook(Hook):
        ``frequency_prompt``;
     3. wraps the model for DDP once more, so that the buckets hold only the prompts' tokens;
     4. lets the runner follow the recipe of stage 1, see :func:`freekd_mm.stage1.recipe.stage1_recipe`: ``max_iters``
-       iterations, an optimizer only for the tokens, a cosine, no validation by default.
+       iterations, an optimizer only for the tokens, a cosine, no validation.
 
     ``lambda * dissimilarity`` joins the losses as ``loss_prompt_dissimilarity``. Checkpoints hold the prompt, its
     optimizer and the teacher's name and hash, not the teacher; training resumes from them. At the end the prompt
-    file and pictures of its masks are written.
+    file, ``<work_dir>/frequency_prompt.pth``, and pictures of its masks are written.
 
     Args:
         modules: Modules whose outputs get prompts: a path, or a list. ``'neck'`` takes all its levels,
@@ -55,9 +54,6 @@ class FrequencyPromptHook(Hook):
         weight: lambda, the factor on the dissimilarity; by default that of the prompt's mode.
         max_iters: Iterations. By default a fifth of those that the config trains for, from 100 to 2000.
         optimizer: Config of another optimizer than Adam with learning rate 0.01 and weight decay 1e-3.
-        val_interval: Iterations between evaluations of the prompted teacher; None for no evaluation.
-        checkpoint_interval: Iterations between checkpoints; a quarter of ``max_iters`` by default.
-        pictures: Write pictures of the masks beside the prompt file, ``<work_dir>/frequency_prompt.pth``.
         probe_size: Height and width of the dummy image that finds the channels; by default one that the teacher takes.
         allow_random_teacher: Train the prompt of an untrained teacher; only tests need this.
         **prompt: Options of :class:`freekd_mm.prompts.FrequencyPrompt`.
@@ -72,9 +68,6 @@ class FrequencyPromptHook(Hook):
         weight: float | None = None,
         max_iters: int | None = None,
         optimizer: dict | None = None,
-        val_interval: int | None = None,
-        checkpoint_interval: int | None = None,
-        pictures: bool = True,
         probe_size: tuple[int, int] | None = None,
         allow_random_teacher: bool = False,
         **prompt: Any,
@@ -82,20 +75,18 @@ class FrequencyPromptHook(Hook):
         install()
         if weight is not None:
             check_positive('weight', weight, zero=True)
-        self.max_iters, self.val_interval, self.checkpoint_interval = max_iters, val_interval, checkpoint_interval
-        for name in ('max_iters', 'val_interval', 'checkpoint_interval'):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name), integer=True)
+        if max_iters is not None:
+            check_positive('max_iters', max_iters, integer=True)
         own = [name for name in inspect.signature(FrequencyPromptHook).parameters if name != 'prompt']
         options = [name for name in inspect.signature(FrequencyPrompt).parameters if name != 'channels']
         check_options('FrequencyPromptHook', prompt, [*own, *options])
         PromptBank({'check': {0: 1}}, weight, **prompt)  # raises for a wrong value before anything is built
         self.modules = [modules] if isinstance(modules, str) else list(modules)
-        self.weight, self.prompt = weight, prompt
+        self.max_iters, self.weight, self.prompt = max_iters, weight, prompt
         #: The last batches, on which the prompt is measured.
         self.batches: deque[Any] = deque(maxlen=4)
         self.optimizer = optimizer or OPTIMIZER
-        self.pictures, self.probe_size, self.allow_random_teacher = pictures, probe_size, allow_random_teacher
+        self.probe_size, self.allow_random_teacher = probe_size, allow_random_teacher
         self.measured: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ before training
@@ -122,13 +113,7 @@ class FrequencyPromptHook(Hook):
             self.max_iters = default_iters(runner.max_iters)
             text = f'max_iters = {self.max_iters} follows from the {runner.max_iters} iterations of the config'
             say(f'frequency prompt: {text}')
-        recipe = stage1_recipe(
-            runner.cfg.get('optim_wrapper') or {},
-            self.optimizer,
-            self.max_iters,
-            self.val_interval,
-            self.checkpoint_interval or max(1, self.max_iters // 4),
-        )
+        recipe = stage1_recipe(runner.cfg.get('optim_wrapper') or {}, self.optimizer, self.max_iters)
         follow(runner, recipe, self.bank)
         places = ', '.join(f'{module}[{index}]' for module, index, _ in self.bank.places)
         count = sum(parameter.numel() for parameter in self.bank.parameters())
@@ -139,9 +124,7 @@ class FrequencyPromptHook(Hook):
 
     # ------------------------------------------------------------------ training
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Checks that the prompts were reached."""
         if outputs is not None and 'loss_prompt_dissimilarity' not in outputs:
             raise RuntimeError(
@@ -166,7 +149,7 @@ class FrequencyPromptHook(Hook):
                 f'frequency prompt: the weight is flat, its deviation below a tenth of its mean, in {", ".join(flat)}. '
                 "There it will change nothing in the distillation; mode='selective' makes prompts that select"
             )
-        if self.pictures and self.batches:
+        if self.batches:
             preprocess: Any = model.data_preprocessor
             image = as_rgb(preprocess(self.batches[-1], True)['inputs'][0], preprocess)
             folder = path.with_suffix('')
@@ -193,6 +176,6 @@ class FrequencyPromptHook(Hook):
             teacher=self.teacher,
             teacher_sha256=self.teacher_sha256,
             versions=versions(),
-            schedule=plain(schedule),
+            schedule=schedule,
             measured=self.measured,
         )

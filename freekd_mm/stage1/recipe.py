@@ -21,18 +21,15 @@ def default_iters(training: int) -> int:
     return min(max(training // SHARE, LEAST), MOST)
 
 
-def stage1_recipe(
-    wrapper: dict, optimizer: dict, max_iters: int, val_interval: int | None, checkpoint_interval: int
-) -> dict[str, Any]:
+def stage1_recipe(wrapper: dict, optimizer: dict, max_iters: int) -> dict[str, Any]:
     """Returns what stage 1 sets, by the names in a runner's config; it keeps the mixed precision of the ``wrapper``."""
     half = dict(loss_scale='dynamic', dtype=wrapper.get('dtype')) if wrapper.get('type') == 'AmpOptimWrapper' else {}
     return dict(
-        train_cfg=dict(by_epoch=False, max_iters=max_iters, val_interval=val_interval or max_iters),
+        train_cfg=dict(by_epoch=False, max_iters=max_iters, val_interval=max_iters),
         optim_wrapper=dict(type=wrapper['type'] if half else 'OptimWrapper', optimizer=optimizer, **half),
         param_scheduler=dict(type='CosineAnnealingLR', T_max=max_iters, eta_min=MIN_LR, by_epoch=False),
         log_processor=dict(by_epoch=False),
-        checkpoint=dict(by_epoch=False, interval=checkpoint_interval, filename_tmpl='iter_{}.pth'),
-        validates=val_interval is not None,
+        checkpoint=dict(by_epoch=False, interval=max(1, max_iters // 4), filename_tmpl='iter_{}.pth'),
         left_out=EMAHook,
     )
 
@@ -47,8 +44,7 @@ def follow(runner: Runner, recipe: dict[str, Any], prompts: nn.Module) -> None:
     runner.optim_wrapper = build_optim_wrapper(prompts, recipe['optim_wrapper'])
     runner.param_schedulers = runner.build_param_scheduler(recipe['param_scheduler'])
     vars(runner.log_processor).update(recipe['log_processor'])
-    if not recipe['validates']:
-        runner._val_loop = None
+    runner._val_loop = None
     for hook in list(runner.hooks):
         if isinstance(hook, CheckpointHook):
             vars(hook).update(recipe['checkpoint'])

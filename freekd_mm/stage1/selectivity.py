@@ -20,52 +20,17 @@ FLAT = 0.1
 LOW = 'low'
 
 
-class Weight:
-    """Sums over the positions of one group of bands, of the weight: the mean of the masks."""
-
-    def __init__(self) -> None:
-        #: Number of positions, sum of the weight, sum of its square.
-        self.all = [0.0, 0.0, 0.0]
-        #: Number and sum at the positions that an edge of an object crosses, and at those mostly within objects.
-        self.edges, self.inside = [0.0, 0.0], [0.0, 0.0]
-
-    def add(self, weight: Tensor, edges: Tensor | None = None, inside: Tensor | None = None) -> None:
-        """Adds the weight (N, 1, h, w) of a batch; edges and objects are (N, 1, H, W) of 0 and 1, None if unknown."""
-        self.all = [a + float(b) for a, b in zip_equal(self.all, (weight.numel(), weight.sum(), weight.square().sum()))]
-        for sums, what, least in ((self.edges, edges, 0.0), (self.inside, inside, 0.5)):
-            if what is not None:
-                there = (F.adaptive_avg_pool2d(what, (weight.shape[2], weight.shape[3])) > least).to(weight)
-                sums[0] += float(there.sum())
-                sums[1] += float((weight * there).sum())
-
-    @property
-    def spread(self) -> float:
-        """Deviation of the weight over its mean."""
-        count, total, square = self.all
-        mean = total / max(count, 1)
-        return max(square / max(count, 1) - mean**2, 0) ** 0.5 / mean if mean else 0.0
-
-    def ratio(self, sums: list[float]) -> float | None:
-        """Returns the mean weight there over the mean elsewhere; None if one of the two has no positions."""
-        elsewhere = self.all[0] - sums[0]
-        if not sums[0] or not elsewhere:
-            return None
-        return (sums[1] / sums[0]) / max((self.all[1] - sums[1]) / elsewhere, 1e-12)
-
-
 @torch.no_grad()
 def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
     """Measures a prompt on batches of the data loader; the model and the random numbers stay as they are.
 
     Returns:
-        Numbers that a prompt file can hold: ``images``; ``task_loss`` without and with the prompt; and ``bands``: by
-        place and name of the band ``edges`` and ``inside`` (the weight there over elsewhere) and ``spread``. And the
-        masks of the last batch's first image, by place, one (T, h, w) per group.
+        Numbers that a prompt file can hold: ``images``; ``task_loss`` without and with the prompt; and ``bands``, see
+        :func:`selects`, by place and name of the band. And the masks of the last batch's first image, by place, one
+        (T, h, w) per group.
     """
-    weights: dict[str, list[Weight]] = {}
-    losses = torch.zeros(2)
-    images = 0
-    last: dict[str, list[Tensor]] = {}
+    seen: list[tuple[dict[str, list[Tensor]], Tensor | None, Tensor | None]] = []
+    losses, images = torch.zeros(2), 0
     training = bank.training
     # The masks as the file has them; the teacher's heads need their own mode for a loss.
     nn.Module.train(bank, False)
@@ -73,24 +38,59 @@ def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[
         with isolated_rng(seed=0):
             for batch in batches:
                 data = model.data_preprocessor(batch, True)
-                size = (data['inputs'].shape[-2], data['inputs'].shape[-1])
-                seen: dict[str, list[Tensor]] = {}
-                bank.seen = seen
+                bank.seen = {}
                 for index, bank.active in enumerate((False, True)):
                     losses[index] += float(task_loss(model(**data, mode='loss'), losses)) / len(batches)
+                size = (data['inputs'].shape[-2], data['inputs'].shape[-1])
                 maps = [object_maps(sample, size) for sample in data['data_samples']]
                 edges, inside = (None if any(m is None for m in kind) else torch.stack(kind) for kind in zip(*maps))
-                last = {place: [group[0] for group in groups] for place, groups in seen.items()}
-                for place, groups in seen.items():
-                    of_place = weights.setdefault(place, [Weight() for _ in groups])
-                    for weight, masks in zip_equal(of_place, groups):
-                        weight.add(masks.mean(1, keepdim=True), edges, inside)
+                seen.append((bank.seen, edges, inside))
                 images += len(maps)
     finally:
         bank.active, bank.seen = True, None
         nn.Module.train(bank, training)
-    bands = {place: _numbers(of_place, bank.first[0].grouping) for place, of_place in weights.items()}
+    bands: dict[str, Any] = {}
+    for place in seen[-1][0] if seen else ():
+        # One entry per group: its masks and the maps of every batch.
+        groups = zip_equal(*([(group, *maps) for group in masks[place]] for masks, *maps in seen))
+        bands[place] = _named([selects(*zip_equal(*group)) for group in groups], bank.first[0].grouping)
+    last = {place: [group[0] for group in groups] for place, groups in (seen[-1][0] if seen else {}).items()}
     return dict(images=images, task_loss=losses.tolist(), bands=bands), last
+
+
+def selects(
+    masks: Sequence[Tensor], edges: Sequence[Tensor | None], inside: Sequence[Tensor | None]
+) -> dict[str, float | None]:
+    """Returns how the weight of one group of bands, the mean of its masks over the tokens, differs over the positions.
+
+    ``edges`` and ``inside`` are the mean weight at the positions that an edge of an object crosses, and at those mostly
+    within objects, over the mean elsewhere; None where one of the two has no positions. ``spread`` is the deviation
+    over the mean.
+
+    Args:
+        masks: (N, T, h, w) of each batch.
+        edges: (N, 1, H, W) of 0 and 1 of each batch, None if unknown.
+        inside: The objects themselves, likewise.
+    """
+    weight = torch.cat([mask.mean(1).flatten() for mask in masks])
+
+    def ratio(maps: Sequence[Tensor | None], least: float) -> float | None:
+        known = [F.adaptive_avg_pool2d(m, mask.shape[2:]) for m, mask in zip_equal(maps, masks) if m is not None]
+        if len(known) < len(masks):
+            return None
+        there = torch.cat([share.flatten() for share in known]) > least
+        if there.all() or not there.any():
+            return None
+        return float(weight[there].mean() / weight[~there].mean().clamp(min=1e-12))
+
+    spread = float(weight.std(unbiased=False) / weight.mean().clamp(min=1e-12))
+    return dict(edges=ratio(edges, 0), inside=ratio(inside, 0.5), spread=spread)
+
+
+def of_masks(masks: dict[str, list[Tensor]], grouping: str) -> dict[str, Any]:
+    """Returns the spread of the weight of one image's masks, by place (T, h, w) per group, as :func:`measure`."""
+    bands = {p: _named([selects([g[None]], [None], [None]) for g in groups], grouping) for p, groups in masks.items()}
+    return dict(images=1, task_loss=None, bands=bands)
 
 
 def object_maps(sample: Any, size: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
@@ -102,7 +102,11 @@ def object_maps(sample: Any, size: tuple[int, int]) -> tuple[Tensor | None, Tens
         boxes = sample.gt_instances.bboxes
         return _box_maps(getattr(boxes, 'tensor', boxes).cpu(), size)
     if 'gt_sem_seg' in sample:
-        return _label_edges(sample.gt_sem_seg.data.cpu(), size), None
+        labels = sample.gt_sem_seg.data.cpu()[..., : size[0], : size[1]]
+        changes, (height, width) = torch.zeros(1, *size), labels.shape[-2:]
+        changes[:, 1:height, :width] = (labels[:, 1:] != labels[:, :-1]).float()
+        changes[:, :height, 1:width].logical_or_(labels[..., 1:] != labels[..., :-1])
+        return changes, None
     return None, None
 
 
@@ -115,33 +119,6 @@ def _box_maps(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         edges[0, rows, [left, right]] = 1
         edges[0, [top, bottom], columns] = 1
     return edges, inside
-
-
-def _label_edges(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    changes = torch.zeros(1, *size)
-    height, width = min(size[0], labels.shape[-2]), min(size[1], labels.shape[-1])
-    labels = labels[..., :height, :width]
-    changes[:, 1:height, :width] = (labels[:, 1:] != labels[:, :-1]).float()
-    changes[:, :height, 1:width] = changes[:, :height, 1:width].maximum((labels[..., 1:] != labels[..., :-1]).float())
-    return changes
-
-
-def of_masks(masks: dict[str, list[Tensor]], grouping: str) -> dict[str, Any]:
-    """Returns the spread of the weight of one image's masks, by place (T, h, w) per group, as :func:`measure`."""
-    bands: dict[str, Any] = {}
-    for place, groups in masks.items():
-        weights = [Weight() for _ in groups]
-        for weight, group in zip_equal(weights, groups):
-            weight.add(group[None].mean(1, keepdim=True))
-        bands[place] = _numbers(weights, grouping)
-    return dict(images=1, task_loss=None, bands=bands)
-
-
-def _numbers(weights: list[Weight], grouping: str) -> dict[str, Any]:
-    return {
-        name: dict(edges=w.ratio(w.edges), inside=w.ratio(w.inside), spread=w.spread)
-        for name, w in zip_equal(band_names(len(weights), grouping), weights)
-    }
 
 
 def describe(measured: dict[str, Any]) -> str:
@@ -172,9 +149,8 @@ def flat_bands(measured: dict[str, Any]) -> list[str]:
     ]
 
 
-def band_names(count: int, grouping: str) -> list[str]:
-    """Returns the names of the groups of bands, the low band's first."""
-    if grouping == 'level':
-        return [LOW, *(f'level {level}' for level in range(1, count))][:count]
-    kinds = ('horizontal', 'vertical', 'diagonal')
-    return [LOW, *(f'{kinds[index % 3]} {1 + index // 3}' for index in range(count - 1))][:count]
+def _named(groups: Sequence[Any], grouping: str) -> dict[str, Any]:
+    """Returns one value per group of bands, the low band's first, by the names of the bands."""
+    kinds = ['level'] if grouping == 'level' else ['horizontal', 'vertical', 'diagonal']
+    high = (f'{kinds[index % len(kinds)]} {1 + index // len(kinds)}' for index in range(len(groups) - 1))
+    return dict(zip([LOW, *high], groups))

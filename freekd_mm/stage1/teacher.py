@@ -25,7 +25,9 @@ def teacher_and_resume_point(runner: Runner) -> tuple[str, str | None]:
     source = runner._load_from or ''
     if not runner._resume:
         return source, None
-    point = source if source and is_stage1(source) else find_latest_checkpoint(runner.work_dir)
+    content = load_checkpoint_file(source) if Path(source).is_file() else None
+    is_stage1 = isinstance(content, Mapping) and NAME in content
+    point = source if is_stage1 else find_latest_checkpoint(runner.work_dir)
     if point is None:
         warn('frequency prompt: nothing to resume from, starting from scratch')
         return source, None
@@ -35,14 +37,6 @@ def teacher_and_resume_point(runner: Runner) -> tuple[str, str | None]:
     if source != named:
         warn(f'frequency prompt: resuming a prompt of the teacher {named!r} with {source!r}')
     return source, point
-
-
-def is_stage1(path: str) -> bool:
-    """Tells whether a file is a training checkpoint of stage 1."""
-    if not Path(path).is_file():
-        return False
-    content = load_checkpoint_file(path)
-    return isinstance(content, Mapping) and NAME in content
 
 
 def load_teacher(model: nn.Module, source: str, allow_random: bool) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from freekd_mm.checkpoints.fitting import WeightsMismatchError
 from freekd_mm.checkpoints.sources import is_here
-from freekd_mm.engine.data_checks import check_data
+from freekd_mm.engine.preflight import check_data
 from freekd_mm.prompts.prompt_file import load_prompt
 from freekd_mm.runtime.compatibility import check_prompt, swap_hint, warn_if_swapped
 from freekd_mm.runtime.teacher import load_weights

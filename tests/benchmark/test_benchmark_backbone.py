@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from freekd_mm.benchmark.pool import environment
+from freekd_mm.benchmark.run import environment
 from freekd_mm.registry import MODELS
 
 MODELS_OF_BENCHMARKS = Path(__file__).parents[2] / 'configs/benchmark/models'

@@ -11,8 +11,7 @@ import torch
 import yaml
 from mmengine.registry import init_default_scope
 
-from freekd_mm.benchmark.configs import ConfigMaker
-from freekd_mm.benchmark.jobs import PSEUDO, make_jobs
+from freekd_mm.benchmark.jobs import PSEUDO, ConfigMaker, make_jobs
 from freekd_mm.benchmark.plan import load_plan
 from freekd_mm.benchmark.worker import run_job
 from freekd_mm.compat import install

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from freekd_mm.benchmark.configs import config_hash, load_task_config
+from freekd_mm.benchmark.jobs import config_hash, load_task_config
 from freekd_mm.benchmark.plan import Plan, load_plan
 
 PLANS = Path(__file__).parents[2] / 'configs' / 'benchmark'

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from freekd_mm.benchmark import records, table
+from freekd_mm.benchmark.images import image_interval, interval, p_value
 from freekd_mm.benchmark.plan import Method, Plan
-from freekd_mm.benchmark.plots import write_plots
-from freekd_mm.benchmark.statistics import image_interval, interval, p_value
-from freekd_mm.benchmark.table import comparisons, summarize
+from freekd_mm.benchmark.table import comparisons, summarize, write_plots
 
 PLAN = Plan(
     name='toy',

@@ -15,14 +15,13 @@ import torch
 import yaml
 
 from freekd_mm.benchmark import records
-from freekd_mm.benchmark.configs import ConfigMaker
 from freekd_mm.benchmark.images import IMAGES_FILE
-from freekd_mm.benchmark.jobs import make_jobs
+from freekd_mm.benchmark.jobs import ConfigMaker, make_jobs
 from freekd_mm.benchmark.plan import Method, load_plan
-from freekd_mm.benchmark.pool import only_one, to_do
-from freekd_mm.benchmark.run import benchmark
+from freekd_mm.benchmark.run import benchmark, to_do
 from freekd_mm.benchmark.worker import run_job
 from freekd_mm.compat.versions import torch_at_least
+from freekd_mm.engine.workdir import LOCK, WorkDirInUseError
 
 pytest.importorskip('mmdet')
 
@@ -206,19 +205,18 @@ def test_another_teacher_makes_other_runs_but_not_another_student(plan_file, tmp
 def test_options_that_lead_nowhere_are_named(plan_file):
     plan = load_plan(plan_file)
     method = dataclasses.replace(plan.methods['mse'], set={'msa.loss.loss_weight': 1})
-    with pytest.raises(KeyError, match=r"there is no 'msa' among mse.*Did you mean 'mse'"):
+    with pytest.raises(ValueError, match=r"set of method 'mse' .* 'mse', but got 'msa'. Did you mean 'mse'"):
         ConfigMaker(plan).entries(method, None)
     with pytest.raises(ValueError, match="a prompt is for entries called 'wavelet"):
         ConfigMaker(plan).entries(plan.methods['mse'], plan_file)
 
 
-def test_two_benchmarks_do_not_share_a_folder(tmp_path):
+def test_two_benchmarks_do_not_share_a_folder(plan_file, tmp_path):
     code = 'import fcntl, sys; f = open(sys.argv[1], "w"); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()'
-    command = [sys.executable, '-c', code, str(tmp_path / 'lock')]
+    command = [sys.executable, '-c', code, str(tmp_path / LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(RuntimeError, match='another one is running'), only_one(tmp_path):
-            pass
+        with pytest.raises(WorkDirInUseError, match='should belong to one run, but is in use'):
+            benchmark(str(plan_file), tmp_path)
         other.communicate(b'\n')
-    with only_one(tmp_path):
-        pass
+    assert [file.name for file in tmp_path.iterdir()] == [LOCK]

@@ -31,7 +31,7 @@ def stage1(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> Path:
         'val_dataloader = val_evaluator = val_cfg = test_dataloader = test_evaluator = test_cfg = None\n'
         'model = dict(backbone=dict(init_cfg=None))\n'
         'load_from = None\n'
-        "custom_hooks = [dict(type='freekd_mm.FrequencyPromptHook', modules='neck', max_iters=1, pictures=False, "
+        "custom_hooks = [dict(type='freekd_mm.FrequencyPromptHook', modules='neck', max_iters=1, "
         'allow_random_teacher=True)]\n'
     )
     return path

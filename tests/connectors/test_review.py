@@ -105,7 +105,7 @@ def naive_review(connector, levels):
     return tuple(reversed(outputs))
 
 
-@pytest.mark.parametrize('num_heads', [2, 'channels'])
+@pytest.mark.parametrize('num_heads', [2, None])
 def test_review_equals_the_recursion(num_heads):
     connector = FAMReviewConnector([2, 4, 4], [3, 5, 6], num_heads=num_heads, rank=2).double()
     sizes = ((5, 6), (3, 3), (2, 1))
@@ -279,7 +279,7 @@ def test_channels_last():
     ('arguments', 'options', 'error', 'message'),
     [
         ((6, 6, 2), {'num_heads': 4}, ValueError, 'num_heads should divide the channels 6, but got 4'),
-        ((4, 4, 2), {'num_heads': 'channel'}, ValueError, "num_heads should be one of 'channels'.*Did you mean"),
+        ((4, 4, 2), {'num_heads': 'channels'}, TypeError, 'num_heads should be an integer'),
         ((4, 4, 2), {'num_heads': 0}, ValueError, 'num_heads should be greater than 0'),
         ((4, 4, 2), {'variant': 'cod'}, ValueError, "variant should be one of 'ours', 'code'.*Did you mean 'code'"),
         ((4, 4, 2), {'rnk': 2}, TypeError, "unexpected keyword argument 'rnk'"),

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_checks import check_half_precision, check_memory_formats
 from ranks import run_two_ranks
 
 from freekd_mm.compat.versions import torch_at_least, zip_equal
@@ -181,32 +181,12 @@ def test_no_gradient_is_made_where_none_is_needed():
 @pytest.mark.parametrize('kind', [WaveletLoss, FreeKDPlusLoss])
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(kind, dtype):
-    loss = kind(5)
-    students, teachers = ([level.to(dtype) for level in features(seed)] for seed in (0, 1))
-    students = [level.requires_grad_() for level in students]
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        value = loss(students, teachers)
-    wide = [level.detach().float().requires_grad_() for level in students]
-    wanted = loss(wide, [level.float() for level in teachers])
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value, wanted)
-    for own, other in zip_equal(torch.autograd.grad(value, students), torch.autograd.grad(wanted, wide)):
-        assert own.dtype == dtype
-        torch.testing.assert_close(own.float(), other, rtol=1e-2, atol=1e-5)
+    check_half_precision(kind(5), features(0), features(1), dtype)
 
 
 @pytest.mark.parametrize('kind', [WaveletLoss, FreeKDPlusLoss])
 def test_channels_last_and_non_contiguous_features_give_the_same(kind, tmp_path):
-    loss = kind(5, prompt=prompt_path(tmp_path)[0])
-    students, teachers = features(0), features(1)
-    wanted = loss(students, teachers)
-    last = [[x.to(memory_format=torch.channels_last) for x in side] for side in (students, teachers)]
-    strided = [[F.pad(x, (1, 2, 3, 4))[:, :, 3:-4, 1:-2] for x in side] for side in (students, teachers)]
-    for own, other in (last, strided):
-        own = [level.requires_grad_() for level in own]
-        value = loss(own, other)
-        torch.testing.assert_close(value, wanted)
-        assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(value, own))
+    check_memory_formats(kind(5, prompt=prompt_path(tmp_path)[0]), features(0), features(1))
 
 
 @pytest.mark.parametrize('teacher', [torch.zeros(2, 5, 16, 16), torch.ones(2, 5, 16, 16), torch.zeros(0, 5, 16, 16)])

@@ -29,7 +29,7 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     assert {name: tokens.tolist() for name, (tokens, _) in got.places().items()} == {
         name: tokens.tolist() for name, (tokens, _) in wanted.places().items()
     }
-    for name in ('levels', 'wavelet', 'grouping', 'num_tokens', 'teacher', 'teacher_sha256', 'versions', 'schedule'):
+    for name in ('levels', 'grouping', 'num_tokens', 'teacher', 'teacher_sha256', 'versions', 'schedule'):
         assert getattr(got, name) == getattr(wanted, name)
 
 
@@ -64,7 +64,7 @@ def test_the_released_format_loads(tmp_path, prefix, inside):
     path = tmp_path / 'released.pth'
     torch.save({'state_dict': state, 'meta': {'epoch': 1}} if inside else state, path)
     got = load_prompt(path)
-    assert (got.num_tokens, got.levels, got.grouping, got.wavelet) == (6, 3, 'level', 'haar')
+    assert (got.num_tokens, got.levels, got.grouping) == (6, 3, 'level')
     generator = PoIMaskGenerator(8, prompt=str(path))
     for index, value in enumerate(tokens):
         assert torch.equal(generator.get_buffer(f'tokens{index}'), value)
@@ -180,7 +180,6 @@ def test_without_a_prompt_there_are_no_masks():
         (dict(channels=4), r'channels of level 1 should be 5, as in the prompt of neck\[1\].*but got 4'),
         (dict(channels=(4, 5)), 'channels should be one number or one for each of the 3 prompts'),
         (dict(levels=2), 'levels should be 3, as in the prompt file'),
-        (dict(wavelet='db2'), "wavelet should be 'haar', as in the prompt file"),
         (dict(module='nek'), "module should be one of 'neck', but got 'nek'.* mean 'neck'"),
         (dict(indices=(0, 3)), r'indices should be in 0\.\.2, but got \[3\]'),
     ],

@@ -159,7 +159,7 @@ def test_download_with_the_right_hash(checkpoint, server, hub, tmp_path):
 def test_download_with_a_wrong_hash(checkpoint, server, hub, tmp_path):
     name = 'gfl_tiny-0123abcd.pth'
     (tmp_path / name).write_bytes(Path(checkpoint).read_bytes())
-    with pytest.raises(RuntimeError, match='should have a SHA-256 that starts with 0123abcd, but got'):
+    with pytest.raises(RuntimeError, match=r'cannot download .*invalid hash value .*0123abcd.* by other means'):
         build_teacher({'model': TEACHER, 'checkpoint': f'{server}/{name}'})
     assert not list(hub.iterdir())
 

@@ -155,7 +155,7 @@ def test_the_prompt_alone_trains_and_the_file_says_where_it_belongs(stage1, tmp_
 
 
 def test_a_checkpoint_holds_the_prompt_alone_and_training_resumes_from_it(stage1):
-    whole = stage1('whole', max_iters=4, checkpoint_interval=2)
+    whole = stage1('whole', max_iters=4)
     runner = Runner.from_cfg(copy.deepcopy(whole))
     runner.train()
     tokens = load_prompt(Path(whole.work_dir) / 'frequency_prompt.pth').places()
@@ -164,7 +164,7 @@ def test_a_checkpoint_holds_the_prompt_alone_and_training_resumes_from_it(stage1
     assert load_prompt(Path(whole.work_dir) / 'iter_2.pth').teacher == whole.load_from
 
     # As if the run had died after two iterations; load_from still names the teacher.
-    for name in ('iter_4.pth', 'frequency_prompt.pth'):
+    for name in ('iter_3.pth', 'iter_4.pth', 'frequency_prompt.pth'):
         (Path(whole.work_dir) / name).unlink()
     (Path(whole.work_dir) / 'last_checkpoint').write_text(str(Path(whole.work_dir) / 'iter_2.pth'))
     again = copy.deepcopy(whole)
@@ -227,7 +227,7 @@ def test_the_prompted_teacher_starts_as_the_teacher_and_gets_no_worse(stage1):
 
 
 def test_a_segmenter_takes_prompts_behind_one_output_of_its_backbone(stage1, seg_config):
-    cfg = stage1('seg', config=seg_config, modules='backbone[3]', grouping='band', dissimilarity='dice', num_tokens=3)
+    cfg = stage1('seg', config=seg_config, modules='backbone[3]', grouping='band', num_tokens=3)
     runner = Runner.from_cfg(cfg)
     spy = Spy(runner)
     runner.train()
@@ -261,7 +261,7 @@ def test_stage_1_ends_with_how_selective_the_prompt_is_and_warns_of_a_flat_one(s
 
 def test_epochs_averages_and_mixed_precision_of_the_config_are_taken_care_of(stage1, monkeypatch):
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)  # mmengine's check, for a CPU
-    cfg = stage1(max_iters=2, val_interval=2)
+    cfg = stage1(max_iters=2)
     cfg.custom_hooks.append(dict(type='EMAHook'))
     cfg.optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=dict(type='SGD', lr=0.1))
     cfg.param_scheduler = [dict(type='MultiStepLR', milestones=[1], by_epoch=True)]
@@ -271,7 +271,6 @@ def test_epochs_averages_and_mixed_precision_of_the_config_are_taken_care_of(sta
     assert type(runner.optim_wrapper).__name__ == 'AmpOptimWrapper'
     assert not any(type(hook).__name__ == 'EMAHook' for hook in runner.hooks)
     assert len(spy.losses) == 2
-    assert runner.message_hub.get_scalar('val/coco/bbox_mAP').data[0].size == 1
 
 
 def test_a_teacher_that_names_its_own_checkpoint_is_enough(stage1, tmp_path):
@@ -297,7 +296,7 @@ def test_a_teacher_that_names_its_own_checkpoint_is_enough(stage1, tmp_path):
         (dict(num_tokens=0), ValueError, 'num_tokens should be greater than 0'),
         (dict(max_iters=0), ValueError, 'max_iters should be greater than 0'),
         (dict(num_token=3), ValueError, "FrequencyPromptHook has no option 'num_token'.*Did you mean 'num_tokens'"),
-        (dict(dissimilarity='dise'), ValueError, "Did you mean 'dice'"),
+        (dict(grouping='lvel'), ValueError, "Did you mean 'level'"),
         (dict(load_from='none.pth'), FileNotFoundError, 'none.pth'),
     ],
 )

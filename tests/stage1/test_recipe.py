@@ -14,17 +14,14 @@ def test_the_default_length_is_a_fifth_of_the_training_within_bounds(training, w
 
 @pytest.mark.parametrize('wrapper', [{}, dict(type='OptimWrapper', clip_grad=dict(max_norm=1))])
 def test_the_recipe_is_what_a_config_would_say(wrapper):
-    recipe = stage1_recipe(wrapper, OPTIMIZER, 400, None, 100)
+    recipe = stage1_recipe(wrapper, OPTIMIZER, 400)
     assert recipe['train_cfg'] == dict(by_epoch=False, max_iters=400, val_interval=400)
     assert recipe['optim_wrapper'] == dict(type='OptimWrapper', optimizer=OPTIMIZER)
     assert recipe['param_scheduler']['T_max'] == 400
     assert recipe['checkpoint']['interval'] == 100
-    assert not recipe['validates']
 
 
 def test_mixed_precision_stays():
-    recipe = stage1_recipe(dict(type='AmpOptimWrapper', dtype='bfloat16'), OPTIMIZER, 400, 50, 100)
+    recipe = stage1_recipe(dict(type='AmpOptimWrapper', dtype='bfloat16'), OPTIMIZER, 400)
     assert recipe['optim_wrapper']['type'] == 'AmpOptimWrapper'
     assert recipe['optim_wrapper']['dtype'] == 'bfloat16'
-    assert recipe['train_cfg']['val_interval'] == 50
-    assert recipe['validates']

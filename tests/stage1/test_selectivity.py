@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.structures import InstanceData, PixelData
 
-from freekd_mm.stage1.selectivity import LOW, Weight, band_names, describe, flat_bands, object_maps, of_masks
+from freekd_mm.stage1.selectivity import LOW, describe, flat_bands, object_maps, of_masks, selects
 
 
 class Sample(dict):
@@ -47,19 +47,19 @@ def test_what_a_sample_does_not_know_is_unknown() -> None:
 def test_ratios_and_spread_equal_loops_over_the_positions() -> None:
     torch.manual_seed(0)
     edges, inside = ((torch.rand(2, 1, 16, 24) < share).float() for share in (0.03, 0.5))
-    weight, sums = torch.rand(2, 1, 4, 6), Weight()
-    sums.add(weight[:1], edges[:1], inside[:1])
-    sums.add(weight[1:], edges[1:], inside[1:])
+    masks = torch.rand(2, 3, 4, 6)
+    got = selects(masks.split(1), edges.split(1), inside.split(1))
+    weight = masks.mean(1, keepdim=True)
     found: dict = {'edge': ([], []), 'inside': ([], [])}
     for n, i, j in np.ndindex(2, 4, 6):
         cell = np.s_[n, 0, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
         found['edge'][int(edges[cell].sum() > 0)].append(float(weight[n, 0, i, j]))
         found['inside'][int(inside[cell].mean() > 0.5)].append(float(weight[n, 0, i, j]))
-    for name, got in (('edge', sums.ratio(sums.edges)), ('inside', sums.ratio(sums.inside))):
+    for name, ratio in (('edge', got['edges']), ('inside', got['inside'])):
         elsewhere, there = map(np.mean, found[name])
-        assert got == pytest.approx(there / elsewhere, rel=1e-5)
-    assert sums.spread == pytest.approx(float(weight.std(unbiased=False) / weight.mean()), rel=1e-4)
-    assert Weight().ratio([0.0, 0.0]) is None
+        assert ratio == pytest.approx(there / elsewhere, rel=1e-5)
+    assert got['spread'] == pytest.approx(float(weight.std(unbiased=False) / weight.mean()), rel=1e-4)
+    assert selects([masks], [torch.zeros(2, 1, 16, 24)], [None]) == {**got, 'edges': None, 'inside': None}
 
 
 def test_the_masks_of_an_image_tell_the_spread_alone() -> None:
@@ -86,5 +86,7 @@ def test_a_flat_weight_is_named_but_for_the_low_band() -> None:
 
 
 def test_names_of_the_bands() -> None:
-    assert band_names(3, 'level') == ['low', 'level 1', 'level 2']
-    assert band_names(5, 'band') == ['low', 'horizontal 1', 'vertical 1', 'diagonal 1', 'horizontal 2']
+    masks = [torch.rand(1, 2, 2)] * 5
+    names = ['low', 'horizontal 1', 'vertical 1', 'diagonal 1', 'horizontal 2']
+    assert list(of_masks({'neck[0]': masks}, 'band')['bands']['neck[0]']) == names
+    assert list(of_masks({'neck[0]': masks[:3]}, 'level')['bands']['neck[0]']) == ['low', 'level 1', 'level 2']

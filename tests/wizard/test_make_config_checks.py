@@ -210,7 +210,7 @@ def test_data_that_cannot_be_trained_on(case: str, tool: Tool, scenes_root: Path
 
 
 def test_label_maps_that_are_not_there(scenes_root: Path, tmp_path: Path) -> None:
-    from freekd_mm.engine.data_checks import check_data
+    from freekd_mm.engine.preflight import check_data
 
     config = tiny_configs.segmenter(scenes_root)
     check_data(Config(copy.deepcopy(config)))

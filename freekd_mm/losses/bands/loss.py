@@ -58,7 +58,7 @@ class BandLoss(DistillLoss):
     def _build_masks(self, prompt: str | os.PathLike | dict | None) -> Any:
         if isinstance(prompt, dict):
             return MODELS.build(prompt)
-        options = dict(channels=self.channels, levels=self.levels, wavelet='haar', prompt=prompt)
+        options = dict(channels=self.channels, levels=self.levels, prompt=prompt)
         return MODELS.build(dict(type='freekd_mm.PoIMaskGenerator', **options))
 
     @property
