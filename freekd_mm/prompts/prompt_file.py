@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.files import write_atomically
 from freekd_mm.prompts.masks import EVIDENCES, Evidence, Grouping, num_groups
 from freekd_mm.text import map_texts
-from freekd_mm.version import __version__
 
 #: The one name of stage 1: the key of a config, the child of the teacher, its part of a checkpoint, and
 #: its file in the work directory.
@@ -43,7 +41,6 @@ class PromptFile:
         bias: Bias (groups, T) of the masks, by module and index as the tokens; empty for none.
         teacher: Checkpoint of the teacher, as named in stage 1.
         teacher_sha256: Hash of that file.
-        versions: Versions of the packages in stage 1.
         schedule: How the prompt was trained.
         measured: How selective it was at the end of its training, see :mod:`freekd_mm.stage1.selectivity`.
     """
@@ -56,7 +53,6 @@ class PromptFile:
     bias: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     teacher: str = ''
     teacher_sha256: str = ''
-    versions: dict[str, str] = field(default_factory=dict)
     schedule: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
 
@@ -107,15 +103,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the packages that make a prompt."""
-    found = {'freekd_mm': __version__, 'torch': str(torch.__version__)}
-    for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg'):
-        if name in sys.modules:
-            found[name] = str(getattr(sys.modules[name], '__version__', ''))
-    return found
 
 
 def save_prompt(prompt: PromptFile, path: str | os.PathLike) -> Path:

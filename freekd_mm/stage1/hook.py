@@ -20,7 +20,7 @@ from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.log import say, warn
 from freekd_mm.pictures import mask_pictures
 from freekd_mm.prompts.prompt import FrequencyPrompt
-from freekd_mm.prompts.prompt_file import NAME, PROMPT_FILE, PromptFile, prompt_content, save_prompt, versions
+from freekd_mm.prompts.prompt_file import NAME, PROMPT_FILE, PromptFile, prompt_content, save_prompt
 from freekd_mm.registry import HOOKS
 from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.stage1.bank import PromptBank, find_channels
@@ -175,7 +175,6 @@ class FrequencyPromptHook(Hook):
             **self.bank.content(),
             teacher=self.teacher,
             teacher_sha256=self.teacher_sha256,
-            versions=versions(),
             schedule=schedule,
             measured=self.measured,
         )
