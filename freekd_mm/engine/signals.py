@@ -53,9 +53,6 @@ class GracefulStopHook(Hook):
             self._group = dist.group.WORLD if dist.get_backend() == 'gloo' else dist.new_group(backend='gloo')
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._ask)
-            if hasattr(os, 'register_at_fork'):  # Windows forks no processes
-                # One that an evaluation forks ends when its pool tells it to, and at once: the pool waits for that.
-                os.register_at_fork(after_in_child=self.release)
         for loop in (runner.train_loop, runner.val_loop):
             if loop is not None:
                 loop.dataloader.worker_init_fn = partial(init_worker, loop.dataloader.worker_init_fn)
@@ -101,6 +98,16 @@ class GracefulStopHook(Hook):
             point_to(runner.work_dir, str(path))
         warn(f'SIGTERM: stopped after iteration {iteration}; saved {path}; continue with --resume')
         raise SystemExit(EXIT_STATUS)
+
+
+def _release_in_child() -> None:
+    """A process that an evaluation forks ends when its pool tells it to, and at once: the pool waits for that."""
+    while isinstance(hook := getattr(signal.getsignal(signal.SIGTERM), '__self__', None), GracefulStopHook):
+        hook.release()
+
+
+if hasattr(os, 'register_at_fork'):  # Windows forks no processes
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 def init_worker(init: Callable[[int], None] | None, worker: int) -> None:
