@@ -106,7 +106,12 @@ def _plain(value: Any) -> Any:
 
 
 def save_prompt(prompt: PromptFile, path: str | os.PathLike) -> Path:
-    """Writes a prompt file; a reader never sees half of it."""
+    """Writes a prompt file; a reader never sees half of it.
+
+    Args:
+        prompt: The prompt.
+        path: The file to write.
+    """
     return write_atomically(path, lambda part: torch.save(prompt_content(prompt), part))
 
 
