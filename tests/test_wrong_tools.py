@@ -186,6 +186,10 @@ def test_a_new_training_moves_the_earlier_one_aside_and_says_what_it_trains(task
     last = folder / (work / 'last_checkpoint').read_text()
     before = last.read_bytes()
     shutil.copy(folder / 'kd.py', work / 'kd.py')
+    status, _ = run_tool(folder, 'train.py', 'kd.py', '--cfg-options', 'model.teacher.checkpoint=none.pth')
+    assert status == 2
+    assert last.read_bytes() == before
+    assert not list(work.glob('earlier-*'))
     text = ok(folder, 'train.py', 'kd.py', '--cfg-options', 'train_cfg.val_interval=1')
     (aside,) = work.glob('earlier-*')
     assert (aside / last.name).read_bytes() == before

@@ -96,11 +96,12 @@ def run(
     with failing_together(), own_work_dir(cfg.work_dir, launcher):
         point = resume_from(cfg, resume) if resume else None
         keep_own_config(cfg)
-        if point is None and is_first_process(launcher):
-            set_aside(cfg)
         with quiet_building():
             runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
         try:
+            if point is None and is_first_process(launcher):
+                # Not before: a model that cannot be built leaves the folder as it is.
+                set_aside(cfg, runner.timestamp)
             if point is not None:
                 check_resumed(runner, point.path)
             if isinstance(runner, Runner):

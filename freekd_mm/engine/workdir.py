@@ -88,8 +88,11 @@ def _lock(file: TextIO, path: Path) -> None:
         warn(f'{path} cannot be locked ({error.strerror}): make sure that no other run writes there')
 
 
-def set_aside(cfg: Config) -> None:
-    """Moves the files of an earlier training to ``earlier-<time>/``; an error if the new one starts from them."""
+def set_aside(cfg: Config, own_log: str = '') -> None:
+    """Moves the files of an earlier training to ``earlier-<time>/``; an error if the new one starts from them.
+
+    ``own_log`` is the name of the new training's folder of logs.
+    """
     folder = Path(cfg.work_dir)
     found = [*checkpoints_in(folder, hook_of(cfg)), *folder.glob('best_*.pth')]
     if not found:
@@ -104,7 +107,8 @@ def set_aside(cfg: Config) -> None:
         )
     aside = folder / f'earlier-{time.strftime("%Y%m%d_%H%M%S")}'
     aside.mkdir()
-    for path in (*found, *(log.parent for log in folder.glob('*/vis_data'))):
+    logs = [log.parent for log in folder.glob('*/vis_data') if log.parent.name != own_log]
+    for path in (*found, *logs):
         shutil.move(str(path), str(aside / path.name))
     record = folder / Path(cfg.filename or '').name
     if record.is_file():
