@@ -137,3 +137,20 @@ class Odd(BaseModel):
 
     def forward(self, inputs: torch.Tensor, data_samples: object = None, mode: str = 'tensor') -> torch.Tensor:
         return self.class_head(self.encoder(inputs)[1])
+
+
+class Branches(BaseModel):
+    """A model with two backbones beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.ModuleList([nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(3, 8, 3, 4, 1)])
+
+    def forward(self, inputs: torch.Tensor, data_samples: object = None, mode: str = 'tensor') -> list[torch.Tensor]:
+        return [backbone(inputs) for backbone in self.backbone]
+
+
+def test_of_a_list_of_backbones_one_is_compared() -> None:
+    assert probe_built(Branches(), 'student', SIZE).features == 'backbone.1'
+    first = probe_built(Branches(), 'student', SIZE, 'backbone.0')
+    assert [shape[0] for shape in first.shapes] == [4]
