@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
 import torch.distributed as dist
-from toy_runs import exit_code
+from toy_runs import exit_code, in_child
 
 Worker = Callable[[int, Path], None]
 SECONDS = 120
@@ -29,26 +27,9 @@ def processes(folder: Path, action: Callable[[], Any], count: int = 2) -> list[t
     store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
     children = []
     for rank in range(count):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                # What the process itself writes; pytest has put files of its own in these places.
-                sys.stdout = sys.stderr = open(folder / f'output{rank}', 'w', buffering=1)  # noqa: SIM115
-                os.environ.update({'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count)})
-                os.environ.update({'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store.port)})
-                os.environ.update({'TORCHELASTIC_USE_AGENT_STORE': 'True', 'TORCHELASTIC_RESTART_COUNT': '0'})
-                action()
-                status = 0
-            except SystemExit as stop:
-                status = stop.code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        children.append(child)
+        log = folder / f'output{rank}'
+        log.unlink(missing_ok=True)
+        children.append(in_child(log, partial(_in_group, action, rank, count, store.port)))
     deadline = time.monotonic() + SECONDS
     statuses: dict[int, int] = {}
     while len(statuses) < count:
@@ -61,6 +42,13 @@ def processes(folder: Path, action: Callable[[], Any], count: int = 2) -> list[t
                     os.kill(child, signal.SIGKILL)
         time.sleep(0.02)
     return [(statuses[child], (folder / f'output{rank}').read_text()) for rank, child in enumerate(children)]
+
+
+def _in_group(action: Callable[[], Any], rank: int, count: int, port: int) -> None:
+    os.environ.update({'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': str(count)})
+    os.environ.update({'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)})
+    os.environ.update({'TORCHELASTIC_USE_AGENT_STORE': 'True', 'TORCHELASTIC_RESTART_COUNT': '0'})
+    action()
 
 
 def run_two_ranks(worker: Worker, folder: Path) -> None:

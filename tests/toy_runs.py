@@ -190,7 +190,7 @@ def toy_run(config: dict[str, Any], *hooks: dict[str, Any], resume: str | None =
 def in_child(log: Path, action: Callable[[], int | None]) -> int:
     """Runs something in a fork, its output at the end of a file; returns the process id.
 
-    The process ends with the status that is returned, with 1 after an error, and after a time limit.
+    The process ends with the status that is returned or raised, with 1 after an error, and after a time limit.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -206,6 +206,8 @@ def in_child(log: Path, action: Callable[[], int | None]) -> int:
         sys.stdout, sys.stderr = os.fdopen(1, 'w', closefd=False), os.fdopen(2, 'w', closefd=False)
         faulthandler.dump_traceback_later(TIME_LIMIT, exit=True)
         status = action() or 0
+    except SystemExit as stop:
+        status = stop.code
     except BaseException:
         traceback.print_exc()
     finally:
