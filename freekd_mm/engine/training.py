@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -18,7 +17,7 @@ from freekd_mm.engine.process import clean_up, quiet_building
 from freekd_mm.engine.reliability import Reliability, check_resumed, resume_from
 from freekd_mm.engine.workdir import is_first_process, keep_own_config, own_work_dir, set_aside
 from freekd_mm.log import say, warn
-from freekd_mm.prompts.prompt_file import NAME, use_prompt
+from freekd_mm.prompts.prompt_file import NAME, new_prompt_file, use_prompt
 
 OPTIONS = ('cfg_path', 'file')
 
@@ -56,7 +55,7 @@ def ensure_prompt(stage1: dict, cfg: Config) -> None:
     if found is not None:
         say(f'stage 1 of 2: reusing the frequency prompt {found}')
         return
-    file = Path(stage1['file']).absolute()
+    file = new_prompt_file(cfg)
     warn(f'stage 1 of 2: {file} does not exist yet; training it with {stage1["cfg_path"]}')
     prompt_cfg = Config.fromfile(stage1['cfg_path'])
     prompt_cfg.launcher = cfg.get('launcher', 'none')

@@ -128,6 +128,19 @@ def use_prompt(cfg: Any) -> Path | None:
     return found
 
 
+def new_prompt_file(cfg: Any) -> Path:
+    """Returns where a new prompt of ``frequency_prompt = dict(file=...)`` goes: to where every later start finds it.
+
+    That is below the current folder if the config is below it too, else beside the config. Nothing is written into an
+    installed package or a folder that is read-only: then it is the current folder.
+    """
+    current = Path.cwd()
+    beside = Path(cfg.filename).absolute().parent if cfg.filename else current
+    is_package = any(part in ('site-packages', 'dist-packages') for part in beside.parts)
+    is_found = current in (beside, *beside.parents)
+    return (current if is_found or is_package or not os.access(beside, os.W_OK) else beside) / cfg[NAME]['file']
+
+
 def load_prompt(source: str | os.PathLike) -> PromptFile:
     """Loads a prompt from a file or URL without running code from it.
 

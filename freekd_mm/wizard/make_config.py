@@ -155,13 +155,13 @@ def plan_config(
     if student is None:
         return Plan(files, inputs, (teacher,))
     wiring = find_wiring(student, teacher, size, head)
-    file = prompt or str(stage1_dir / PROMPT_FILE)
+    style = Style(student_cfg, out)
+    file = style.file(prompt) if prompt else str(stage1_dir / PROMPT_FILE)
     entries = method_entries(method, wiring)
     if uses_prompt:
         for loss in (entries[name]['loss'] for name in PROMPTED if name in entries):
             loss['prompt'] = wiring.prompt_option(file, loss)
     modules = choose_modules(student.model, teacher.model, inherit) if inherit is not None else []
-    style = Style(student_cfg, out)
     stage1 = prompt_out if files else None
     pictures = None if unlabelled is None else str(unlabelled)
     files[out] = distill_source(style, options, method, wiring, entries, stage1, file, size, modules, pictures)

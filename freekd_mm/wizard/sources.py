@@ -19,6 +19,12 @@ from freekd_mm.text import table
 from freekd_mm.wizard.methods import Wiring, method_hooks
 
 
+class Expression(str):
+    """Code that gives a value, among values that are written as they are."""
+
+    __repr__ = str.__str__
+
+
 class Style:
     """How a config names its base, the base's variables, and files: by imports or not, as the base does."""
 
@@ -55,17 +61,17 @@ class Style:
             return ''
         return '*custom_hooks, ' if self.imports else '*_base_.custom_hooks, '
 
-    def file(self, path: str) -> str:
+    def file(self, path: str) -> Expression:
         """Returns how a file is named: relative to the new config, so that both can be moved together."""
         if '::' in path or path.startswith(('http://', 'https://')):
-            return repr(path)
+            return Expression(repr(path))
         whole = Path(path).expanduser().resolve()
         if self.imports and not configs_know_their_file():
-            return repr(str(whole))
+            return Expression(repr(str(whole)))
         relative = os.path.relpath(whole, self.folder)
         if self.imports:
-            return f'(__file__.rpartition({"/"!r})[0] or {"."!r}) + {f"/{relative}"!r}'
-        return repr('{{ fileDirname }}/' + relative)
+            return Expression(f'(__file__.rpartition({"/"!r})[0] or {"."!r}) + {f"/{relative}"!r}')
+        return Expression(repr('{{ fileDirname }}/' + relative))
 
 
 def prompt_source(style: Style, checkpoint: str, modules: str, work_dir: Path, options: dict[str, Any]) -> str:

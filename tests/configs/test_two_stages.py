@@ -1,4 +1,4 @@
-"""The one command of the README on the real config: stage 1 is announced, run, and reused by a second run."""
+"""The one command of the README: stage 1 is announced, run, and reused by a second run, from whichever folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import tiny_configs
+from distill_cases import save_weights
 from mmengine.config import Config
+from tool_runs import run_tool
 
 from freekd_mm.datasets import DET_METAINFO
 from freekd_mm.engine.training import ensure_prompt
@@ -89,3 +91,33 @@ def test_one_command_runs_both_stages_and_the_next_reuses_the_first(
     ensure_prompt(dict(cfg.frequency_prompt), cfg)
     assert said == [f'stage 1 of 2: reusing the frequency prompt {prompt}']
     assert prompt.stat().st_mtime_ns == written
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='the tools run as forks of this process')
+def test_a_prompt_is_trained_once_whichever_folder_the_training_starts_from(scenes_root: Path, tmp_path: Path) -> None:
+    project, elsewhere = tmp_path / 'project', tmp_path / 'elsewhere'
+    for folder in (project, elsewhere):
+        folder.mkdir()
+    for name, options in (('student', {}), ('teacher', {'width': 16, 'channels': 24})):
+        config = tiny_configs.detector(scenes_root, **options)
+        (project / f'{name}.py').write_text(tiny_configs.source(config))
+        save_weights(config['model'], project / f'{name}.pth', 'mmdet')
+    make = ['make_config.py', 'student.py', 'teacher.py', '--teacher-checkpoint', 'teacher.pth', '--no-inherit']
+    made = run_tool(project, *make, '--method', 'wavelet-prompt', '--prompt-iters', 1, '-o', 'kd.py')
+    assert made[0] == 0, made[1]
+    status, said = run_tool(elsewhere, 'train.py', project / 'kd.py')
+    assert status == 0, said
+    prompt = project / 'work_dirs/kd_prompt/frequency_prompt.pth'
+    assert f'stage 1 of 2: {prompt} does not exist yet' in said
+    assert [path.name for path in (elsewhere / 'work_dirs').iterdir()] == ['kd']
+    written = prompt.stat().st_mtime_ns
+    status, said = run_tool(project, 'train.py', 'kd.py')
+    assert status == 0, said
+    assert f'stage 1 of 2: reusing the frequency prompt {prompt}' in said
+    assert prompt.stat().st_mtime_ns == written
+
+    # A prompt that was made before is named so that it is found, too.
+    ready = ['--method', 'wavelet', '--prompt', 'work_dirs/kd_prompt/frequency_prompt.pth', '-o', 'ready.py']
+    assert run_tool(project, *make, *ready)[0] == 0
+    status, said = run_tool(elsewhere, 'train.py', project / 'ready.py')
+    assert status == 0, said

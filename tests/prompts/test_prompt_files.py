@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mmengine.config import Config
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.prompts import PoIMaskGenerator, PromptFile, load_prompt, poi_masks, save_prompt
-from freekd_mm.prompts.prompt_file import use_prompt
+from freekd_mm.prompts.prompt_file import new_prompt_file, use_prompt
 from freekd_mm.registry import MODELS
 
 
@@ -142,6 +143,25 @@ def test_a_prompt_is_found_from_any_folder_and_the_one_of_the_config_goes_first(
         assert used() == f'{root}/work_dirs/p/frequency_prompt.pth'
     monkeypatch.chdir('/')
     assert used() == 'project/configs/work_dirs/p/frequency_prompt.pth'
+
+
+def test_a_new_prompt_goes_where_it_is_found_from_any_folder(tmp_path, monkeypatch):
+    project, package = tmp_path / 'project', tmp_path / 'lib/site-packages/mine'
+    for folder in (project / 'configs', package, tmp_path / 'elsewhere'):
+        folder.mkdir(parents=True)
+
+    def made(config, current):
+        config.write_text("frequency_prompt = dict(cfg_path='p.py', file='work_dirs/p.pth')\n")
+        monkeypatch.chdir(tmp_path / current)
+        return str(new_prompt_file(Config.fromfile(config)).relative_to(tmp_path))
+
+    config = project / 'configs/kd.py'
+    assert made(config, 'project/configs') == 'project/configs/work_dirs/p.pth'
+    assert made(config, 'project') == 'project/work_dirs/p.pth'
+    assert made(config, 'elsewhere') == 'project/configs/work_dirs/p.pth'
+    assert made(package / 'kd.py', 'elsewhere') == 'elsewhere/work_dirs/p.pth'
+    monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != project / 'configs')
+    assert made(config, 'elsewhere') == 'elsewhere/work_dirs/p.pth'
 
 
 def test_the_generator_gives_the_masks_of_every_level(tmp_path):

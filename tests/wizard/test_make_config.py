@@ -114,7 +114,7 @@ def test_what_the_head_classifies_can_be_left_out(seg_config: ConfigWriter, tmp_
     # The masks of a prompt are those of the features that it was trained on.
     (file,) = make_config(*pair, 'wavelet', tmp_path / 'kd.py', prompt='p.pth', check=False)
     distill = Config.fromfile(file).model.distill
-    assert distill.wavelet.loss.prompt == 'p.pth'
+    assert Path(distill.wavelet.loss.prompt).resolve() == Path('p.pth').resolve()
     assert 'prompt' not in distill.wavelet_head.loss
 
 
@@ -149,7 +149,7 @@ def test_a_ready_prompt_is_used_as_it_is(det_pair: tuple[Path, Path, Path], tmp_
         str(student), str(teacher), str(checkpoint), 'wavelet', tmp_path / 'kd.py', prompt='p.pth', check=False
     )
     cfg = Config.fromfile(file)
-    assert cfg.model.distill.wavelet.loss.prompt == 'p.pth'
+    assert Path(cfg.model.distill.wavelet.loss.prompt).resolve() == Path('p.pth').resolve()
     assert 'frequency_prompt' not in cfg
     with pytest.raises(ValueError, match=r"with one of the methods wavelet, .*but got 'pkd'"):
         make_config(str(student), str(teacher), str(checkpoint), 'pkd', tmp_path / 'kd.py', prompt='p.pth')
