@@ -99,6 +99,7 @@ def _areas(metric: Any, results: list) -> Arrays:
 
 def _detections(metric: Any, results: list) -> Arrays:
     """Returns COCO's matches: for each box whether it is right or wrong, per IoU threshold."""
+    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     truth = metric._coco_api
@@ -108,7 +109,8 @@ def _detections(metric: Any, results: list) -> Arrays:
         for _, found in results
         for box, score, label in zip(found['bboxes'], found['scores'], found['labels'])
     ]  # fmt: skip
-    evaluation = COCOeval(truth, truth.loadRes(boxes), 'bbox')
+    # COCO's own loader takes no empty list.
+    evaluation = COCOeval(truth, truth.loadRes(boxes) if boxes else COCO(), 'bbox')
     evaluation.params.catIds, evaluation.params.imgIds = metric.cat_ids, metric.img_ids
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ['all']
     evaluation.evaluate()

@@ -26,7 +26,7 @@ class FewLabels(NamedTuple):
     @property
     def kept(self) -> Path:
         """COCO file of the pictures that keep their labels."""
-        return self.folder / f'labels-{self.share:g}.json'
+        return self.folder.resolve() / f'labels-{self.share:g}.json'
 
     @property
     def rest(self) -> Path:
@@ -36,11 +36,14 @@ class FewLabels(NamedTuple):
     @property
     def pictures(self) -> Path:
         """The folder that the names of the pictures are relative to."""
-        return Path(self.dataset.get('data_root') or '', self.dataset['data_prefix']['img']).resolve()
+        return self._at_root(self.dataset['data_prefix']['img'])
+
+    def _at_root(self, path: str) -> Path:
+        return Path(self.dataset.get('data_root') or '', path).resolve()
 
     def write(self) -> None:
         """Draws the pictures, always the same ones, and writes both files."""
-        coco = json.loads(Path(self.dataset.get('data_root') or '', self.dataset['ann_file']).read_text())
+        coco = json.loads(self._at_root(self.dataset['ann_file']).read_text(encoding='utf-8'))
         kept = random.Random(0).sample(coco['images'], max(1, round(self.share * len(coco['images']))))
         chosen = {image['id'] for image in kept}
         images = [image for image in coco['images'] if image['id'] in chosen]

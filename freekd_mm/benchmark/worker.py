@@ -53,7 +53,7 @@ def run_job(folder: Path) -> dict[str, Any]:
     if checkpoint is None:
         raise RuntimeError(f'there should be a checkpoint in {folder}, but there is none: see its CheckpointHook')
     for split in ('val', 'test'):
-        result[split] = _evaluate(cfg, checkpoint, split)
+        result[split] = _evaluate(cfg, checkpoint, split, job['metric'])
     if job['method'] == TEACHER:
         state = load_checkpoint_file(checkpoint)['state_dict']
         save_atomically({'state_dict': state}, folder / TEACHER_FILE)
@@ -78,14 +78,15 @@ def _seconds(log: Path) -> float:
     return log.stat().st_mtime - time.mktime(time.strptime(log.parents[1].name, '%Y%m%d_%H%M%S'))
 
 
-def _evaluate(cfg: Config, checkpoint: str, split: str) -> dict[str, float]:
+def _evaluate(cfg: Config, checkpoint: str, split: str, metric: str) -> dict[str, float]:
     cfg = cfg.copy()
     cfg.test_dataloader, cfg.test_evaluator = cfg[f'{split}_dataloader'], cfg[f'{split}_evaluator']
     cfg.custom_hooks = []
     if split == 'test':
         cfg.custom_hooks = [dict(type='freekd_mm.BenchmarkImagesHook', file=str(Path(cfg.work_dir) / IMAGES_FILE))]
     cfg.experiment_name = f'{split}-{uuid.uuid4().hex}'
-    return {key: float(value) for key, value in evaluate(cfg, checkpoint).items()}
+    # Of a detector that finds no box at all MMDetection gives no number.
+    return {key: float(value) for key, value in evaluate(cfg, checkpoint).items()} or {metric: 0.0}
 
 
 if __name__ == '__main__':

@@ -97,7 +97,9 @@ class Entry(nn.Module):
             maps_s, maps_t = self._crossed(students, image), self._maps(teachers, image)
         # Classes are matched by name when the data set is known.
         same = self.logits and not hasattr(losses[0], 'share_classes')
-        self.pairs = match_levels(level_shapes(maps_s), level_shapes(maps_t), self.name, same)
+        taps = (self.student_taps, self.teacher_taps)
+        chosen = any(len(own) > 1 or own[0].index for own in taps)
+        self.pairs = match_levels(level_shapes(maps_s), level_shapes(maps_t), self.name, same, chosen)
         left = [
             f'{count} {what} of the {who}'
             for who, given, maps in (('teacher', teachers, maps_t), ('student', students, maps_s))
@@ -116,7 +118,7 @@ class Entry(nn.Module):
                 module.init_weights()
         if self.connector is not None:
             self._check_connector(paired_s, shapes_t)
-        taps_t, taps_s = (', '.join(map(str, taps)) for taps in (self.teacher_taps, self.student_taps))
+        taps_s, taps_t = (', '.join(map(str, own)) for own in taps)
         taps_t = taps_t if self.of in (None, TEACHER) else f'{self.of}: {taps_t}'
         self.rows = [
             [self.name, taps_t, size(shape_t), taps_s, size(shape_s), action]

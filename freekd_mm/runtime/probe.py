@@ -20,6 +20,8 @@ T = TypeVar('T')
 SMALL, LARGE = 128, 256
 # A model that refuses this one too has another reason.
 LARGEST = 1024
+#: How mmcv says that an operator was not compiled for a device.
+NO_KERNEL = 'implementation for device'
 
 
 class ProbeError(RuntimeError):
@@ -174,9 +176,13 @@ def probe_model(
             failure = error
         finally:
             model.to(parameter.device)
+    said = str(failure).strip().rstrip('.')
+    advice = 'Set probe_size to a size that it accepts.'
+    if NO_KERNEL in said:
+        advice = 'mmcv has no code for this operator on this device: use a GPU, and an mmcv that is compiled for it.'
     raise ProbeError(
         f'the {recorder.role} {type(model).__name__} failed on a dummy image of {size[0]}x{size[1]} before its taps '
-        f'were reached: {type(failure).__name__}: {failure}. Set probe_size to a size that it accepts.'
+        f'were reached: {type(failure).__name__}: {said}. {advice}'
     ) from failure
 
 

@@ -23,28 +23,23 @@ class Pair:
     teacher: int
 
 
-def match_levels(students: Sequence[Shape], teachers: Sequence[Shape], name: str, logits: bool) -> tuple[Pair, ...]:
-    """Pairs levels: in order if both have the same number, else those of the same resolution.
+def match_levels(
+    students: Sequence[Shape], teachers: Sequence[Shape], name: str, logits: bool = False, chosen: bool = False
+) -> tuple[Pair, ...]:
+    """Pairs levels of the same resolution; as many levels of both in order, unless all resolutions are shifted.
 
     Args:
         students: Shapes (C, H, W) of the student's levels for one image size.
         teachers: Shapes of the teacher's levels for the same image.
         name: Name of the distillation entry, for messages.
         logits: Logits are never projected, so their channels must match.
+        chosen: The user named the levels: as many of both are paired in order.
     """
     if logits and [shape[0] for shape in students] != [shape[0] for shape in teachers]:
         raise ValueError(
             f"distill '{name}': logits of student and teacher should have the same levels, classes and anchors, "
             f'but got {_list(students)} and {_list(teachers)}'
         )
-    if len(students) == len(teachers):
-        for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
-            if len(student) != len(teacher):
-                raise ValueError(
-                    f"distill '{name}': at level {level} the student's {_list([student])} and the teacher's "
-                    f'{_list([teacher])} should both be maps or both be vectors; tap a module before its pooling'
-                )
-        return tuple(Pair(index, index) for index in range(len(students)))
     pairs = [
         Pair(s, t)
         for t, teacher in enumerate(teachers)
@@ -52,13 +47,22 @@ def match_levels(students: Sequence[Shape], teachers: Sequence[Shape], name: str
         if len(student) == len(teacher) == 3 and student[1:] == teacher[1:]
     ]
     once = len({pair.student for pair in pairs}) == len(pairs) == len({pair.teacher for pair in pairs})
-    if not pairs or not once:
+    in_order = len(students) == len(teachers) and (chosen or any(pair.student == pair.teacher for pair in pairs))
+    if pairs and once and not in_order:
+        return tuple(pairs)
+    if len(students) != len(teachers):
         raise ValueError(
             f"distill '{name}': the student has {len(students)} levels ({_list(students)}) and the teacher "
             f'{len(teachers)} ({_list(teachers)}), and they cannot be paired by resolution. Choose levels that belong '
             "together, for example student='neck[0:3]', teacher='neck[1:4]'."
         )
-    return tuple(pairs)
+    for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
+        if len(student) != len(teacher):
+            raise ValueError(
+                f"distill '{name}': at level {level} the student's {_list([student])} and the teacher's "
+                f'{_list([teacher])} should both be maps or both be vectors; tap a module before its pooling'
+            )
+    return tuple(Pair(index, index) for index in range(len(students)))
 
 
 def tokens_to_map(tokens: Tensor, like: tuple[int, int]) -> Tensor:

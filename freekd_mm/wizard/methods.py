@@ -76,6 +76,8 @@ class Wiring:
         for head, role in ((self.dense_s, 'student'), (self.dense_t, 'teacher')):
             if isinstance(head, str):
                 raise ValueError(f'{method} needs dense heads of student and teacher, but of the {role}: {head}')
+        if self.logits is None:
+            raise ValueError(f'{method} needs dense heads that look at the same levels, but {self.why_no_logits}')
         return self.dense_s, self.dense_t  # type: ignore[return-value]
 
     def logit_entry(self, loss: dict) -> dict:

@@ -226,8 +226,10 @@ def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> dict[str,
         if anchors[0] != anchors[1]:
             why = f'the heads have {anchors[0]} and {anchors[1]} anchors (other levels or anchors)'
             return {**none, 'why_no_logits': why}
+        resize = any(own[1:] != other[1:] for own, other in zip_equal(*shapes))
+        if resize and test is _is_dense_head:
+            return {**none, 'why_no_logits': 'the levels of the heads have other strides'}
         sigmoid = bool(getattr(heads[0], 'use_sigmoid_cls', False))
-        resize = test is _is_decode_head and shapes[0][0][1:] != shapes[1][0][1:]
         return {'logits': path, 'num_classes': classes[0], 'use_sigmoid': sigmoid, 'resize': resize}
     why = 'one of them has no dense head (bbox_head) or segmentation head (decode_head) with such logits'
     return {**none, 'why_no_logits': why}
@@ -277,7 +279,8 @@ def _is_same(a: Tensor, b: Any) -> bool:
 
 def find_wiring(student: Probed, teacher: Probed, size: Size, head: bool = False) -> Wiring:
     """Pairs the levels of both and finds what a logit loss could use; with ``head``, what decode heads classify."""
-    pairs = match_levels(student.shapes, teacher.shapes, 'features', logits=False)
+    chosen = any(Tap.parse(tap).index for tap in (student.trained, teacher.features))
+    pairs = match_levels(student.shapes, teacher.shapes, 'features', chosen=chosen)
     wiring = Wiring(
         student.trained,
         teacher.features,

@@ -69,6 +69,14 @@ def test_box_ap_is_cocos(detections, tmp_path):
     assert average_precision(np.arange(IMAGES)) != pytest.approx(average_precision(ones), abs=1e-3)
 
 
+def test_a_detector_that_finds_nothing_has_an_ap_of_zero(detections, tmp_path):
+    metric, results = detections
+    nothing = [(gt, {**own, **{key: own[key][:0] for key in ('bboxes', 'scores', 'labels')}}) for gt, own in results]
+    values, average_precision = compute(metric, nothing, tmp_path / IMAGES_FILE)
+    assert values == {}, 'the worker puts zero there'
+    assert average_precision(np.ones(IMAGES, dtype=int)) == 0
+
+
 def test_miou_is_mmsegs(tmp_path):
     metrics = pytest.importorskip('mmseg.evaluation')
     random = np.random.default_rng(0)

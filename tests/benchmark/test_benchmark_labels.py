@@ -9,9 +9,11 @@ import pytest
 import tiny_configs
 import torch
 import yaml
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from freekd_mm.benchmark.jobs import PSEUDO, ConfigMaker, make_jobs
+from freekd_mm.benchmark.labels import FewLabels
 from freekd_mm.benchmark.plan import load_plan
 from freekd_mm.benchmark.worker import run_job
 from freekd_mm.compat import install
@@ -81,6 +83,18 @@ def test_each_row_trains_on_its_pictures(jobs, scenes_root):
     content = json.loads(label.product.read_text())
     assert sum(result['boxes'].values()) == len(content['annotations']) > 0
     assert len(predicted.get_data_info(0)['instances']) > 0
+
+
+def test_a_folder_is_that_of_the_run_and_no_part_of_the_data(scenes_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = Config(tiny_configs.detector(scenes_root))
+    few = FewLabels(Path('cache'), 0.5, cfg.train_dataloader.dataset.to_dict())
+    few.write()
+    few.set(cfg)
+    init_default_scope('mmdet')
+    found = names(DATASETS.build(cfg.train_dataloader.dataset))
+    rest = (tmp_path / 'cache/labels-0.5.txt').read_text().splitlines()
+    assert {*found, *rest} == {str(file) for file in (scenes_root / 'train2017').iterdir()}
 
 
 @pytest.mark.parametrize('row', ['unlabelled', 'pseudo'])

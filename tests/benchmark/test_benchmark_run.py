@@ -13,8 +13,9 @@ import pytest
 import tiny_configs
 import torch
 import yaml
+from mmengine.config import Config
 
-from freekd_mm.benchmark import records
+from freekd_mm.benchmark import records, worker
 from freekd_mm.benchmark.images import IMAGES_FILE
 from freekd_mm.benchmark.jobs import ConfigMaker, make_jobs
 from freekd_mm.benchmark.plan import Method, load_plan
@@ -60,6 +61,12 @@ def first(plan_file, tmp_path_factory):
         status = benchmark(str(plan_file), folder / 'work', processes=2, plots=False, lines=folder / 'kept/lines.jsonl')
     assert status == 1
     return folder / 'work', folder / 'kept/lines.jsonl', said.getvalue()
+
+
+def test_a_detector_that_finds_nothing_counts_as_zero(monkeypatch):
+    monkeypatch.setattr(worker, 'evaluate', lambda cfg, checkpoint: {})  # as with MMDetection's metric then
+    cfg = Config({'work_dir': '.', 'val_dataloader': {}, 'val_evaluator': {}})
+    assert worker._evaluate(cfg, 'x.pth', 'val', 'coco/bbox_mAP') == {'coco/bbox_mAP': 0.0}
 
 
 def test_a_benchmark_runs_and_reports_failures(first):

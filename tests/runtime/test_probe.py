@@ -93,6 +93,18 @@ def test_an_operator_without_a_cpu_kernel_runs_where_the_training_will(monkeypat
     assert 'cuda' in places
 
 
+def test_an_operator_without_a_kernel_is_no_matter_of_the_image():
+    class Carafe(Picky):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            raise RuntimeError('carafe_forward_impl: implementation for device cpu not found.\n')
+
+    with pytest.raises(
+        RuntimeError, match=r'device cpu not found\. mmcv has no code for this operator .*: use a GPU'
+    ) as e:
+        first_accepted([Carafe()], None, lambda size: run(Carafe(), size))
+    assert 'probe_size' not in str(e.value)
+
+
 def test_norms_keep_their_statistics_and_modules_their_mode():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Sequential(nn.ReLU())).train()
     model[3].eval()

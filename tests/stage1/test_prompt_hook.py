@@ -181,14 +181,26 @@ def test_a_checkpoint_holds_the_prompt_alone_and_training_resumes_from_it(stage1
         torch.testing.assert_close(resumed[place][0], wanted, rtol=0, atol=0)
 
 
-def test_stage_1_takes_its_length_from_the_training_of_the_config(stage1, monkeypatch):
-    monkeypatch.setattr('freekd_mm.stage1.recipe.LEAST', 2)
+@pytest.mark.parametrize(
+    ('train_cfg', 'training', 'wanted'),
+    [
+        (dict(by_epoch=True, max_epochs=8), 16, 100),
+        (dict(by_epoch=True, max_epochs=400), 800, 160),
+        (dict(by_epoch=False, max_iters=90_000), 90_000, 2000),
+    ],
+)
+def test_stage_1_takes_its_length_from_the_training_of_the_config(stage1, monkeypatch, train_cfg, training, wanted):
+    said = []
+    monkeypatch.setattr('freekd_mm.stage1.hook.say', said.append)
     cfg = stage1(max_iters=None)
-    cfg.train_cfg = dict(by_epoch=True, max_epochs=8)
+    cfg.train_cfg = train_cfg
     runner = Runner.from_cfg(cfg)
-    runner.train()
-    assert runner.iter == 3, 'a fifth of 16'
-    assert load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth').schedule['max_iters'] == 3
+    runner.train_loop = runner.build_train_loop(runner._train_loop)
+    runner.call_hook('before_run')
+    assert runner.max_iters == wanted
+    assert runner.train_loop.max_iters == wanted
+    assert said[0] == f'frequency prompt: max_iters = {wanted} follows from the {training} iterations of the config'
+    assert f'train for {wanted} iterations' in said[1]
 
 
 def test_resuming_with_nothing_there_starts_from_the_teacher(stage1):
