@@ -123,7 +123,7 @@ def _train(config: Path, folder: Path, overrides: dict[str, Any], what: str) -> 
     from mmengine.config import Config
 
     from freekd_mm.engine.preflight import check_keys
-    from freekd_mm.engine.training import train
+    from freekd_mm.engine.training import run
     from freekd_mm.report.runs import read_run
 
     cfg = Config.fromfile(config)
@@ -132,11 +132,11 @@ def _train(config: Path, folder: Path, overrides: dict[str, Any], what: str) -> 
     cfg.work_dir = str(folder)
     # mmengine names a run by the second, and two runs of one name in a notebook would share their log.
     cfg.setdefault('experiment_name', f'{config.stem}-{uuid.uuid4().hex}')
-    train(cfg, check=True)
-    run = read_run(folder, config.stem)
-    if run.checkpoint is None:
+    run(cfg, check=True)
+    logged = read_run(folder, config.stem)
+    if logged.checkpoint is None:
         raise FileNotFoundError(f'the training should leave a checkpoint in {folder}, but did not: see default_hooks')
-    return run, run.checkpoint
+    return logged, logged.checkpoint
 
 
 def export(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 
@@ -38,3 +40,14 @@ def check_positive(what: str, value: Any, *, integer: bool = False, zero: bool =
         raise TypeError(f'{what} should be {"an integer" if integer else "a number"}, but got {value!r}')
     if value < 0 or (value == 0 and not zero) or value != value:
         raise ValueError(f'{what} should be {"at least 0" if zero else "greater than 0"}, but got {value!r}')
+
+
+def check_file(what: str, path: str | os.PathLike, folder: bool = False) -> None:
+    """Raises FileNotFoundError, with what is there instead, unless the path is a file (or a folder)."""
+    path = Path(path)
+    if not (path.is_dir() if folder else path.is_file()):
+        names = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+        alike = ', '.join([name for name in names if Path(name).suffix == path.suffix][:8])
+        there = f'; available there: {alike}' if alike else ''
+        kind, near = 'folder' if folder else 'file', did_you_mean(path.name, names)
+        raise FileNotFoundError(f'{what} should be an existing {kind}, but got {str(path)!r}{there}.{near}')

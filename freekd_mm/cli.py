@@ -12,6 +12,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Callable
 
+from freekd_mm.checks import check_file
 from freekd_mm.doctor.checkup import obstacle
 
 #: Packages that raise errors to say what is wrong with a config or a command.
@@ -111,8 +112,7 @@ def prepare_config(args: argparse.Namespace) -> Any:
     from freekd_mm.compat import install
 
     install()
-    if not Path(args.config).is_file():
-        raise FileNotFoundError(f'config should be an existing file, but got {args.config!r}')
+    check_file('config', args.config)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if args.trust_checkpoint:
         from freekd_mm.checkpoints.sources import trust

@@ -65,7 +65,7 @@ BOTH = {
     ),
     'resume what is not there': (
         'train.py kd.py --work-dir work_dirs/kd --resume work_dirs/kd/epoch_99.pth',
-        "--resume should be an existing checkpoint, but got 'work_dirs/kd/epoch_99.pth'|trained.pth",
+        "--resume should be an existing file, but got 'work_dirs/kd/epoch_99.pth'|trained.pth",
     ),
     'resume a plain model': ('train.py kd.py --resume student.pth', 'student.pth should be a checkpoint written in'),
     'resume the student alone': (

@@ -478,7 +478,7 @@ CASES = {
     'checkpoint to resume': (
         lambda p: toy_run(toy_config(p.folder), resume=str(p.folder / 'teachr.pth')),
         FileNotFoundError,
-        '--resume should be an existing checkpoint, but got |available there: student.pth, teacher.pth. Did you mean '
+        '--resume should be an existing file, but got |available there: student.pth, teacher.pth. Did you mean '
         "'teacher.pth'?",
     ),
     'weights to resume': (

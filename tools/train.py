@@ -28,7 +28,7 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from freekd_mm.engine.distributed import leave_process_group
-    from freekd_mm.engine.training import train
+    from freekd_mm.engine.training import run as train
     from freekd_mm.engine.workdir import is_first_process
 
     # With torchrun the last lines then say which process failed first, and why.

@@ -31,7 +31,7 @@ def main() -> None:
     install()
     from mmengine.config import Config
 
-    from freekd_mm.visualize.write import visualize
+    from freekd_mm.visualize.page import visualize
 
     cfg = Config.fromfile(args.config)
     written = visualize(cfg, args.checkpoint, args.images, args.out, args.before, args.force)

@@ -7,18 +7,19 @@ import functools
 import hashlib
 import itertools
 import json
+import random
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
-from freekd_mm.benchmark.labels import FewLabels
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Method, Plan
 from freekd_mm.benchmark.records import Key
 from freekd_mm.checks import check_choice
+from freekd_mm.files import write_text
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.runtime.config import load_config
 from freekd_mm.text import map_texts
@@ -57,6 +58,64 @@ def config_hash(cfg: Config, work_dir: str | Path) -> str:
         content = _move(content, cfg.data_root, '<data_root>/')
     text = json.dumps(content, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class FewLabels(NamedTuple):
+    """The labels that are left of a COCO data set, the same for every row and seed."""
+
+    folder: Path
+    share: float
+    #: The data set with all labels.
+    dataset: dict[str, Any]
+
+    @property
+    def kept(self) -> Path:
+        """COCO file of the pictures that keep their labels."""
+        return self.folder.resolve() / f'labels-{self.share:g}.json'
+
+    @property
+    def rest(self) -> Path:
+        """List of the other pictures."""
+        return self.kept.with_suffix('.txt')
+
+    @property
+    def pictures(self) -> Path:
+        """The folder that the names of the pictures are relative to."""
+        return self._at_root(self.dataset['data_prefix']['img'])
+
+    def _at_root(self, path: str) -> Path:
+        return Path(self.dataset.get('data_root') or '', path).resolve()
+
+    def write(self) -> None:
+        """Draws the pictures, always the same ones, and writes both files."""
+        coco = json.loads(self._at_root(self.dataset['ann_file']).read_text(encoding='utf-8'))
+        kept = random.Random(0).sample(coco['images'], max(1, round(self.share * len(coco['images']))))
+        chosen = {image['id'] for image in kept}
+        images = [image for image in coco['images'] if image['id'] in chosen]
+        annotations = [annotation for annotation in coco['annotations'] if annotation['image_id'] in chosen]
+        write_text(self.kept, json.dumps({**coco, 'images': images, 'annotations': annotations}))
+        rest = [str(self.pictures / image['file_name']) for image in coco['images'] if image['id'] not in chosen]
+        write_text(self.rest, '\n'.join(rest))
+
+    def set(self, cfg: Config, rest: str | None = None, pseudo: Path | None = None) -> None:
+        """Changes the training data of a config.
+
+        Args:
+            cfg: The config.
+            rest: One of ``RESTS``, or None to leave the rest out.
+            pseudo: COCO file of the rest with labels of the teacher.
+        """
+        loader, few = cfg.train_dataloader, {**self.dataset, 'ann_file': str(self.kept)}
+        if rest == 'labelled':
+            few = self.dataset
+        elif rest == 'unlabelled':
+            unlabelled = {'folder': str(self.rest)}
+            few = {'type': 'freekd_mm.WithUnlabelled', 'dataset': few, 'unlabelled': unlabelled}
+            own = {'labelled': loader.get('batch_sampler'), 'drop_last': loader.pop('drop_last', False)}
+            loader.batch_sampler = {'type': 'freekd_mm.MixedBatchSampler', **own}
+        elif rest == 'pseudo':
+            few = {'type': 'ConcatDataset', 'datasets': [few, {**few, 'ann_file': str(pseudo)}]}
+        loader.dataset = few
 
 
 class ConfigMaker:
@@ -189,9 +248,7 @@ class Job:
         """Name of the row, ``'prompt:<name>'``, or ``'pseudo labels'``."""
         return self.key[1]
 
-    @property
-    def name(self) -> str:
-        """Short name for the log."""
+    def __str__(self) -> str:
         return f'{self.method} seed {self.key[2]}'
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from freekd_mm.benchmark.labels import RESTS
-from freekd_mm.checks import check_choice, check_options, check_positive, did_you_mean
+from freekd_mm.checks import check_choice, check_file, check_options, check_positive, did_you_mean
 
 STUDENT, TEACHER = 'student', 'teacher'
+#: What a row does with the pictures that lose their labels; by default nothing.
+RESTS = ('unlabelled', 'pseudo', 'labelled')
 REQUIRED = ('name', 'student', 'teacher', 'metric', 'seeds', 'methods')
 
 
@@ -121,8 +122,7 @@ def load_plan(path: str | os.PathLike) -> Plan:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f'plan should be an existing YAML file, but got {str(path)!r}')
+    check_file('plan', path)
     content = yaml.safe_load(path.read_text(encoding='utf-8'))
     if not isinstance(content, dict):
         raise ValueError(f'{path} should hold a mapping with {", ".join(REQUIRED)}, but holds {content!r}')

@@ -1,4 +1,7 @@
-"""What ``tools/benchmark.py`` does: runs the jobs that are not done in parallel processes, then writes the report."""
+"""What ``tools/benchmark.py`` does: runs the jobs that are not done in parallel processes, then writes the report.
+
+Each job is a process of its own: ``python -m freekd_mm.benchmark.run <folder>``.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,44 @@ import os
 import subprocess
 import sys
 import time
+import traceback
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
 from freekd_mm.benchmark import records
-from freekd_mm.benchmark.jobs import CACHE, ConfigMaker, Job, kind_folder, make_jobs
-from freekd_mm.benchmark.plan import Plan, load_plan
+from freekd_mm.benchmark.images import IMAGES_FILE
+from freekd_mm.benchmark.jobs import (
+    CACHE,
+    PROMPT_PREFIX,
+    PSEUDO_FILE,
+    TEACHER_FILE,
+    ConfigMaker,
+    Job,
+    kind_folder,
+    make_jobs,
+)
+from freekd_mm.benchmark.plan import TEACHER, Plan, load_plan
 from freekd_mm.benchmark.table import markdown, write_plots
-from freekd_mm.benchmark.worker import CONFIG, JOB, RESULT
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checkpoints.saving import save_atomically
 from freekd_mm.checkpoints.sources import sha256
 from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.engine.checkpoint_hook import last_checkpoint
+from freekd_mm.engine.evaluation import evaluate
+from freekd_mm.engine.training import run
 from freekd_mm.engine.workdir import own_work_dir
 from freekd_mm.files import write_text
 from freekd_mm.progress import format_seconds
-from freekd_mm.report.runs import NoRunError, read_run
+from freekd_mm.prompts.prompt_file import PROMPT_FILE
+from freekd_mm.report.runs import read_run
 
-POLL_SECONDS, STATUS_SECONDS = 0.5, 30.0
+POLL_SECONDS = 0.5
+CONFIG, RESULT, LOG = 'config.py', 'result.json', 'log.txt'
 say = functools.partial(print, flush=True)
 
 
@@ -62,7 +85,7 @@ def benchmark(
         done = records.latest(records.read(file))
         for job in jobs:
             state = 'to do' if job.key not in done else 'failed' if 'error' in done[job.key] else 'done'
-            print(f'{state:8} {job.name}  {job.key[-1]}')
+            print(f'{state:8} {job}  {job.key[-1]}')
         return 0
     with own_work_dir(work_dir):
         if maker.few is not None:
@@ -89,7 +112,7 @@ def run_jobs(plan: Plan, file: Path, jobs: list[Job], processes: int) -> int:
     waiting = to_do(jobs, records.latest(records.read(file)))
     say(f'{plan.name}: {len(jobs)} jobs, {len(jobs) - len(waiting)} done already')
     running: dict[Job, subprocess.Popen] = {}
-    failed, total, shown = 0, len(waiting), time.monotonic()
+    failed, total = 0, len(waiting)
     try:
         while waiting or running:
             made = {job.product for job in (*waiting, *running)}
@@ -98,21 +121,17 @@ def run_jobs(plan: Plan, file: Path, jobs: list[Job], processes: int) -> int:
                 if not made.issuperset(missing):
                     waiting.remove(job)
                     failed += 1
-                    say(f'left out: {job.name}, because a job that it needs failed')
+                    say(f'left out: {job}, because a job that it needs failed')
                 elif not missing and len(running) < processes:
                     waiting.remove(job)
                     running[job] = _start(job, plan)
-                    say(f'started {job.name}: {job.folder}')
+                    say(f'started {job}, its log is {job.folder / LOG}')
             time.sleep(POLL_SECONDS)
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 record = _result(job, plan, running.pop(job).returncode)
                 records.append(file, record)
                 failed += 'error' in record
                 say(f'[{total - len(waiting) - len(running)}/{total}] {_outcome(job, plan, record)}')
-            if time.monotonic() - shown > STATUS_SECONDS:
-                shown = time.monotonic()
-                for job in running:
-                    say(f'  {job.name}: {_progress(job, plan)}')
     finally:
         for process in running.values():
             process.terminate()
@@ -139,10 +158,11 @@ def to_do(jobs: list[Job], done: dict[records.Key, records.Record]) -> list[Job]
 def _start(job: Job, plan: Plan) -> subprocess.Popen:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / RESULT).unlink(missing_ok=True)
-    job.config().dump(str(job.folder / CONFIG))
-    write_text(job.folder / JOB, json.dumps({'method': job.method, 'metric': plan.metric}))
-    command = [sys.executable, '-m', 'freekd_mm.benchmark.worker', str(job.folder)]
-    with open(job.folder / 'log.txt', 'a', encoding='utf-8') as log:
+    cfg = job.config()
+    cfg.benchmark = dict(method=job.method, metric=plan.metric)
+    cfg.dump(str(job.folder / CONFIG))
+    command = [sys.executable, '-m', 'freekd_mm.benchmark.run', str(job.folder)]
+    with open(job.folder / LOG, 'a', encoding='utf-8') as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
 
 
@@ -162,25 +182,83 @@ def _result(job: Job, plan: Plan, code: int) -> records.Record:
 
 def _outcome(job: Job, plan: Plan, record: records.Record) -> str:
     if 'error' in record:
-        return f'FAILED {job.name}: {record["error"]} (see {job.folder / "log.txt"})'
+        return f'FAILED {job}: {record["error"]} (see {job.folder / "log.txt"})'
     found = {split: record[split].get(plan.metric) for split in ('val', 'test') if split in record}
-    values = [f'{split} {_shown(value, plan)}' for split, value in found.items()]
-    return f'done {job.name}: {", ".join(values) or "written"} in {format_seconds(record["train_seconds"])}'
+    values = [
+        f'{split} no {plan.metric}' if value is None else f'{split} {value * plan.factor:.1f} {plan.unit}'.rstrip()
+        for split, value in found.items()
+    ]
+    return f'done {job}: {", ".join(values) or "written"} in {format_seconds(record["train_seconds"])}'
 
 
-def _shown(value: float | None, plan: Plan) -> str:
-    return f'no {plan.metric}' if value is None else f'{value * plan.factor:.1f} {plan.unit}'.strip()
+def run_job(folder: Path) -> dict[str, Any]:
+    """Trains the config in a folder, evaluates on the data that chooses (val) and on the data that reports (test)."""
+    cfg = Config.fromfile(folder / CONFIG)
+    job = cfg.pop('benchmark')
+    cfg.work_dir = str(folder)
+    cfg.experiment_name = f'{job.method}-{uuid.uuid4().hex}'
+    if 'pseudo_labels' in cfg:
+        return _label(cfg, folder / PSEUDO_FILE)
+    # Only the last one counts, and many runs fill a disk.
+    cfg.merge_from_dict({'default_hooks.checkpoint.max_keep_ckpts': 1})
+    resumed = last_checkpoint(folder) is not None
+    cpu = time.process_time()
+    run(cfg, resume='auto')
+    # Only of this process: more exact on a busy machine. Without the part before a resume.
+    result: dict[str, Any] = {'cpu_seconds': round(time.process_time() - cpu, 1), 'resumed': resumed}
+    trained = read_run(folder, job.method)
+    result['train_seconds'] = round(sum(map(_seconds, trained.logs)), 1)
+    result['history'] = [[step / trained.steps, value] for step, value in trained.metric(job.metric)]
+    if job.method.startswith(PROMPT_PREFIX):
+        if not (folder / PROMPT_FILE).is_file():
+            raise RuntimeError(f'stage 1 should have written {folder / PROMPT_FILE}, but did not')
+        return result
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        raise RuntimeError(f'there should be a checkpoint in {folder}, but there is none: see its CheckpointHook')
+    for split in ('val', 'test'):
+        result[split] = _evaluate(cfg, str(checkpoint), split, job.metric)
+    if job.method == TEACHER:
+        state = load_checkpoint_file(checkpoint)['state_dict']
+        save_atomically({'state_dict': state}, folder / TEACHER_FILE)
+    return result
 
 
-def _progress(job: Job, plan: Plan) -> str:
-    """Says how far a run is, as its log does."""
+def _label(cfg: Config, out: Path) -> dict[str, Any]:
+    from freekd_mm.datasets.pseudo_labels import write_pseudo_labels
+
+    start = time.monotonic()
+    found = write_pseudo_labels(cfg, out=out, **cfg.pseudo_labels)
+    if not found.labelled:
+        raise RuntimeError(
+            f'the teacher should find something, but did not: lower pseudo_score={cfg.pseudo_labels.score}'
+        )
+    counts = {'pictures': found.pictures, 'labelled': found.labelled, found.unit: found.counts}
+    return {**counts, 'train_seconds': round(time.monotonic() - start, 1)}
+
+
+def _seconds(log: Path) -> float:
+    """Returns how long one start of a run took: mmengine names its folder by the time of the start."""
+    return log.stat().st_mtime - time.mktime(time.strptime(log.parents[1].name, '%Y%m%d_%H%M%S'))
+
+
+def _evaluate(cfg: Config, checkpoint: str, split: str, metric: str) -> dict[str, float]:
+    cfg = cfg.copy()
+    cfg.test_dataloader, cfg.test_evaluator = cfg[f'{split}_dataloader'], cfg[f'{split}_evaluator']
+    cfg.custom_hooks = []
+    if split == 'test':
+        cfg.custom_hooks = [dict(type='freekd_mm.BenchmarkImagesHook', file=str(Path(cfg.work_dir) / IMAGES_FILE))]
+    cfg.experiment_name = f'{split}-{uuid.uuid4().hex}'
+    # Of a detector that finds no box at all MMDetection gives no number.
+    return {key: float(value) for key, value in evaluate(cfg, checkpoint).items()} or {metric: 0.0}
+
+
+if __name__ == '__main__':
+    work_dir = Path(sys.argv[1])
     try:
-        run = read_run(job.folder, job.name)
-    except NoRunError:
-        return 'starting'
-    values = [f', val {_shown(value, plan)}' for _, value in run.metric(plan.metric)[-1:]]
-    said = f'{run.iterations} of {run.planned or "?"} iterations{"".join(values)}'
-    times = run.series('time')
-    if run.planned and times:
-        said += f', {format_seconds(times[-1][1] * max(run.planned - run.iterations, 0))} left'
-    return said
+        outcome = run_job(work_dir)
+    except Exception as error:
+        traceback.print_exc()
+        outcome = {'error': f'{type(error).__name__}: {error}'.splitlines()[0]}
+    write_text(work_dir / RESULT, json.dumps(outcome))
+    sys.exit('error' in outcome)

@@ -14,7 +14,7 @@ from freekd_mm.benchmark.images import IMAGES_FILE, interval, p_value, pair_inte
 from freekd_mm.benchmark.jobs import run_folder
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
 from freekd_mm.benchmark.records import Record, by_kind, key, kind
-from freekd_mm.pages.charts import Line, draw
+from freekd_mm.pages.page import Line, draw
 
 #: Seed and kind of machine: only what agrees in both is paired.
 Run = Tuple[int, str]

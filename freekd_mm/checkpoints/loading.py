@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from freekd_mm.checkpoints.sources import is_trusted
+from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import load_as_data
 
 
@@ -67,8 +68,7 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
     Only files that were named to :func:`trust` are unpickled plainly, which runs any code in them.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f'checkpoint should be an existing file, but got {str(path)!r}')
+    check_file('checkpoint', path)
     if path.suffix == '.safetensors':
         return _load_safetensors(path, map_location)
     if is_trusted(path):

@@ -1,31 +1,202 @@
 """Every change that freekd_mm makes to other packages and to objects that are not its own, with the reason.
 
-:data:`PATCHES` act on the whole process and are made by :func:`freekd_mm.compat.install`. :data:`CHANGES` act on one
-runner, model or data loader that was given to us, in the module that is named, for one run.
+:data:`PATCHES` act on the whole process and are made by :func:`freekd_mm.compat.install`; the functions that make them
+follow below the list. :data:`CHANGES` act on one runner, model or data loader that was given to us, in the module that
+is named, for one run.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import Callable, NamedTuple
+import re
+from typing import Any, Callable, NamedTuple
 
-from freekd_mm.compat import mmengine, mmrazor, pytorch
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from freekd_mm.checkpoints.fitting import UNCOUNTED
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checkpoints.saving import save_atomically
+from freekd_mm.checkpoints.sources import fetch
+from freekd_mm.compat import mmrazor
+from freekd_mm.compat.versions import installed_version, torch_at_least
 from freekd_mm.log import warn
+from freekd_mm.text import some
 
 #: Set to 1, it leaves the patches out.
 SWITCH = 'FREEKD_MM_NO_PATCHES'
 
 
 class Patch(NamedTuple):
-    """A change of the whole process."""
+    """A change of the whole process; the documentation of the function that makes it is the reason."""
 
     changes: str
-    reason: str
     #: What does not hold without it.
     lost: str
     #: The test that fails when the change is no longer needed.
     until: str
     make: Callable[[], None]
+
+
+PATCHES: list[Patch] = []
+
+
+def patch(changes: str, lost: str, until: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Adds the function that makes a change to the list."""
+
+    def add(make: Callable[[], None]) -> Callable[[], None]:
+        PATCHES.append(Patch(changes, lost, f'tests/compat/{until}', make))
+        return make
+
+    return add
+
+
+def install_patches() -> None:
+    """Makes all :data:`PATCHES`, or says what does not hold without them if :data:`SWITCH` is 1."""
+    if os.environ.get(SWITCH) == '1':
+        lost = '; '.join(patch.lost for patch in PATCHES)
+        warn(f'{SWITCH}=1 leaves out what freekd_mm changes, so: {lost}')
+        return
+    for patch in PATCHES:
+        patch.make()
+
+
+@patch(
+    'mmengine.config.utils.MODULE2PACKAGE',
+    "with the onedl line, configs cannot inherit 'mmseg::...'",
+    'test_patches.py::test_configs_of_forks_are_still_not_found',
+)
+def find_configs_of_forks() -> None:
+    """The onedl line's mmengine takes the scope ``mmseg`` for the distribution ``mmsegmentation``.
+
+    It is called ``onedl-mmsegmentation`` there. Other scopes have the name of their module.
+    """
+    from mmengine.config import utils
+
+    if installed_version('onedl-mmsegmentation') and not installed_version('mmsegmentation'):
+        utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+@patch(
+    'mmengine.runner.CheckpointLoader and mmengine.runner.checkpoint.load_from_http',
+    'load_from, init_cfg and --resume of mmengine load files as PyTorch does, which may fail or run code in them',
+    'test_patches.py::test_loader_is_still_needed',
+)
+def load_as_data() -> None:
+    """Mmengine 0.10.7 cannot read its own checkpoints on PyTorch >= 2.6, and runs a file's code before that.
+
+    The forks fall back to running it.
+    """
+    from mmengine.runner import checkpoint
+
+    loader: Any = checkpoint.CheckpointLoader
+    loader.register_scheme(prefixes=('', 'http://', 'https://'), loader=load_checkpoint, force=True)
+    # 'torchvision://', 'open-mmlab://' and 'mmcls://' end in this function.
+    vars(checkpoint)['load_from_http'] = load_checkpoint
+
+
+def load_checkpoint(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
+    """Loads a file, also from the web; renames ``meta['config']``, which mmengine runs as Python when it resumes.
+
+    Only mmcv 1.x wrote that.
+    """
+    content = load_checkpoint_file(fetch(filename), map_location=map_location)
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if isinstance(meta, dict) and 'config' in meta:
+        meta['cfg'] = meta.pop('config')
+    return content
+
+
+@patch(
+    'mmengine.runner.save_checkpoint',
+    'a checkpoint can be damaged by a crash or a full disk while it is written',
+    'test_patches.py::test_saver_is_still_needed',
+)
+def save_whole() -> None:
+    """Mmengine writes into the old file: a crash or a full disk destroys both. Remote files stay its own."""
+    import mmengine.runner.runner
+    from mmengine.fileio import LocalBackend, get_file_backend
+
+    original = mmengine.runner.save_checkpoint
+
+    def save_checkpoint(
+        checkpoint: dict,
+        filename: str | os.PathLike,
+        file_client_args: dict | None = None,
+        backend_args: dict | None = None,
+    ) -> None:
+        remote = '://' in str(filename) or file_client_args is not None
+        if remote or not isinstance(get_file_backend(filename, backend_args=backend_args), LocalBackend):
+            original(checkpoint, filename, file_client_args, backend_args)
+        else:
+            save_atomically(checkpoint, filename)
+
+    for module in (mmengine.runner.checkpoint, mmengine.runner, mmengine.runner.runner):
+        vars(module)['save_checkpoint'] = save_checkpoint
+
+
+@patch(
+    'mmengine.runner.load_state_dict',
+    'load_from and init_cfg print one line per weight that does not fit',
+    'test_patches.py::test_what_does_not_fit_still_takes_many_lines',
+)
+def say_what_fits() -> None:
+    """Mmengine prints one line per weight that does not fit, which hides what happened."""
+    import mmengine.runner.checkpoint
+
+    original = mmengine.runner.checkpoint.load_state_dict
+
+    def load_state_dict(module: Any, state_dict: Any, strict: bool = False, logger: Any = None) -> None:
+        try:
+            # It loads what fits before it raises.
+            original(module, state_dict, strict=True, logger=logger)
+        except RuntimeError as error:
+            if strict:
+                raise
+            print_log(_one_line(module, str(error)), logger or 'current', logging.WARNING)
+
+    for place in (mmengine.runner.checkpoint, mmengine.runner):
+        vars(place)['load_state_dict'] = load_state_dict
+
+
+def _one_line(module: Any, said: str) -> str:
+    reshaped, missing, unused = (
+        [name for line in re.findall(rf'^{start}([^:\n]*)', said, re.MULTILINE) for name in line.split(', ')]
+        for start in ('size mismatch for ', 'missing keys in source state_dict: ', 'unexpected .* state_dict: ')
+    )
+    count = sum(not key.endswith(UNCOUNTED) for key in module.state_dict())
+    return (
+        f'{count - len(missing) - len(reshaped)} of {count} weights of {type(module).__name__} were loaded; not in the '
+        f'file: {some(missing)}; of another shape there: {some(reshaped)}; in the file alone: {some(unused)}'
+    )
+
+
+# mmrazor 1.0.0 imports what PyTorch 2.0 removed, and accepts mmcv up to 2.1.0.
+patch(
+    'sys.meta_path: mmrazor.structures.quantization and the version of mmcv that mmrazor/__init__.py sees',
+    'mmrazor does not import on PyTorch >= 2.0 or with mmcv > 2.1.0',
+    'test_mmrazor.py::test_stand_in_is_still_needed',
+)(mmrazor.install)
+
+
+@patch(
+    'torch.nn.SyncBatchNorm.forward',
+    'models with SyncBN cannot be wired, or looked at by make_config, on PyTorch before 2.1',
+    'test_patches.py::test_sync_bn_still_refuses_the_cpu',
+)
+def normalize_on_cpu() -> None:
+    """PyTorch before 2.1 refuses it on the CPU, where it is plain batch normalization, and models of mmseg have it."""
+    forward = torch.nn.SyncBatchNorm.forward
+    if torch_at_least(2, 1) or forward.__module__ == __name__:
+        return
+
+    def either(self: torch.nn.SyncBatchNorm, input: Tensor) -> Tensor:
+        return forward(self, input) if input.is_cuda else _BatchNorm.forward(self, input)
+
+    torch.nn.SyncBatchNorm.forward = either  # type: ignore[method-assign]
 
 
 class Change(NamedTuple):
@@ -36,52 +207,6 @@ class Change(NamedTuple):
     reason: str
     test: str
 
-
-PATCHES = (
-    Patch(
-        'mmengine.config.utils.MODULE2PACKAGE',
-        "the onedl line's mmengine looks for configs of mmseg in a distribution that has another name there",
-        "with the onedl line, configs cannot inherit 'mmseg::...'",
-        'tests/compat/test_patches.py::test_configs_of_forks_are_still_not_found',
-        mmengine.find_configs_of_forks,
-    ),
-    Patch(
-        'mmengine.runner.CheckpointLoader and mmengine.runner.checkpoint.load_from_http',
-        "mmengine 0.10.7 cannot read its own checkpoints on PyTorch >= 2.6, runs a file's code before, and the forks "
-        'fall back to that',
-        'load_from, init_cfg and --resume of mmengine load files as PyTorch does, which may fail or run code in them',
-        'tests/compat/test_patches.py::test_loader_is_still_needed',
-        mmengine.load_as_data,
-    ),
-    Patch(
-        'mmengine.runner.save_checkpoint',
-        'mmengine writes into the old file: a crash or a full disk destroys both',
-        'a checkpoint can be damaged by a crash or a full disk while it is written',
-        'tests/compat/test_patches.py::test_saver_is_still_needed',
-        mmengine.save_whole,
-    ),
-    Patch(
-        'mmengine.runner.load_state_dict',
-        'mmengine prints one line per weight that does not fit, which hides what happened',
-        'load_from and init_cfg print one line per weight that does not fit',
-        'tests/compat/test_patches.py::test_what_does_not_fit_still_takes_many_lines',
-        mmengine.say_what_fits,
-    ),
-    Patch(
-        'sys.meta_path: mmrazor.structures.quantization and the version of mmcv that mmrazor/__init__.py sees',
-        'mmrazor 1.0.0 imports what PyTorch 2.0 removed, and accepts mmcv up to 2.1.0',
-        'mmrazor does not import on PyTorch >= 2.0 or with mmcv > 2.1.0',
-        'tests/compat/test_mmrazor.py::test_stand_in_is_still_needed',
-        mmrazor.install,
-    ),
-    Patch(
-        'torch.nn.SyncBatchNorm.forward',
-        'PyTorch before 2.1 refuses it on the CPU, where the models of mmseg, which have it, are looked at',
-        'models with SyncBN cannot be wired, or looked at by make_config, on PyTorch before 2.1',
-        'tests/compat/test_patches.py::test_sync_bn_still_refuses_the_cpu',
-        pytorch.normalize_on_cpu,
-    ),
-)
 
 CHANGES = (
     Change(
@@ -104,14 +229,9 @@ CHANGES = (
     ),
     Change(
         'engine.exact',
-        "the train data loader is built early; the loop's run_iter and dataloader_iterator, after a resume",
-        'mmengine saves neither random states nor the place in an epoch',
-        'tests/engine/test_reliability_resume.py',
-    ),
-    Change(
-        'engine.seeding',
-        '__class__ and generator of the train data loader, and __getitems__ of its data set',
-        'each sample is loaded with the seed of its place in the run',
+        "the train data loader is built early; its __class__ and generator, __getitems__ of its data set; the loop's "
+        'run_iter and dataloader_iterator, after a resume',
+        'mmengine saves neither random states nor the place in an epoch: each sample gets the seed of its place',
         'tests/engine/test_reliability_resume.py',
     ),
     Change(
@@ -146,24 +266,9 @@ CHANGES = (
     ),
     Change(
         'stage1.recipe',
-        "the runner's optimizer, schedulers, loops, log processor and checkpoint hook",
-        'the prompt alone is trained, for its own number of iterations',
+        "the runner's optimizer, schedulers, loops, log processor and checkpoint hook; init_weights of the teacher "
+        'does nothing any more',
+        'the prompt alone is trained, for its own number of iterations; the teacher has its weights by then',
         'tests/stage1/test_recipe.py',
     ),
-    Change(
-        'stage1.teacher',
-        'init_weights of the teacher does nothing any more',
-        "its weights are loaded by then, and the runner's initialisation would fill some of them again",
-        'tests/stage1/test_prompt_hook.py',
-    ),
 )
-
-
-def install_patches() -> None:
-    """Makes all :data:`PATCHES`, or says what does not hold without them if :data:`SWITCH` is 1."""
-    if os.environ.get(SWITCH) == '1':
-        lost = '; '.join(patch.lost for patch in PATCHES)
-        warn(f'{SWITCH}=1 leaves out what freekd_mm changes, so: {lost}')
-        return
-    for patch in PATCHES:
-        patch.make()

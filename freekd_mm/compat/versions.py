@@ -9,6 +9,7 @@ import _compat_pickle
 import collections
 import functools
 import importlib.metadata
+import inspect
 import itertools
 import pickle
 import types
@@ -28,13 +29,33 @@ cache = functools.lru_cache(maxsize=None)
 _END = object()
 
 
+def installed_version(distribution: str) -> str:
+    """Returns the version of a distribution without importing it; empty where there is none."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ''
+
+
 def installed_torch() -> tuple[int, int] | None:
     """Returns the first two numbers of PyTorch's version without importing it; None where there is none."""
-    try:
-        major, minor = importlib.metadata.version('torch').split('.')[:2]
-        return int(major), int(minor)
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None
+    found = installed_version('torch').split('.')[:2]
+    return (int(found[0]), int(found[1])) if len(found) == 2 and all(map(str.isdigit, found)) else None
+
+
+def resumed_loop_walks() -> bool:
+    """Whether an iteration-based loop that resumes first takes all batches up to its place: since mmengine 0.10.3."""
+    from mmengine import __version__
+    from mmengine.utils import digit_version
+
+    return digit_version(__version__) >= digit_version('0.10.3')
+
+
+def configs_know_their_file() -> bool:
+    """Whether ``__file__`` is known in a config with ``read_base``: in mmengine 0.8 it is not."""
+    from mmengine.config import config
+
+    return "'__file__'" in inspect.getsource(config)
 
 
 def zip_equal(*iterables: Iterable[Any]) -> Iterator[Any]:

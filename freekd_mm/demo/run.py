@@ -13,9 +13,9 @@ from pathlib import Path
 from mmengine.config import Config
 
 from freekd_mm.demo.steps import Step, Steps
+from freekd_mm.engine.checkpoint_hook import last_checkpoint
 from freekd_mm.pages.page import parts
 from freekd_mm.report.build import write_report
-from freekd_mm.report.files import last_checkpoint
 from freekd_mm.report.metrics import main_metrics
 from freekd_mm.text import table
 

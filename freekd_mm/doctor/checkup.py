@@ -158,11 +158,6 @@ def find_stack(installed: Mapping[str, str]) -> str | None:
     return best if counts[best] else None
 
 
-def nearest_pins(installed: Mapping[str, str]) -> str:
-    """Returns the name of the pins that are nearest to what is here."""
-    return fitting_pins(find_stack(installed) or DEFAULT_STACK, installed.get('torch', ''), sys.version_info[:2])
-
-
 def obstacle() -> str | None:
     """Returns what keeps every tool from working and how to fix it, in one line, judged without importing anything."""
     problem = next((problem for problem in examine(imports={}).problems if problem.fatal), None)
@@ -186,14 +181,10 @@ def examine(
     installed = installed_distributions() if installed is None else installed
     imports = probe() if imports is None else imports
     mmcv_below = accepted_mmcv() if mmcv_below is None else mmcv_below
-    report = Report(installed, stack or nearest_pins(installed), imports.get('gpu', ''))
+    nearest = fitting_pins(find_stack(installed) or DEFAULT_STACK, installed.get('torch', ''), sys.version_info[:2])
+    report = Report(installed, stack or nearest, imports.get('gpu', ''))
     pins = read_pins(report.pins)
-    report.problems += rules.find_clashes(installed, pins)
-    report.problems += rules.find_limits(installed, pins, mmcv_below)
-    report.problems += rules.find_missing(installed, pins, whole=stack is not None)
-    named = {problem.subject for problem in report.problems}
-    others = rules.find_other_versions(installed, pins, fatal=stack is not None)
-    report.problems += [problem for problem in others if problem.subject not in named]
+    report.problems += rules.find_unfit(installed, pins, mmcv_below, whole=stack is not None)
     known = {problem.subject for problem in report.problems if problem.fatal}
     # What is imported after a package that is wrong itself fails because of that one.
     names = mm_names(pins)

@@ -120,83 +120,81 @@ def accepted_mmcv(modules: typing.Sequence[str] = ('mmdet', 'mmseg')) -> dict[st
     return found
 
 
-def find_limits(installed: Versions, pins: Versions, mmcv_below: Versions) -> Problems:
-    """Finds versions that cannot work: too old for freekd_mm, or refused by another package (:func:`accepted_mmcv`)."""
-    for name, oldest in OLDEST.items():
-        if name in installed and numbers(installed[name]) < oldest:
-            text = f'{installed[name]} is here, but freekd_mm needs {".".join(map(str, oldest))} or newer'
-            yield Problem(name, text, install(name, pins))
-    mmcv = installed.get('mmcv', '')
-    for module, bound in sorted(mmcv_below.items(), key=lambda item: numbers(item[1])):
-        name = {'mmseg': 'mmsegmentation'}.get(module, module)
-        too_old = numbers(installed.get(name, '')) < OLDEST[name]
-        if mmcv and not too_old and numbers(mmcv) >= numbers(bound):
-            text = f'{mmcv} is here, but {name} {installed[name]} accepts versions below {bound} only'
-            yield Problem(
-                'mmcv', text, install('mmcv', {**pins, 'mmcv': MMCV_BELOW.get(bound, pins.get('mmcv', bound))})
+def find_unfit(installed: Versions, pins: Versions, mmcv_below: Versions, whole: bool = False) -> Problems:
+    """Finds packages that are missing, clash, cannot work, or are not tested; of each package the first of these.
+
+    With ``whole`` all packages of the line are needed in the tested version. ``mmcv_below``: see
+    :func:`accepted_mmcv`.
+    """
+    names = mm_names(pins)
+    kinds = {
+        **dict.fromkeys(('torch', 'numpy', 'ptwt', 'pywavelets'), ()),
+        **{n: candidates(m) for m, n in names.items()},
+    }
+    neither = not {names['mmdet'], names['mmseg']} & set(installed)
+    wavelets = ('; needed for wavelets other than Haar', False)
+    uses = {
+        'ptwt': wavelets,
+        'pywavelets': wavelets,
+        names['mmdet']: ('; needed for detectors', whole or neither),
+        names['mmseg']: ('; needed for segmenters', whole or neither),
+        names.get('mmrazor', ''): ("; needed for mmrazor's own losses and algorithms", whole),
+    }
+    torch = installed.get('torch', '').split('+')[0]
+    for name, others in kinds.items():
+        here = [other for other in others or (name,) if other in installed]
+        version, wanted, oldest = installed.get(name, ''), pins.get(name, ''), OLDEST.get(name, (0,))
+        remedy = install(name, pins)
+        if not here:
+            use, fatal = uses.get(name, ('', True))
+            if wanted:
+                yield Problem(name, f'is not installed{use}', remedy, fatal)
+        elif len(here) > 1:
+            yield Problem(name, f'{" and ".join(here)} install the same files', replace(here, name, pins))
+        elif here[0] in ('mmcv-lite', 'mmcv-full'):
+            text = f'{here[0]} is not the mmcv with operators that MMDetection 3 needs'
+            yield Problem(name, text, replace(here, name, pins))
+        elif here[0] != name:
+            text = f'{here[0]} belongs to the other line than the rest'
+            yield Problem(name, text, replace(here, name, pins), fatal=False)
+        elif numbers(version) < oldest:
+            text = f'{version} is here, but freekd_mm needs {".".join(map(str, oldest))} or newer'
+            yield Problem(name, text, remedy)
+        elif name == 'mmcv' and (refused := _refused(installed, pins, mmcv_below)):
+            yield refused
+        elif name == 'numpy' and torch and numbers(torch) < (2, 3) and numbers(version) >= (2, 0):
+            text = (
+                f'{version} is here, but PyTorch {torch} is compiled for NumPy 1 (2.3 is the first that works with 2)'
             )
-            break
-    torch, numpy, vision = (installed.get(name, '') for name in ('torch', 'numpy', 'torchvision'))
+            yield Problem(name, text, pip('install --no-deps "numpy<2"'))
+        elif name == 'torch' and torch != wanted:
+            known = 'newer than any tested' if numbers(torch) > NEWEST_TORCH else 'between tested ones'
+            text = f'{torch} is here, {known}; {wanted} is tested; mmcv must be compiled for the one that is here'
+            yield Problem(name, text, remedy, fatal=False)
+        elif name not in ('torch', 'ptwt', 'pywavelets') and version != wanted:
+            yield Problem(name, f'{version} is here, {wanted} is tested', remedy, whole)
     major, minor = (*numbers(torch), 0, 0)[:2]
-    needed = (0, minor + (15 if major == 2 else 1))
+    vision, needed = installed.get('torchvision', ''), (0, minor + (15 if major == 2 else 1))
     if torch and vision and numbers(vision) != needed:
         wanted = '.'.join(map(str, needed))
         text = f'{vision} is here, but PyTorch {torch} needs {wanted}; CrowdDet, timm and mmpretrain need it'
         command = pip('install --no-deps', f'"torchvision=={wanted}.*"')
         yield Problem('torchvision', text, f'{command}   (in a clone: make setup ENV=py311-torchvision)', False)
-    if torch and numbers(torch) < (2, 3) and numpy and numbers(numpy) >= (2, 0):
-        text = f'{numpy} is here, but PyTorch {torch} is compiled for NumPy 1 (2.3 is the first that works with 2)'
-        yield Problem('numpy', text, pip('install --no-deps "numpy<2"'))
-
-
-def find_clashes(installed: Versions, pins: Versions) -> Problems:
-    """Finds distributions that write the same files."""
-    for module, wanted in mm_names(pins).items():
-        here = [name for name in candidates(module) if name in installed]
-        remedy = replace(here, wanted, pins)
-        if len(here) > 1:
-            yield Problem(module, f'{" and ".join(here)} install the same files', remedy)
-        elif here and here[0] in ('mmcv-lite', 'mmcv-full'):
-            yield Problem(module, f'{here[0]} is not the mmcv with operators that MMDetection 3 needs', remedy)
-        elif here and here[0] != wanted:
-            yield Problem(module, f'{here[0]} belongs to the other line than the rest', remedy, fatal=False)
     opencv = [name for name in OPENCV if name in installed]
     if len(opencv) > 1:
         text = f'{" and ".join(opencv)} install the same files'
         yield Problem('opencv', text, replace(opencv, HEADLESS, pins), fatal=False)
 
 
-def find_missing(installed: Versions, pins: Versions, whole: bool = False) -> Problems:
-    """Finds packages that are not there; with ``whole`` all of the line are needed."""
-    names = mm_names(pins)
-    others = {names['mmengine']: candidates('mmengine'), names['mmcv']: MMCV_LIKE}
-    for name in ('torch', 'numpy', *others):
-        if not any(other in installed for other in others.get(name, (name,))):
-            yield Problem(name, 'is not installed', install(name, pins))
-    neither = names['mmdet'] not in installed and names['mmseg'] not in installed
-    wavelets = 'needed for wavelets other than Haar'
-    uses = {
-        'ptwt': (wavelets, False),
-        'pywavelets': (wavelets, False),
-        names['mmdet']: ('needed for detectors', whole or neither),
-        names['mmseg']: ('needed for segmenters', whole or neither),
-        names.get('mmrazor', ''): ("needed for mmrazor's own losses and algorithms", whole),
-    }
-    for name, (use, fatal) in uses.items():
-        if name in pins and name not in installed:
-            yield Problem(name, f'is not installed; {use}', install(name, pins), fatal)
-
-
-def find_other_versions(installed: Versions, pins: Versions, fatal: bool = False) -> Problems:
-    """Finds packages of the line in another version than the tested one."""
-    for name in ('numpy', *mm_names(pins).values()):
-        if name in installed and installed[name] != pins[name]:
-            yield Problem(name, f'{installed[name]} is here, {pins[name]} is tested', install(name, pins), fatal)
-    torch = installed.get('torch', '').split('+')[0]
-    if torch and torch != pins['torch']:
-        known = 'newer than any tested' if numbers(torch) > NEWEST_TORCH else 'between tested ones'
-        text = f'{torch} is here, {known}; {pins["torch"]} is tested; mmcv must be compiled for the one that is here'
-        yield Problem('torch', text, install('torch', pins), fatal=False)
+def _refused(installed: Versions, pins: Versions, mmcv_below: Versions) -> Problem | None:
+    """Returns the tightest limit on mmcv that is exceeded; a package that is too old itself has none."""
+    for module, bound in sorted(mmcv_below.items(), key=lambda item: numbers(item[1])):
+        name = {'mmseg': 'mmsegmentation'}.get(module, module)
+        if numbers(installed.get(name, '')) >= OLDEST[name] and numbers(installed['mmcv']) >= numbers(bound):
+            text = f'{installed["mmcv"]} is here, but {name} {installed[name]} accepts versions below {bound} only'
+            fitting = {**pins, 'mmcv': MMCV_BELOW.get(bound, pins.get('mmcv', bound))}
+            return Problem('mmcv', text, install('mmcv', fitting))
+    return None
 
 
 def find_broken(installed: Versions, imports: Versions, pins: Versions) -> Problems:

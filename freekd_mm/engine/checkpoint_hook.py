@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch
-from freekd_mm.checks import did_you_mean
+from freekd_mm.checks import check_file
 from freekd_mm.compat import install
 from freekd_mm.files import write_text
 from freekd_mm.log import warn
@@ -168,9 +168,12 @@ def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | Non
     The config of the checkpoint ``hook`` says how they are called, and where they are besides the ``work_dir``.
     """
     if resume != 'auto':
-        return read_resume_point(_existing(resume, Path(work_dir)))
+        path = fetch(resume)
+        check_file('--resume', path)
+        return read_resume_point(path)
     broken = []
-    for path in _candidates(Path(work_dir), hook or {}):
+    pointed = last_checkpoint(Path(work_dir))
+    for path in dict.fromkeys([*([pointed] if pointed else []), *checkpoints_in(Path(work_dir), hook or {})]):
         try:
             point = read_resume_point(path)
         except UntrustedCheckpointError:
@@ -188,16 +191,6 @@ def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | Non
             'to start from scratch, or name another: --resume FILE'
         )
     return None
-
-
-def _existing(path: str, work_dir: Path) -> str:
-    path = fetch(path)
-    if not Path(path).is_file():
-        files = sorted(file.name for file in Path(path).parent.glob('*.pth')) if Path(path).parent.is_dir() else []
-        listed = f'available there: {", ".join(files)}.' if files else f'there is none beside it; see {work_dir}.'
-        near = did_you_mean(Path(path).name, files)
-        raise FileNotFoundError(f'--resume should be an existing checkpoint, but got {path!r}; {listed}{near}')
-    return path
 
 
 def hook_of(cfg: Any) -> dict:
@@ -226,10 +219,8 @@ def checkpoints_in(work_dir: Path, hook: dict) -> list[Path]:
     return sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
 
 
-def _candidates(work_dir: Path, hook: dict) -> list[Path]:
-    """Returns the checkpoints of a run: the one that is pointed to, then the others."""
+def last_checkpoint(work_dir: Path) -> Path | None:
+    """Returns the checkpoint that is pointed to, also if the work directory was moved since; None without one."""
     pointer = work_dir / POINTER
     named = Path(pointer.read_text(encoding='utf-8').strip()) if pointer.is_file() else work_dir
-    # A work directory may have been moved since.
-    pointed = [file for file in (named, work_dir.absolute() / named.name) if file.is_file()][:1]
-    return list(dict.fromkeys([*pointed, *checkpoints_in(work_dir, hook)]))
+    return next((file for file in (named, work_dir.absolute() / named.name) if file.is_file()), None)

@@ -9,23 +9,31 @@ workers, and skips the batches before it without loading them.
 
 from __future__ import annotations
 
+import itertools
+import random
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from freekd_mm.compat import install
-from freekd_mm.compat.mmengine import resumed_loop_walks
+from freekd_mm.compat.versions import resumed_loop_walks
 from freekd_mm.engine.checkpoint_hook import ResumePoint
 from freekd_mm.engine.distributed import unwrapped_model
-from freekd_mm.engine.seeding import AdvancedIterator, make_exact, seed_all
 from freekd_mm.log import say, warn
 from freekd_mm.registry import HOOKS
-from freekd_mm.runtime.rng import place_seed
+from freekd_mm.runtime.rng import isolated_rng, place_seed
 
-STEP, EVALUATION, EPOCH = 0, 1, 3
+#: What is seeded.
+STEP, EVALUATION, DATA, EPOCH = 0, 1, 2, 3
 #: Key of gradients that wait for more, beside the state dict.
 GRADIENTS = 'accumulated_gradients'
 
@@ -63,7 +71,10 @@ class ExactResumeHook(Hook):
 
     @staticmethod
     def _seed_all(runner: Runner, kind: int) -> None:
-        seed_all(place_seed(int(runner.seed or 0), kind, runner.iter))
+        seed = place_seed(int(runner.seed or 0), kind, runner.iter)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Reads the place that a resume starts at."""
@@ -82,9 +93,12 @@ class ExactResumeHook(Hook):
             return
         if isinstance(loop, IterBasedTrainLoop):
             seeded.skip = point.iteration
-            # The forks' loop asks its iterator to skip, or not to.
-            walks = resumed_loop_walks() and not hasattr(loop.dataloader_iterator, 'skip_iter')
-            loop.dataloader_iterator = AdvancedIterator(loop.dataloader_iterator, point.iteration if walks else 0)
+            # The loop's own walk to its place loads no data: the loader is there already.
+            if hasattr(loop.dataloader_iterator, 'skip_iter'):  # the forks' loop asks its iterator to walk
+                loop.dataloader_iterator.skip_iter = lambda count: None
+            elif resumed_loop_walks():
+                steps = itertools.repeat(None, point.iteration)
+                loop.dataloader_iterator = itertools.chain(steps, loop.dataloader_iterator)
         elif isinstance(loop, EpochBasedTrainLoop) and point.batches:
             seeded.skip = self._offset = self.batches = point.batches
             run_iter = loop.run_iter
@@ -165,3 +179,90 @@ def _evaluation_is_due(runner: Runner, point: ResumePoint) -> bool:
     loop._decide_current_val_interval()
     due = done > 0 and done >= loop.val_begin and (done % loop.val_interval == 0 or done == last)
     return due and runner.val_loop is not None
+
+
+class SeededBatch(list):
+    """The indices of one batch, and the seed that its samples are loaded with."""
+
+    seed: int = 0
+
+
+class SeededBatches:
+    """Gives each batch of a batch sampler its seed, and starts in the middle for a resume."""
+
+    def __init__(self, batches: Any, seed: int) -> None:
+        self.batches, self.seed = batches, seed
+        #: Number of the next pass through the data.
+        self.number = 0
+        #: Batches to skip before the next one.
+        self.skip = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[SeededBatch]:
+        # Count only when a batch is taken: PyTorch makes one iterator more than it uses.
+        while True:
+            sampler: Any = getattr(self.batches, 'sampler', None)
+            if hasattr(sampler, 'set_epoch'):
+                sampler.set_epoch(self.number)
+            number, self.number, is_empty = self.number, self.number + 1, True
+            for index, indices in enumerate(self.batches):
+                is_empty = False
+                if self.skip:
+                    self.skip -= 1
+                    continue
+                batch = SeededBatch(indices)
+                batch.seed = place_seed(self.seed, DATA, get_rank(), number, index)
+                yield batch
+            if not self.skip:
+                return
+            if is_empty:
+                raise RuntimeError('the training data loader should have batches to resume at, but has none')
+
+
+class ExactLoader(DataLoader):
+    """A data loader whose samples depend only on their place in the run.
+
+    Made from a built one by :func:`make_exact`, so that sampler, workers and collation are the config's.
+    """
+
+    seeded: SeededBatches
+
+    @property
+    def _index_sampler(self) -> Any:
+        return self.seeded
+
+    def __iter__(self) -> Any:
+        # A generator starts no worker before the first batch is wanted: by then it is known where to start.
+        yield from super().__iter__()
+
+
+def make_exact(loader: DataLoader, seed: int) -> bool:
+    """Turns a data loader into an :class:`ExactLoader`, in place; returns whether that was possible."""
+    if type(loader) is not DataLoader or loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+        return False
+    dataset: Any = loader.dataset
+    try:
+        dataset.__getitems__ = partial(_load, dataset, getattr(dataset, '__getitems__', None))
+    except AttributeError:
+        return False
+    loader.__class__ = ExactLoader
+    loader.seeded = SeededBatches(loader.batch_sampler, seed)
+    # Otherwise each pass takes a number from the stream of the training.
+    loader.generator = torch.Generator()
+    return True
+
+
+def _load(dataset: Any, together: Any, batch: list) -> list:
+    """Loads the samples of a batch, each with its own seed."""
+    if not isinstance(batch, SeededBatch):
+        return together(batch) if together is not None else [dataset[index] for index in batch]
+    if together is not None:
+        with isolated_rng(batch.seed):
+            return together(batch)
+    samples = []
+    for position, index in enumerate(batch):
+        with isolated_rng(place_seed(batch.seed, position)):
+            samples.append(dataset[index])
+    return samples

@@ -77,13 +77,13 @@ class DistillScheduleHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Checks that there is something to schedule."""
-        distillation = _distillation(runner)
+        distillation = distillation_of(runner, self)
         for name in self.entries or ():
             distillation.entry(name)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Sets the factor of this iteration and logs it."""
-        distillation = _distillation(runner)
+        distillation = distillation_of(runner, self)
         factor = self.factor(runner.iter, runner.max_iters, runner.epoch)
         for name in self.entries or list(distillation.entries):
             distillation.entry(name).scale = factor
@@ -91,11 +91,12 @@ class DistillScheduleHook(Hook):
             runner.message_hub.update_scalar('train/distill.scale' + (f'.{name}' if name else ''), factor)
 
 
-def _distillation(runner: Runner) -> Any:
+def distillation_of(runner: Any, hook: Hook) -> Any:
+    """Returns the distillation of the model that a hook of ours runs with."""
     model = unwrapped_model(runner)
     if not hasattr(model, 'distillation'):
         raise TypeError(
-            "DistillScheduleHook should run with model=dict(type='freekd_mm.DistilledModel', ...), but got "
+            f"{type(hook).__name__} should run with model=dict(type='freekd_mm.DistilledModel', ...), but got "
             f'{type(model).__name__}'
         )
     return model.distillation

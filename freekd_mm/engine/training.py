@@ -1,50 +1,47 @@
-"""Runs a training config, with the prompt stage before it if a config asks for one."""
+"""Runs a training config, reliably, with the prompt stage before it if a config asks for one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_whole, weights_of
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checks import check_choice, check_options, check_positive
 from freekd_mm.compat import install
-from freekd_mm.engine.checkpoint_hook import checkpoints_in, hook_of
-from freekd_mm.engine.distributed import failing_together, prepare_cpu_processes
-from freekd_mm.engine.overview import show_overview
-from freekd_mm.engine.preflight import check_config, check_data
+from freekd_mm.engine.checkpoint_hook import ResumePoint, checkpoints_in, find_resume_point, hook_of, make_safe
+from freekd_mm.engine.distributed import (
+    check_equal_steps,
+    failing_together,
+    has_whole_weights,
+    prepare_cpu_processes,
+    unwrapped_model,
+)
+from freekd_mm.engine.exact import ExactResumeHook
+from freekd_mm.engine.nonfinite import POLICIES, NonFiniteHook
+from freekd_mm.engine.preflight import check_config, check_data, compare_classes, show_overview
 from freekd_mm.engine.process import clean_up, quiet_building
-from freekd_mm.engine.reliability import Reliability, check_resumed, resume_from
+from freekd_mm.engine.signals import GracefulStopHook
 from freekd_mm.engine.workdir import is_first_process, keep_own_config, own_work_dir, set_aside
 from freekd_mm.log import say, warn
 from freekd_mm.prompts.prompt_file import NAME, new_prompt_file, use_prompt
+from freekd_mm.runtime.model import PREFIX
 
 OPTIONS = ('cfg_path', 'file')
-
-
-def train(
-    cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None, check: bool = False
-) -> Any:
-    """Trains a config; stage 1 runs first if its prompt file does not exist yet.
-
-    Args:
-        cfg: A config of mmdet, mmseg or freekd_mm. ``frequency_prompt = dict(cfg_path=..., file=...)`` names the
-            config that makes the prompt, and its file.
-        amp: Mixed precision.
-        auto_scale_lr: Scale the learning rate to the batch size.
-        resume: A checkpoint, or ``'auto'`` for the newest in the work directory.
-        check: Look at the data first, and print what will be trained.
-
-    Returns:
-        The trained model.
-    """
-    install()
-    if check and is_first_process(cfg.get('launcher', 'none')):
-        check_data(cfg)
-    stage1 = cfg.get(NAME)
-    if stage1:
-        ensure_prompt(dict(stage1), cfg)
-    return run(cfg, amp, auto_scale_lr, resume, check)
+#: A distillation's own number of steps, which no plain model has.
+STEPS = f'{PREFIX}_extra_state'
+#: ``reliability = dict(...)`` of a config, see docs/reliability.md.
+RELIABILITY = {
+    'nonfinite': 'error',  # what happens if a loss or gradient is not finite: or 'skip', 'ignore'
+    'patience': 20,  # steps in a row that may be skipped, or overflow in mixed precision
+    'exact_resume': True,  # seed each step and sample by its place in the run, so that resumes are exact
+    'graceful_stop': True,  # save and exit on SIGTERM
+}
 
 
 def ensure_prompt(stage1: dict, cfg: Config) -> None:
@@ -74,9 +71,28 @@ def ensure_prompt(stage1: dict, cfg: Config) -> None:
 def run(
     cfg: Config, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None, check: bool = False
 ) -> Any:
-    """Trains a config, without a stage before it."""
+    """Trains a config; stage 1 runs first if its prompt file does not exist yet.
+
+    Args:
+        cfg: A config of mmdet, mmseg or freekd_mm. ``frequency_prompt = dict(cfg_path=..., file=...)`` names the
+            config that makes the prompt, and its file; ``reliability = dict(...)`` has the options of
+            :data:`RELIABILITY`.
+        amp: Mixed precision.
+        auto_scale_lr: Scale the learning rate to the batch size.
+        resume: A checkpoint, or ``'auto'`` for the newest in the work directory.
+        check: Look at the data first, and print what will be trained.
+
+    Returns:
+        The trained model.
+    """
     install()
-    reliability = Reliability.from_config(cfg)
+    launcher = cfg.get('launcher', 'none')
+    check = check and is_first_process(launcher)
+    if check:
+        check_data(cfg)
+    if cfg.get(NAME):
+        ensure_prompt(dict(cfg[NAME]), cfg)
+    options = reliability_options(cfg)
     check_config(cfg)
     prepare_cpu_processes(cfg)
     if amp:
@@ -91,7 +107,6 @@ def run(
         cfg.auto_scale_lr.enable = True
     if resume is None and cfg.get('resume') and not cfg.get('load_from'):
         resume = 'auto'
-    launcher = cfg.get('launcher', 'none')
     with failing_together(), own_work_dir(cfg.work_dir, launcher):
         point = resume_from(cfg, resume) if resume else None
         keep_own_config(cfg)
@@ -105,9 +120,78 @@ def run(
                 check_resumed(runner, point.path)
             if isinstance(runner, Runner):
                 runner.dump_config()
-            with reliability.attached(runner):
-                if check and is_first_process(launcher):
+            with reliable(runner, **options):
+                if check:
                     show_overview(runner)
                 return runner.train()
         finally:
             clean_up(runner)
+
+
+def reliability_options(cfg: Config) -> dict[str, Any]:
+    """Reads and checks ``reliability`` of a config."""
+    given = cfg.get('reliability') or {}
+    if not isinstance(given, dict):
+        raise TypeError(f'reliability should be a dict, but got {given!r}')
+    check_options('reliability', given, RELIABILITY)
+    options = {**RELIABILITY, **given}
+    check_choice('nonfinite of reliability', options['nonfinite'], (*POLICIES, 'ignore'))
+    check_positive('patience of reliability', options['patience'], integer=True)
+    for name in ('exact_resume', 'graceful_stop'):
+        check_choice(f'{name} of reliability', options[name], (True, False))
+    return options
+
+
+@contextmanager
+def reliable(runner: Any, nonfinite: str, patience: int, exact_resume: bool, graceful_stop: bool) -> Iterator[None]:
+    """Adds the hooks to a runner that has not trained yet; exact resumes need mmengine's ``Runner``."""
+
+    def own(hook: Any) -> Any:
+        """Registers a hook, or returns the one of its kind that the config has already."""
+        present = next((other for other in runner.hooks if type(other) is type(hook)), None)
+        if present is None:
+            runner.register_hook(hook)
+        return present or hook
+
+    make_safe(runner)
+    if exact_resume and isinstance(runner, Runner):
+        own(ExactResumeHook()).prepare(runner)
+        check_equal_steps(len(runner._train_dataloader))
+    compare_classes(runner)
+    if nonfinite != 'ignore':
+        own(NonFiniteHook(nonfinite, patience))
+    stop = own(GracefulStopHook()) if graceful_stop else None
+    try:
+        yield
+    finally:
+        if stop is not None:
+            stop.release()
+
+
+def check_resumed(runner: Any, path: str) -> None:
+    """Raises where the checkpoint to resume is one of another model; the runner loads it later."""
+    file = load_checkpoint_file(path)
+    # A checkpoint of stage 1 holds the prompt, which is not plugged in yet.
+    if NAME not in file and has_whole_weights(runner):
+        model, weights = unwrapped_model(runner), weights_of(file, path)
+        load_whole(model, weights, path)
+        if hasattr(model, 'distillation') and STEPS not in weights:
+            raise WeightsMismatchError(
+                f'{path} should be a checkpoint of a distillation, but is one of the student alone. To start with its '
+                'weights, use load_from instead of --resume.'
+            )
+
+
+def resume_from(cfg: Config, resume: str) -> ResumePoint | None:
+    """Finds the checkpoint to continue from (``'auto'``: the newest whole one), and sets the config for mmengine."""
+    point = find_resume_point(resume, cfg.work_dir, hook_of(cfg))
+    if point is None:
+        warn(f'--resume: there is no checkpoint in {cfg.work_dir}, so the training STARTS FROM SCRATCH')
+    # Without a checkpoint this is a first run, which starts where 'load_from' says.
+    cfg.resume = point is not None
+    if point is not None:
+        cfg.load_from = point.path
+        if point.seed is not None:
+            # Also if the config does not fix it: samplers are built before the checkpoint is loaded.
+            cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': point.seed}
+    return point

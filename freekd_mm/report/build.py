@@ -14,11 +14,9 @@ from freekd_mm.pages.page import parts, sections, write_page
 from freekd_mm.progress import format_seconds
 from freekd_mm.report.configs import EMPTY, differences, facts
 from freekd_mm.report.curves import distillation_curves, loss_curves, metric_curves, optimisation_curves
-from freekd_mm.report.files import inside
-from freekd_mm.report.log import SEED
 from freekd_mm.report.metrics import main_metrics
 from freekd_mm.report.models import shown_models
-from freekd_mm.report.runs import Run, read_runs
+from freekd_mm.report.runs import Run, inside, read_runs
 
 #: More differing settings than this are folded away.
 OPEN_ROWS = 12
@@ -53,7 +51,7 @@ def write_report(
             ('Distillation', distillation_curves(runs)),
             ('Optimisation', optimisation_curves(runs)),
             ('Settings', settings(runs)),
-            ('Environment', _columns(runs, [{k: v for k, v in run.environment.items() if k != SEED} for run in runs])),
+            ('Environment', _columns(runs, [run.environment for run in runs])),
         ]
     )
     title = title or ' / '.join(run.name for run in runs[:4]) + (' …' if len(runs) > 4 else '')
@@ -120,8 +118,7 @@ def sources(runs: Sequence[Run]) -> list[Markup]:
 
 def settings(runs: Sequence[Run]) -> list[Markup]:
     """Returns what a reader asks for first, and every setting in which the runs differ."""
-    seeds = [{name: value for name, value in run.environment.items() if name == SEED} for run in runs]
-    found = _columns(runs, [{**facts(run.config), **seed} for run, seed in zip_equal(runs, seeds)])
+    found = _columns(runs, [facts(run.config) for run in runs])
     having = [run for run in runs if run.config]
     if len(having) < len(runs):
         missing = ', '.join(run.name for run in runs if not run.config)

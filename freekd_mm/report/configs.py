@@ -6,18 +6,26 @@ import ast
 import re
 import warnings
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from freekd_mm.runtime.config import is_distilled, teachers_of
+from freekd_mm.runtime.config import is_distilled
 from freekd_mm.runtime.foreign import LIBRARIES
 
 #: Where a run wrote, and mmengine's own notes: no settings of the training.
 IGNORED = ('work_dir', 'experiment_name', 'launcher', 'visualizer', 'vis_backends', 'filename', '_scope_')
 MISSING = object()
 MAX_TEXT = 90
-#: The type of a loss in the leaves of a distillation config.
-LOSS = re.compile(r'distillation\.distill\.(\w+)\.loss(?:\.\d+)?\.type$')
+#: The settings that a reader asks for first; ``*`` matches.
+FIRST = (
+    *('model.type', 'model.backbone.type', 'model.backbone.depth', 'model.backbone.base_channels'),
+    *('distillation.distill.*.loss*.type', 'distillation.teacher*.cfg_path', 'distillation.teacher*.model.type'),
+    *(f'distillation.teacher*.{library}' for library in LIBRARIES),
+    *('train_dataloader.dataset.type', 'train_dataloader.dataset.data_root', 'train_dataloader.batch_size'),
+    *('train_cfg.max_epochs', 'train_cfg.max_iters', 'custom_hooks.*.max_iters', 'load_from', 'randomness.seed'),
+    *('optim_wrapper.type', 'optim_wrapper.optimizer.type', 'optim_wrapper.optimizer.lr'),
+)
 #: What a table shows if a run has no value.
 EMPTY = '\u2013'
 
@@ -125,34 +133,5 @@ def stage1(config: dict[str, Any]) -> dict[str, Any]:
 def facts(config: dict[str, Any]) -> dict[str, str]:
     """Returns the settings that a reader asks for first; those that the config has."""
     found = comparable(config)
-    optimizer, train, prompt = config.get('optim_wrapper') or {}, config.get('train_cfg') or {}, stage1(config)
-    own = (prompt or optimizer).get('optimizer') or {}
-    lengths = {'epochs': train.get('max_epochs'), 'iters': train.get('max_iters')}
-    if prompt:
-        lengths = {'iterations of stage 1': prompt.get('max_iters', 'default')}
-    model = config.get('model') or {}
-    teachers = [shorten(_name(teacher)) + f', {teacher.get("dtype", "fp32")}' for teacher in teachers_of(model)]
-    losses = {name: str(value).split('.')[-1] for name, value in found.items() if LOSS.match(name)}
-    batch = found.get('train_dataloader.batch_size')
-    rows = {
-        'model': _join(found, 'model.type', 'model.backbone.type', 'model.backbone.depth'),
-        'width': found.get('model.backbone.base_channels'),
-        'teacher': '; '.join(teachers),
-        'method': ', '.join(f'{name.split(".")[2]} ({loss})' for name, loss in losses.items()),
-        'data': _join(found, 'train_dataloader.dataset.type', 'train_dataloader.dataset.data_root'),
-        'schedule': next((f'{length} {unit}' for unit, length in lengths.items() if length), None),
-        'batch size': batch and f'{batch} per process',
-        'optimizer': own.get('type') and f'{own["type"]}, learning rate {own.get("lr", "default")}',
-        'precision': 'mixed (AMP)' if str(optimizer.get('type', '')).startswith('Amp') else None,
-        'start from': config.get('load_from'),
-    }
-    return {name: text(str(value)) for name, value in rows.items() if value}
-
-
-def _name(teacher: dict[str, Any]) -> str:
-    names = [teacher.get(key) for key in ('cfg_path', *LIBRARIES)]
-    return str(next(filter(None, names), None) or (teacher.get('model') or {}).get('type'))
-
-
-def _join(leaves: dict[str, Any], *names: str) -> str:
-    return ', '.join(shorten(str(leaves[name])) for name in names if leaves.get(name))
+    first = {name: value for pattern in FIRST for name, value in found.items() if fnmatchcase(name, pattern)}
+    return {name: text(value) for name, value in first.items() if value}

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from freekd_mm.compat.versions import remove_prefix
-from freekd_mm.pages.charts import Line, key, line_chart
-from freekd_mm.pages.page import parts
+from freekd_mm.pages.page import Line, key, line_chart, parts
 from freekd_mm.report.configs import EMPTY
 from freekd_mm.report.metrics import describe, is_main
 from freekd_mm.report.runs import Run

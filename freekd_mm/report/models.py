@@ -13,12 +13,11 @@ from mmengine.utils import import_modules_from_strings
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.pages.page import parts
-from freekd_mm.report.files import inside
-from freekd_mm.report.runs import Run
+from freekd_mm.report.runs import Run, inside
 from freekd_mm.runtime.config import is_distilled, teachers_of
 from freekd_mm.runtime.plain import build_plain, quiet, some_samples
 from freekd_mm.runtime.teacher import build_teacher
-from freekd_mm.visualize.loading import INIT, compare
+from freekd_mm.visualize.features import INIT, compare
 from freekd_mm.visualize.page import view_parts
 from freekd_mm.visualize.predictions import predict, side_by_side
 

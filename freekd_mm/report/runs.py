@@ -9,20 +9,44 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from freekd_mm.checks import did_you_mean
+from freekd_mm.checkpoints.sources import short_hash
+from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import pairwise, zip_equal
+from freekd_mm.engine.checkpoint_hook import last_checkpoint
+from freekd_mm.engine.evaluation import RESULT
 from freekd_mm.report.configs import read_config, stage1
-from freekd_mm.report.files import TIMES, Tested, last_checkpoint, read_tests
-from freekd_mm.report.log import read_log
 from freekd_mm.report.metrics import Metric, is_known, main_metrics
 
 LOGS = 'vis_data'
+#: Stored with the metrics of an evaluation, but not a result.
+TIMES = ('data_time', 'time', 'step')
+#: What the report shows, beside the names of the GPUs.
+SHOWN = ('Python', 'PyTorch', 'TorchVision', 'OpenCV', 'MMEngine', 'CUDA available', 'NVCC', 'GPU number', 'seed',
+         'Distributed training', 'sys.platform')  # fmt: skip
+RULE = re.compile(r'^-{30,}$', re.MULTILINE)
+LINE = re.compile(r'^ {4}([A-Za-z][\w ,.]*?): (.+)$', re.MULTILINE)
+#: ``Epoch(train)  [1][ 30/36]``.
+EPOCH = re.compile(r'Epoch\(train\)\s+\[\s*\d+\]\[\s*\d+/(\d+)\]')
 
 
 class NoRunError(ValueError):
     """A folder holds no logs of mmengine."""
+
+
+class Tested(NamedTuple):
+    """The evaluation of a checkpoint."""
+
+    file: Path  # the JSON file with the result
+    checkpoint: Path  # the file that was tested
+    sha256: str  # the first digits of its hash
+    values: dict[str, float]  # metrics by name
+
+    def is_of(self, folder: Path) -> bool:
+        """Whether the tested file is one of this work directory, and still the same."""
+        own = folder / self.checkpoint.name
+        return own.is_file() and short_hash(own) == self.sha256
 
 
 @dataclass
@@ -129,16 +153,12 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None)
 
 def read_run(folder: Path, name: str) -> Run:
     """Reads one work directory."""
-    if not folder.is_dir():
-        near = [item.name for item in folder.parent.iterdir() if item.is_dir()] if folder.parent.is_dir() else []
-        raise FileNotFoundError(
-            f'a work directory should be an existing folder, but got {str(folder)!r}.{did_you_mean(folder.name, near)}'
-        )
+    check_file('a work directory', folder, folder=True)
     starts = [folder] if (folder / LOGS).is_dir() else sorted(p.parent for p in folder.glob(f'*/{LOGS}') if p.is_dir())
     if not starts:
         raise NoRunError(f'{name}: {_no_logs(folder)}')
     run = Run(name, folder)
-    for test in read_tests(folder):
+    for test in _read_tests(folder):
         (run.tests if test.is_of(folder) else run.foreign_tests).append(test)
     broken = dropped = 0
     for start in starts:
@@ -147,7 +167,7 @@ def read_run(folder: Path, name: str) -> Run:
         broken += unread
         if rows or not run.config:
             run.config = read_config(start / LOGS / 'config.py') or run.config
-            environment, epoch_length = read_log(start / f'{start.name}.log')
+            environment, epoch_length = _read_log(start / f'{start.name}.log')
             run.environment, run.epoch_length = environment or run.environment, epoch_length or run.epoch_length
         if rows and file:
             run.logs.append(file)
@@ -231,3 +251,35 @@ def _state(run: Run) -> list[str]:
 
 def _count(number: int, word: str) -> str:
     return f'{number} {word}' + ('s' if number != 1 else '')
+
+
+def _read_log(log: Path) -> tuple[dict[str, str], int]:
+    """Returns versions and devices, and the iterations of an epoch; empty and 0 if the log does not say them."""
+    text = log.read_text(encoding='utf-8', errors='replace') if log.is_file() else ''
+    found = {}
+    for name, value in LINE.findall(''.join(RULE.split(text, 2)[1:2])):
+        if name in SHOWN:
+            found[name] = value.split(' (')[0] if name == 'Python' else value.strip()
+        elif name.startswith('GPU '):
+            found['GPU'] = value.strip()
+    epoch = EPOCH.search(text)
+    return found, int(epoch[1]) if epoch else 0
+
+
+def _read_tests(folder: Path) -> list[Tested]:
+    """Returns the evaluations below a work directory that say which file they tested, oldest first."""
+    found = []
+    for file in sorted(folder.rglob(RESULT), key=lambda file: file.stat().st_mtime):
+        try:
+            row = json.loads(file.read_text(encoding='utf-8'))
+            values = {key: value for key, value in row.items() if isinstance(value, (int, float)) and key not in TIMES}
+            found.append(Tested(file, Path(row['checkpoint']), row['sha256'], values))
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    return found
+
+
+def inside(folder: Path, file: Path) -> str:
+    """Returns a file's path from the work directory's name on, or its last two parts if it is elsewhere."""
+    folder, file = folder.resolve(), file.resolve()
+    return str(file.relative_to(folder.parent)) if folder in file.parents else '/'.join(('…', *file.parts[-2:]))

@@ -89,7 +89,6 @@ class PromptBank(nn.Module):
         #: Where each forward pass stores its masks, by place: one (N, T, h, w) per group. None to store none.
         self.seen: dict[str, list[Tensor]] | None = None
         self.overlaps: list[Tensor] = []
-        self.moments: list[Tensor] = []
 
     def content(self) -> dict[str, Any]:
         """Returns tokens, bias and options, as in a prompt file."""
@@ -124,13 +123,11 @@ class PromptBank(nn.Module):
             if place != module:
                 continue
             items[index], overlap, masks = prompt.prompt(items[index])
-            groups = mask_groups(masks, prompt.grouping) if masks is not None else []
             if self.seen is not None:
+                groups = mask_groups(masks, prompt.grouping) if masks is not None else []
                 self.seen[f'{module}[{index}]'] = [group.detach().float().cpu() for group in groups]
             if self.training and torch.is_grad_enabled():
                 self.overlaps.append(overlap)
-                with torch.no_grad():
-                    self.moments += [torch.stack((group.mean(), group.square().mean())) for group in groups]
         if not isinstance(output, (tuple, list)):
             return items[0]
         return items if isinstance(output, list) else tuple(items)
@@ -140,13 +137,10 @@ class PromptBank(nn.Module):
             return output
         overlaps = torch.stack(self.overlaps)
         overlap = overlaps.sum() if self.first[0].reduction == 'sum' else overlaps.mean()
-        mean, square = torch.stack(self.moments).mean(0) if self.moments else overlaps.new_zeros(2)
-        self.overlaps, self.moments = [], []
+        self.overlaps = []
         return {
             **output,
             'loss_prompt_dissimilarity': self.weight * overlap,
             'prompt/task': task_loss(output, overlaps).detach(),
             'prompt/overlap': overlap.detach(),
-            'prompt/mask_mean': mean,
-            'prompt/mask_std': (square - mean.square()).clamp(min=0).sqrt(),
         }

@@ -24,9 +24,15 @@ from freekd_mm.prompts.prompt_file import NAME, PROMPT_FILE, PromptFile, prompt_
 from freekd_mm.registry import HOOKS
 from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.stage1.bank import PromptBank, find_channels
-from freekd_mm.stage1.recipe import OPTIMIZER, default_iters, follow, stage1_recipe
+from freekd_mm.stage1.recipe import (
+    OPTIMIZER,
+    default_iters,
+    follow,
+    load_teacher,
+    stage1_recipe,
+    teacher_and_resume_point,
+)
 from freekd_mm.stage1.selectivity import describe, flat_bands, measure
-from freekd_mm.stage1.teacher import load_teacher, teacher_and_resume_point
 
 
 @HOOKS.register_module()

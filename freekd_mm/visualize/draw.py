@@ -1,14 +1,15 @@
-"""Draws what is distilled as tiles: bands, masks and weights."""
+"""Draws what is distilled: bands, masks and weights, as panels for PNG files, pages and the visualizer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.pages.charts import Line, draw, rgb
+from freekd_mm.pages.page import Line, draw, rgb
 from freekd_mm.pictures import SIDE, Tile, grid, mask_tiles, shrink
 from freekd_mm.visualize.features import Seen, View
 
@@ -17,24 +18,65 @@ TOP = 99.0
 WEIGHT_AXES = ('channels, by weight', 'weight (1 on average)')
 #: Instead of a strength: a white line between bands.
 LINE = 2.0
+#: What the panels show.
+TEXTS = {
+    'bands': 'Wavelet bands of the features: the low band is top left, around it are the details of finer and finer '
+    'levels, horizontal ones top right, vertical ones bottom left, diagonal ones bottom right. Bright is strong; all '
+    "pictures of a row have the scale of the teacher's bands, so a difference as bright as the teacher says that "
+    'nothing was learned there.',
+    'masks': 'PoI masks: where the tokens of the prompt look in the bands of the teacher, red for 1 and blue for 0. '
+    'Details 1 are the finest ones.',
+    'weights': 'Relation weights: how much each channel counts in the loss. They are 1 on average and never below one '
+    'half.',
+}
 
 
-def band_tiles(seen: Seen, level: int, image: np.ndarray, before: Seen | None = None) -> list[Tile]:
+class Panel(NamedTuple):
+    """All pictures of one kind of an entry."""
+
+    kind: str  # a key of TEXTS
+    levels: list[list[list[Tile]]]  # rows of pictures by feature level
+    lines: list[Line]  # of a chart instead
+
+
+def panels(seen: Seen, image: np.ndarray, before: Seen | None = None) -> list[Panel]:
+    """Returns what there is to see of an entry, with the student before if it is given."""
+    bands = [[_band_tiles(seen, level, image, before)] for level in range(len(seen.bands))]
+    masks = [mask_tiles(image, groups, f'level {level}, ') for level, groups in enumerate(seen.masks)]
+    weights = [
+        # The largest first.
+        Line(f'level {level}', list(enumerate(np.sort(values)[::-1].tolist(), 1)), level)
+        for level, values in enumerate(seen.weights)
+    ]
+    found = (Panel('bands', bands, []), Panel('masks', masks, []), Panel('weights', [], weights))
+    return [panel for panel in found if panel.levels or panel.lines]
+
+
+def overviews(view: View, before: View | None = None) -> list[tuple[str, np.ndarray]]:
+    """Returns everything about one image as few RGB pictures by name, e.g. 'freekd_bands', 'freekd_masks'."""
+    found = []
+    for index, seen in enumerate(view.entries):
+        for panel in panels(seen, view.image, before.entries[index] if before else None):
+            if panel.lines:
+                picture = rgb(draw(panel.lines, *WEIGHT_AXES, legend=True))
+            else:
+                rows = [row for level in panel.levels for row in level]
+                picture = grid([[Tile('image', shrink(view.image))], *rows])
+            found.append((f'{seen.entry}_{panel.kind}', picture))
+    return found
+
+
+def _band_tiles(seen: Seen, level: int, image: np.ndarray, before: Seen | None) -> list[Tile]:
     """Returns the pyramids of teacher, student and their difference, all on the scale of the teacher's bands.
 
     They have the proportions of the image (H, W, 3).
     """
-    after = seen.bands[level]
+    after, first = seen.bands[level], before.bands[level] if before else None
+    drawn = [('teacher', after.teacher)]
+    for name in ('student', 'difference'):
+        drawn += [(f'{name} before', getattr(first, name))] if first else []
+        drawn += [(f'{name} after' if first else name, getattr(after, name))]
     tops = [max(float(np.percentile(band, TOP)), 1e-12) for band in after.teacher]
-    if before is None:
-        drawn = [('teacher', after.teacher), ('student', after.student), ('difference', after.difference)]
-    else:
-        first = before.bands[level]
-        drawn = [
-            ('teacher', after.teacher),
-            *(('student before', first.student), ('student after', after.student)),
-            *(('difference before', first.difference), ('difference after', after.difference)),
-        ]
     return [
         Tile(f'level {level}: {title}', pyramid([band / top for band, top in zip_equal(maps, tops)], image.shape[:2]))
         for title, maps in drawn
@@ -67,30 +109,3 @@ def pyramid(bands: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
 
 def _stretch(band: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(band.clip(0, 1).astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
-
-
-def weight_lines(seen: Seen) -> list[Line]:
-    """Returns the weights of the channels of every level as curves, the largest first."""
-    return [
-        Line(f'level {level}', list(enumerate(np.sort(weights)[::-1].tolist(), 1)), level)
-        for level, weights in enumerate(seen.weights)
-    ]
-
-
-def overviews(view: View, before: View | None = None) -> list[tuple[str, np.ndarray]]:
-    """Returns everything about one image as few RGB pictures by name, e.g. 'freekd_bands', 'freekd_masks'."""
-    found = []
-    for index, seen in enumerate(view.entries):
-        first = before.entries[index] if before else None
-        if seen.bands:
-            rows = [band_tiles(seen, level, view.image, first) for level in range(len(seen.bands))]
-            found.append((f'{seen.entry}_bands', grid(rows)))
-        if seen.masks:
-            rows = [[Tile('image', shrink(view.image))]]
-            for level, groups in enumerate(seen.masks):
-                rows += mask_tiles(view.image, groups, f'level {level}, ')
-            found.append((f'{seen.entry}_masks', grid(rows)))
-        if seen.weights:
-            figure = draw(weight_lines(seen), *WEIGHT_AXES, legend=True)
-            found.append((f'{seen.entry}_weights', rgb(figure)))
-    return found

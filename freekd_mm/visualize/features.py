@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dataset import pseudo_collate
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
 from torch import Tensor, nn
 
+from freekd_mm.checkpoints.fitting import load_what_fits, load_whole, weights_of
+from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import dwt2d
 from freekd_mm.losses.bands.distance import TINY
 from freekd_mm.losses.bands.loss import BandLoss
 from freekd_mm.prompts.masks import mask_groups
+from freekd_mm.runtime.config import build_model, default_scope, is_distilled
+from freekd_mm.runtime.model import PREFIX
 from freekd_mm.runtime.preprocess import as_rgb
-from freekd_mm.runtime.probe import eval_mode
+from freekd_mm.runtime.probe import eval_mode, find_pipeline
 from freekd_mm.runtime.rng import isolated_rng
 from freekd_mm.runtime.teacher import forward_features
 from freekd_mm.stage1.selectivity import of_masks
 
 #: For losses without wavelets: enough to show what differs.
 LEVELS = 3
+#: The student as its training starts.
+INIT = 'init'
+#: Steps of a pipeline that read what an image alone does not have.
+ANNOTATIONS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadProposals', 'FilterAnnotations')
 
 
 class BandMaps(NamedTuple):
@@ -135,3 +147,51 @@ def _bands(features: Tensor, loss: nn.Module | None) -> Iterator[Tensor]:
             yield centred * centred.square().mean((2, 3), keepdim=True).clamp(min=TINY).rsqrt()
         else:
             yield band
+
+
+def _load_student(model: nn.Module, checkpoint: str | Path, needs_all: bool = True) -> None:
+    """Loads a training checkpoint of a distilled student; without ``needs_all`` its projections may be missing."""
+    weights = weights_of(load_checkpoint_file(checkpoint), checkpoint)
+    fit = load_what_fits(model, weights)
+    if needs_all or fit.reshaped or not all(name.startswith(PREFIX) for name in fit.missing):
+        load_whole(model, weights, checkpoint)
+
+
+def compare(
+    cfg: Config, checkpoint: str | Path, data: Sequence[Any], before: str | Path | None = None
+) -> list[tuple[View, View | None]]:
+    """Looks at each sample with the student of a checkpoint, and with the student before.
+
+    The student before is ``'init'``, as the training starts, or that of a checkpoint; one without projections, such as
+    that of the student alone, is shown through those of the distillation.
+    """
+    if not is_distilled(cfg.model):
+        raise ValueError(
+            f"config should be a distillation config, with model=dict(type='freekd_mm.DistilledModel', ...), but its "
+            f'model is {cfg.model.get("type")!r}; write one with tools/make_config.py'
+        )
+    with default_scope(cfg.get('default_scope')), isolated_rng(cfg.get('randomness', {}).get('seed') or 0):
+        model = build_model(cfg.model, cfg.get('default_scope')).eval()
+        first: list[Any] = [None] * len(data)
+        if before == INIT:
+            model.init_weights()  # type: ignore[operator]
+            first = [look(model, item) for item in data]
+        _load_student(model, checkpoint)
+        after = [look(model, item) for item in data]
+        if before is not None and before != INIT:
+            _load_student(model, before, needs_all=False)
+            first = [look(model, item) for item in data]
+    return list(zip_equal(after, first))
+
+
+def read_images(cfg: Config, files: Sequence[str | Path]) -> list[Any]:
+    """Reads image files through the config's test pipeline, without annotations."""
+    for file in files:
+        check_file('an image', file)
+    pipeline = find_pipeline(cfg.get('test_dataloader')) or find_pipeline(cfg.get('val_dataloader'))
+    if not pipeline:
+        raise ValueError('config should have a test_dataloader or val_dataloader, which says how images are read')
+    steps = [step for step in pipeline if str(step['type']).split('.')[-1] not in ANNOTATIONS]
+    with default_scope(cfg.get('default_scope')):
+        compose = Compose(copy.deepcopy(steps))
+        return [compose({'img_path': str(file), 'img_id': index}) for index, file in enumerate(files)]

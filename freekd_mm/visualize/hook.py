@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 
 from freekd_mm.checks import check_positive
 from freekd_mm.engine.distributed import unwrapped_model
+from freekd_mm.engine.schedule import distillation_of
 from freekd_mm.log import say
 from freekd_mm.registry import HOOKS
 from freekd_mm.runtime.rng import isolated_rng
@@ -42,12 +43,7 @@ class DistillPicturesHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Checks that there is something to show; shows the student as the training starts."""
-        model = unwrapped_model(runner)
-        if not hasattr(model, 'distillation'):
-            raise TypeError(
-                "DistillPicturesHook should run with model=dict(type='freekd_mm.DistilledModel', ...), but got "
-                f'{type(model).__name__}'
-            )
+        distillation_of(runner, self)
         if runner.iter == 0:
             self.show(runner, 0)
 

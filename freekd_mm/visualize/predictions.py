@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,14 +25,6 @@ SIDE = 400
 COLORS = ((220, 60, 60), (60, 120, 220), (60, 170, 90), (230, 160, 40), (150, 90, 200), (40, 180, 190), (200, 90, 150))
 
 
-class Drawn(NamedTuple):
-    """A picture (H, W, 3), RGB, the classes in it, and how many boxes it shows, in words."""
-
-    picture: np.ndarray
-    classes: set[int]
-    boxes: str = ''
-
-
 def predict(model: nn.Module, data: Sequence[Any]) -> list[Any]:
     """Returns the data samples with the predictions of a model."""
     scope = type(model).__module__.split('.')[0]
@@ -47,21 +39,24 @@ def side_by_side(columns: dict[str, list[Any]], data: Sequence[Any], meta: dict[
     for index, item in enumerate(data):
         drawn = [('ground truth', draw(item['data_samples'], colors, truth=True))]
         drawn += [(label, draw(samples[index], colors)) for label, samples in columns.items()]
-        figures = [picture(d.picture, f'{label}{d.boxes}', photo=True) for label, d in drawn]
+        figures = [picture(shown, f'{label}{boxes}', photo=True) for label, (shown, _, boxes) in drawn]
         rows.append(parts.pictures(figures, len(figures)))
-        classes.update(*(d.classes for _, d in drawn))
+        classes.update(*(own for _, (_, own, _) in drawn))
     names = dict(enumerate(meta.get('classes') or ()))
     legend = [(names.get(label, label), f'rgb{colors[label % len(colors)]}', '') for label in sorted(classes)]
     return [parts.legend(legend), *rows]
 
 
-def draw(sample: Any, colors: Sequence[tuple[int, ...]], truth: bool = False) -> Drawn:
-    """Draws the predictions or the ground truth of a data sample of mmdet or mmseg, with a colour per class."""
+def draw(sample: Any, colors: Sequence[tuple[int, ...]], truth: bool = False) -> tuple[np.ndarray, Sequence[int], str]:
+    """Draws the predictions or the ground truth of a data sample of mmdet or mmseg, with a colour per class.
+
+    Returns the picture (H, W, 3), RGB, the classes in it, and how many boxes it shows, in words.
+    """
     image = cv2.imread(sample.metainfo['img_path'])[..., ::-1]
     prefix = 'gt' if truth else 'pred'
     if hasattr(sample, f'{prefix}_sem_seg'):
         labels = getattr(sample, f'{prefix}_sem_seg').data[0].cpu().numpy()
-        return Drawn(draw_labels(image, labels, colors), set(labels[labels < len(colors)].tolist()))
+        return draw_labels(image, labels, colors), np.unique(labels[labels < len(colors)]).tolist(), ''
     found = getattr(sample, f'{prefix}_instances').cpu()
     boxes = getattr(found.bboxes, 'tensor', found.bboxes).numpy()
     if truth:
@@ -71,7 +66,7 @@ def draw(sample: Any, colors: Sequence[tuple[int, ...]], truth: bool = False) ->
         found, boxes = found[kept], boxes[kept]
     labels = found.labels.numpy()
     count = f', {len(boxes)} boxes' + ('' if truth else f' of score {SCORE} or more')
-    return Drawn(draw_boxes(image, boxes, labels, colors), set(labels.tolist()), count)
+    return draw_boxes(image, boxes, labels, colors), labels.tolist(), count
 
 
 def palette(meta: dict[str, Any]) -> list[tuple[int, ...]]:

@@ -8,15 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+from torch import nn
+
+from freekd_mm.checkpoints.fitting import WeightsMismatchError
+from freekd_mm.checkpoints.sources import is_here
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets.unlabelled import find_pictures
+from freekd_mm.engine.preflight import check_data
 from freekd_mm.files import check_output, write_kept
-from freekd_mm.prompts.prompt_file import PROMPT_FILE
+from freekd_mm.prompts.prompt_file import PROMPT_FILE, load_prompt
+from freekd_mm.runtime.compatibility import check_prompt, swap_hint, warn_if_swapped
 from freekd_mm.runtime.config import load_config
 from freekd_mm.runtime.inherit import choose_modules
 from freekd_mm.runtime.probe import SMALL, Size, config_size
-from freekd_mm.runtime.teacher import build_teacher, teacher_options
-from freekd_mm.wizard.inputs import check_inputs
+from freekd_mm.runtime.teacher import build_teacher, load_weights, teacher_options
 from freekd_mm.wizard.methods import METHODS, PROMPTED, Wiring, method_entries, parse_methods
 from freekd_mm.wizard.places import Probed, at_level_of, build, find_wiring, probe_models
 from freekd_mm.wizard.sources import Style, distill_source, prompt_source
@@ -142,7 +148,7 @@ def plan_config(
         student = at_level_of(student, teacher)
     if check:
         own = None if foreign else checkpoint
-        check_inputs(student.model if student else None, teacher.model, own, prompt, list(configs.values()))
+        _check_inputs(student.model if student else None, teacher.model, own, prompt, list(configs.values()))
     if unlabelled is not None:
         find_pictures(unlabelled)
     files: dict[Path, str] = {}
@@ -166,6 +172,28 @@ def plan_config(
     pictures = None if unlabelled is None else str(unlabelled)
     files[out] = distill_source(style, options, method, wiring, entries, stage1, file, size, modules, pictures)
     return Plan(files, inputs, (student, teacher), wiring)
+
+
+def _check_inputs(
+    student: nn.Module | None, teacher: nn.Module, checkpoint: str | None, prompt: str | None, configs: Sequence[Config]
+) -> None:
+    """Raises errors that training would find later; warns if teacher and student look swapped.
+
+    The teacher gets its weights, unless it has them (no checkpoint); a URL is checked if its file is in the cache. The
+    student is None for stage 1 alone.
+    """
+    if checkpoint is not None and is_here(checkpoint):
+        try:
+            load_weights(teacher, checkpoint)
+        except WeightsMismatchError as error:
+            raise WeightsMismatchError(f'{error}{swap_hint(student, checkpoint) if student else ""}') from error
+    if student is not None:
+        warn_if_swapped(student, teacher)
+    if prompt is not None:
+        file = load_prompt(prompt)
+        if checkpoint is not None and is_here(checkpoint):
+            check_prompt(f'the prompt {prompt}', file, checkpoint)
+    check_data(configs[0])
 
 
 def _check_features_alone(names: Sequence[str], teacher: str, stage: str) -> None:

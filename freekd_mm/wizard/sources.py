@@ -9,8 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from freekd_mm.compat.mmengine import configs_know_their_file
-from freekd_mm.compat.versions import remove_suffix, zip_equal
+from freekd_mm.compat.versions import configs_know_their_file, remove_suffix, zip_equal
 from freekd_mm.runtime.config import load_config
 from freekd_mm.runtime.foreign import LIBRARIES
 from freekd_mm.runtime.probe import SMALL, Size

@@ -12,10 +12,9 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from freekd_mm.benchmark.jobs import PSEUDO, ConfigMaker, make_jobs
-from freekd_mm.benchmark.labels import FewLabels
+from freekd_mm.benchmark.jobs import PSEUDO, ConfigMaker, FewLabels, make_jobs
 from freekd_mm.benchmark.plan import load_plan
-from freekd_mm.benchmark.worker import run_job
+from freekd_mm.benchmark.run import run_job
 from freekd_mm.compat import install
 from freekd_mm.engine.training import run
 from freekd_mm.registry import DATASETS
@@ -65,8 +64,9 @@ def test_each_row_trains_on_its_pictures(jobs, scenes_root):
     assert label.needs == (jobs['teacher'].product,)
     assert pseudo.needs == (label.product,)
     label.folder.mkdir(parents=True)
-    label.config().dump(label.folder / 'config.py')
-    (label.folder / 'job.json').write_text(json.dumps({'method': PSEUDO, 'metric': 'coco/bbox_mAP'}))
+    config = label.config()
+    config.benchmark = {'method': PSEUDO, 'metric': 'coco/bbox_mAP'}
+    config.dump(label.folder / 'config.py')
     result = run_job(label.folder)
     assert result['pictures'] == result['labelled'] == len(pictures) / 2
 

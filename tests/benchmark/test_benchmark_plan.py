@@ -97,7 +97,7 @@ def test_missing_parts_of_a_plan_are_named(tmp_path):
     path.write_text('name: x\n')
     with pytest.raises(ValueError, match='has no student, teacher, metric, seeds, methods'):
         load_plan(path)
-    with pytest.raises(FileNotFoundError, match='existing YAML file'):
+    with pytest.raises(FileNotFoundError, match='plan should be an existing file'):
         load_plan(tmp_path / 'none.yaml')
 
 

@@ -15,12 +15,12 @@ import torch
 import yaml
 from mmengine.config import Config
 
-from freekd_mm.benchmark import records, worker
+from freekd_mm.benchmark import records
+from freekd_mm.benchmark import run as runs
 from freekd_mm.benchmark.images import IMAGES_FILE
 from freekd_mm.benchmark.jobs import ConfigMaker, make_jobs
 from freekd_mm.benchmark.plan import Method, load_plan
-from freekd_mm.benchmark.run import benchmark, to_do
-from freekd_mm.benchmark.worker import run_job
+from freekd_mm.benchmark.run import benchmark, run_job, to_do
 from freekd_mm.compat.versions import torch_at_least
 from freekd_mm.engine.workdir import LOCK, WorkDirInUseError
 
@@ -64,9 +64,9 @@ def first(plan_file, tmp_path_factory):
 
 
 def test_a_detector_that_finds_nothing_counts_as_zero(monkeypatch):
-    monkeypatch.setattr(worker, 'evaluate', lambda cfg, checkpoint: {})  # as with MMDetection's metric then
+    monkeypatch.setattr(runs, 'evaluate', lambda cfg, checkpoint: {})  # as with MMDetection's metric then
     cfg = Config({'work_dir': '.', 'val_dataloader': {}, 'val_evaluator': {}})
-    assert worker._evaluate(cfg, 'x.pth', 'val', 'coco/bbox_mAP') == {'coco/bbox_mAP': 0.0}
+    assert runs._evaluate(cfg, 'x.pth', 'val', 'coco/bbox_mAP') == {'coco/bbox_mAP': 0.0}
 
 
 def test_a_benchmark_runs_and_reports_failures(first):
@@ -95,7 +95,7 @@ def test_lines_outlive_the_work_directory(first, plan_file, tmp_path):
     assert not to_do(make_jobs(plan, ConfigMaker(plan), tmp_path, kind), done)
     plan = plan.select(None, [1])
     jobs = to_do(make_jobs(plan, ConfigMaker(plan), tmp_path, kind), done)
-    assert [job.name for job in jobs] == ['teacher seed 0', 'student seed 1', 'mse seed 1']
+    assert [str(job) for job in jobs] == ['teacher seed 0', 'student seed 1', 'mse seed 1']
 
 
 def test_it_continues_where_it_was(first, plan_file, capsys):

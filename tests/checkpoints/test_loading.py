@@ -18,7 +18,7 @@ from freekd_mm.checkpoints import sources
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpoint_file
 from freekd_mm.checkpoints.sources import HASH_SUFFIX, fetch, sha256
 from freekd_mm.compat import install
-from freekd_mm.compat import mmengine as changes
+from freekd_mm.compat import patches as changes
 
 install()
 

@@ -17,10 +17,9 @@ from mmengine.registry import HOOKS, MODELS
 from test_rooms import PACKAGE, ROOT, modules
 
 from freekd_mm.compat import install, patches
-from freekd_mm.compat import mmengine as changes
-from freekd_mm.compat.versions import torch_at_least
+from freekd_mm.compat.versions import installed_version, torch_at_least
 from freekd_mm.engine.evaluation import evaluate
-from freekd_mm.engine.training import run, train
+from freekd_mm.engine.training import run
 from freekd_mm.registry import HOOKS as OURS
 from freekd_mm.runtime.export import export_student
 
@@ -69,7 +68,7 @@ def test_list_names_the_modules_that_change_something():
 def test_imports_change_nothing_and_install_changes_all(tmp_path):
     code = """
 import sys
-import freekd_mm.engine.reliability, freekd_mm.losses, freekd_mm.registry, freekd_mm.runtime, freekd_mm.stage1
+import freekd_mm.engine.training, freekd_mm.losses, freekd_mm.registry, freekd_mm.runtime, freekd_mm.stage1
 from mmengine.runner import CheckpointLoader, checkpoint, runner
 import mmengine.runner
 def changed():
@@ -99,7 +98,6 @@ def installed(monkeypatch):
 
 
 CALLS = {
-    'train': lambda: train(Config()),
     'run': lambda: run(Config()),
     'evaluate': lambda: evaluate(Config(), ''),
     'export': lambda: export_student(Config(), '', ''),
@@ -274,7 +272,7 @@ def test_mmseg_configs_are_found(tmp_path):
     assert Config.fromfile(tmp_path / 'my.py').default_scope == 'mmseg'
 
 
-@pytest.mark.skipif(not changes._is_installed('onedl-mmsegmentation'), reason='the forks are not installed')
+@pytest.mark.skipif(not installed_version('onedl-mmsegmentation'), reason='the forks are not installed')
 def test_configs_of_forks_are_still_not_found(tmp_path, monkeypatch):
     """Fails when the fork finds its own configs: then find_configs_of_forks should go."""
     (tmp_path / 'my.py').write_text(CONFIG)
@@ -295,6 +293,6 @@ def test_configs_of_forks_are_still_not_found(tmp_path, monkeypatch):
 def test_only_the_forks_are_changed(monkeypatch, distributions, package):
     packages = {'mmseg': 'mmsegmentation', 'mmdet': 'mmdet'}
     monkeypatch.setattr('mmengine.config.utils.MODULE2PACKAGE', packages)
-    monkeypatch.setattr(changes, '_is_installed', distributions.__contains__)
-    changes.find_configs_of_forks()
+    monkeypatch.setattr(patches, 'installed_version', distributions.__contains__)
+    patches.find_configs_of_forks()
     assert packages == {'mmseg': package, 'mmdet': 'mmdet'}

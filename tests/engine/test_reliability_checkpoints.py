@@ -90,7 +90,7 @@ def test_a_crash_at_any_change_of_the_disk(tmp_path, monkeypatch):
 
 def test_mmengine_alone_has_a_moment_without_a_checkpoint(tmp_path, monkeypatch):
     """The test above can fail."""
-    monkeypatch.setattr('freekd_mm.engine.reliability.make_safe', lambda runner: None)
+    monkeypatch.setattr('freekd_mm.engine.training.make_safe', lambda runner: None)
     removed_last = []
     remove = os.remove
 

@@ -27,7 +27,7 @@ from toy_runs import toy_config, toy_run
 
 from freekd_mm.checkpoints import sources
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpoint_file
-from freekd_mm.compat import mmengine as changes
+from freekd_mm.compat import patches as changes
 from freekd_mm.prompts import load_prompt
 
 REFUSED = r'should hold tensors and plain data only, but .*Nothing of it was run\. .*--trust-checkpoint'

@@ -54,7 +54,7 @@ def test_workers(loop, behind, tmp_path):
 
 def test_every_epoch_has_other_augmentations(tmp_path):
     """The seeds repeat after a resume, and never within a run."""
-    from freekd_mm.engine.seeding import SeededBatches
+    from freekd_mm.engine.exact import SeededBatches
 
     batches = SeededBatches([[0, 1], [2]], seed=1)
     seeds = [batch.seed for _ in range(50) for batch in batches]

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import load_checkpoint
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
-from freekd_mm.compat.mmengine import resumed_loop_walks
+from freekd_mm.compat.versions import resumed_loop_walks
 from freekd_mm.runtime import student_state_dict
 
 

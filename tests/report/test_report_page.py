@@ -13,7 +13,7 @@ import pytest
 from html_checks import CHROMIUM, check_in_browser, check_page
 from test_report_runs import ap, step, write_session
 
-from freekd_mm.pages.charts import MOST_POINTS, Line, key, line_chart, thin
+from freekd_mm.pages.page import MOST_POINTS, Line, key, line_chart, thin
 from freekd_mm.report.build import write_report
 
 REPO = Path(__file__).parents[2]

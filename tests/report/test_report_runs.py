@@ -13,8 +13,7 @@ from html_checks import check_page
 from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.report.build import write_report
 from freekd_mm.report.configs import differences, facts, read_config, text
-from freekd_mm.report.log import read_log
-from freekd_mm.report.runs import NoRunError, read_run, read_runs
+from freekd_mm.report.runs import NoRunError, _read_log, read_run, read_runs
 
 
 def write_session(work_dir: Path, stamp: str, rows: list[dict[str, Any]], config: str = '', tail: str = '') -> Path:
@@ -133,8 +132,12 @@ def test_a_distilled_student_differs_from_the_plain_one_in_the_distillation_alon
     assert all(name.startswith('distillation.') for name in rows)
     assert rows['distillation.distill.wavelet.loss.channels'][1] == '256'
     assert rows['distillation.teacher.cfg_path'][1] == '…/project/teacher.py'
-    assert facts(configs[1])['method'] == 'wavelet (WaveletLoss)'
-    assert facts(configs[1])['model'] == facts(configs[0])['model'] == 'GFL, 18'
+    assert facts(configs[0]) == {'model.type': 'GFL', 'model.backbone.depth': '18'}
+    assert facts(configs[1]) == {
+        **facts(configs[0]),
+        'distillation.distill.wavelet.loss.type': 'freekd_mm.WaveletLoss',
+        'distillation.teacher.cfg_path': '…/project/teacher.py',
+    }
 
 
 def test_values_are_shown_without_the_folders_of_a_machine() -> None:
@@ -150,7 +153,7 @@ def test_versions_are_read_from_the_head_of_the_log(tmp_path: Path) -> None:
         f'    GPU 0,1: NVIDIA H200\n    CUDA_HOME: /usr/local/cuda\n    PyTorch: 2.13.0\n{rule}\n\n'
         '    PyTorch: of the config below\n'
     )
-    assert read_log(tmp_path / 'a.log')[0] == {'Python': '3.11.7', 'GPU': 'NVIDIA H200', 'PyTorch': '2.13.0'}
+    assert _read_log(tmp_path / 'a.log')[0] == {'Python': '3.11.7', 'GPU': 'NVIDIA H200', 'PyTorch': '2.13.0'}
 
 
 def write_result(file: Path, checkpoint: Path, value: float) -> None:
@@ -182,7 +185,7 @@ def test_the_last_iteration_need_not_be_logged(tmp_path: Path) -> None:
     run = write_session(tmp_path, '1', rows, 'train_cfg = dict(max_epochs=2)\n')
     log = '2026/01/01 - INFO - Epoch(train)  [1][ 30/36]  lr: 1.0e-01  loss: 3.0\n'
     (run / '1/1.log').write_text(log)
-    assert read_log(run / '1/1.log') == ({}, 36)
+    assert _read_log(run / '1/1.log') == ({}, 36)
     found = read_run(run, 'run')
     assert (found.iterations, found.epochs, found.notes) == (72, 2, [])
     assert found.metric('coco/bbox_mAP', epochs=False) == [(36, 0.1), (72, 0.2)]

@@ -12,8 +12,8 @@ CODE = """
 import sys
 sys.modules['mmrazor'] = None  # an import of it fails
 from mmengine.config import Config
-from freekd_mm.engine.training import train
-train(Config.fromfile('kd.py'))
+from freekd_mm.engine.training import run
+run(Config.fromfile('kd.py'))
 """
 
 

@@ -132,7 +132,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str], type[Exception], str]] = {
         ValueError,
         r"tap 'neck\[0:9\]' does not fit: the module returned 3 items",
     ),
-    'no prompt': ({}, ['--prompt', 'none.pth'], FileNotFoundError, 'the prompt should be an existing file'),
+    'no prompt': ({}, ['--prompt', 'none.pth'], FileNotFoundError, 'prompt should be an existing file'),
     'unknown module': ({}, ['--features', 'nekc'], ValueError, "has no 'nekc'.*Did you mean 'neck'"),
 }
 
