@@ -1,4 +1,4 @@
-"""Text for people: tables in a terminal, lists of names; and the texts in a config."""
+"""Text for people: tables, progress and times in a terminal, lists of names; and the texts in a config."""
 
 from __future__ import annotations
 
@@ -13,6 +13,24 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     lines = [header, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip_equal(line, widths)).rstrip() for line in lines)
+
+
+def track(items: Iterable[Any], label: str, total: int | None = None) -> Iterable[Any]:
+    """Yields the items, with a progress bar on the standard error; in a log only its end is shown."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, label, total, console=Console(stderr=True))
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns e.g. '7s', '2m05s' or '1h02m'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f'{whole}s'
+    if whole < 3600:
+        return f'{whole // 60}m{whole % 60:02d}s'
+    return f'{whole // 3600}h{whole % 3600 // 60:02d}m'
 
 
 def some(names: Iterable[str], most: int = 6) -> str:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'freekd_mm'
 #: From top to bottom, as CONTRIBUTING.md prints it; a name is a folder, a file, or a module in a folder.
 ROOMS = """
 version, compat/versions
-checks, files, log, text, tensors, progress
+checks, files, log, text, tensors
 pictures
 frequency
 checkpoints

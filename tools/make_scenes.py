@@ -24,10 +24,8 @@ def main() -> None:
     """Writes the data set."""
     args = parse_args()
     from freekd_mm.datasets import write_scenes
-    from freekd_mm.progress import ProgressBar
 
-    bar = ProgressBar('Drawing scenes')
-    root = write_scenes(args.out, args.train, args.val, args.size, args.seed, bar, args.force)
+    root = write_scenes(args.out, args.train, args.val, args.size, args.seed, args.force)
     print(f'{args.train} training and {args.val} validation pictures of {args.size} x {args.size} are in {root}')
 
 

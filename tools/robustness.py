@@ -30,7 +30,6 @@ def main() -> None:
     args = parse_args()
     install()
     from freekd_mm.benchmark.jobs import load_task_config
-    from freekd_mm.progress import ProgressBar
     from freekd_mm.robustness import CORRUPTIONS
     from freekd_mm.robustness.protocol import compare, measure
 
@@ -45,7 +44,6 @@ def main() -> None:
             args.corruptions or tuple(CORRUPTIONS),
             args.severities,
             Path(args.out_dir) / f'{name}.json',
-            ProgressBar(name),
         )
     # AP is logged as a share, mIoU in percent.
     print(compare(results, 100 if all(result['clean'] <= 1 for result in results.values()) else 1))

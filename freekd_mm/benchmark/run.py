@@ -43,9 +43,9 @@ from freekd_mm.engine.evaluation import evaluate
 from freekd_mm.engine.training import run
 from freekd_mm.engine.workdir import own_work_dir
 from freekd_mm.files import write_text
-from freekd_mm.progress import format_seconds
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.report.runs import read_run
+from freekd_mm.text import format_seconds
 
 POLL_SECONDS = 0.5
 CONFIG, RESULT, LOG = 'config.py', 'result.json', 'log.txt'

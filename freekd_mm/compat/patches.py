@@ -176,7 +176,7 @@ def _one_line(module: Any, said: str) -> str:
 
 # mmrazor 1.0.0 imports what PyTorch 2.0 removed, and accepts mmcv up to 2.1.0.
 patch(
-    'sys.meta_path: mmrazor.structures.quantization and the version of mmcv that mmrazor/__init__.py sees',
+    'sys.modules: mmrazor.structures.quantization; and the version of mmcv that mmrazor/__init__.py sees',
     'mmrazor does not import on PyTorch >= 2.0 or with mmcv > 2.1.0',
     'test_mmrazor.py::test_stand_in_is_still_needed',
 )(mmrazor.install)

@@ -23,10 +23,10 @@ from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets.unlabelled import IGNORED, ImageFolder
 from freekd_mm.engine.preflight import classes_of, dataset_class
 from freekd_mm.files import check_output, make_room, write_kept
-from freekd_mm.progress import ProgressBar
 from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
 from freekd_mm.runtime.probe import find_pipeline
 from freekd_mm.runtime.teacher import load_weights
+from freekd_mm.text import track
 
 
 class PseudoLabels(NamedTuple):
@@ -109,14 +109,14 @@ def write_pseudo_labels(
     writer: Any = _Maps(out) if is_map else _Coco(classes)
     if is_map:
         make_room(out)
-    bar, seen = ProgressBar('pseudo labels'), set()
-    for done, batch in enumerate(DataLoader(pictures, collate_fn=pseudo_collate, num_workers=workers), 1):
+    seen = set()
+    batches = DataLoader(pictures, collate_fn=pseudo_collate, num_workers=workers)
+    for batch in track(batches, 'pseudo labels'):
         with torch.no_grad(), default_scope(scope):
             (sample,) = model.test_step(batch)
         if sample.img_path not in seen:  # in place of a broken file there is the next one
             seen.add(sample.img_path)
             writer.add(Path(os.path.relpath(Path(sample.img_path).resolve(), root)), sample.cpu(), score)
-        bar(done, len(pictures))
     if not is_map:
         write_kept(out, json.dumps(writer.content))
     counts = {str(classes[index]): writer.counts[index] for index in sorted(writer.counts)}

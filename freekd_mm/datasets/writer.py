@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ from freekd_mm.checks import check_positive
 from freekd_mm.datasets.classes import THINGS
 from freekd_mm.datasets.scenes import Scene, render_scene
 from freekd_mm.files import check_output, make_room
+from freekd_mm.text import track
 
 CITY = 'sceneville'
 MANIFEST = 'scenes.json'
@@ -29,7 +30,6 @@ def write_scenes(
     num_val: int = 150,
     size: int = 160,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
     force: bool = False,
 ) -> Path:
     """Writes the data set to ``root`` unless it is there; one call serves detection and segmentation.
@@ -46,7 +46,6 @@ def write_scenes(
         num_val: Number of validation pictures.
         size: Width and height in pixels.
         seed: Seed. A picture depends on the seed, its split, its number and the size alone.
-        progress: Called with (done, total) after every picture.
         force: Keep what ``root`` holds with ``.bak`` after its name, and write the data set in its place.
     """
     root = Path(root)
@@ -61,18 +60,15 @@ def write_scenes(
 
     part = root.resolve().with_name(f'.{root.name}.part')
     shutil.rmtree(part, ignore_errors=True)
-    done = 0
     for split, count in counts.items():
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for index in range(count):
+        for index in track(range(count), f'drawing scenes, {split}'):
             scene = render_scene(seed, index, split, size)
             name = f'{index + 1:012d}.png'
             _write_pictures(part, split, index, name, scene)
             images.append({'id': index + 1, 'file_name': name, 'height': size, 'width': size})
             annotations += _annotations(scene, index + 1, len(annotations) + 1)
-            done += 1
-            progress(done, num_train + num_val)
         categories = [{'id': place + 1, 'name': name, 'supercategory': 'thing'} for place, name in enumerate(THINGS)]
         coco = {'images': images, 'annotations': annotations, 'categories': categories}
         _write(part / f'annotations/instances_{split}2017.json', json.dumps(coco, separators=(',', ':')).encode())

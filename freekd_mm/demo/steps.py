@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import Progress
+
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_text
-from freekd_mm.progress import ProgressBar, format_seconds
 from freekd_mm.report.runs import NoRunError, read_run
+from freekd_mm.text import format_seconds
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,21 @@ class Steps:
         start = time.monotonic()
         running = [self._start(step, max((os.cpu_count() or 1) // len(waiting), 1)) for step in waiting]
         label = ' and '.join(step.label for step in waiting)
-        bar = ProgressBar(label)
-        while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
-            time.sleep(0.5)
-            parts = [progress(step.work_dir) for step in waiting if step.work_dir]
-            if parts and all(total for _, total in parts):
-                done, total = map(sum, zip(*parts))
-                bar(min(done, total - 1), total)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=None)
+            while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
+                time.sleep(0.5)
+                parts = [progress(step.work_dir) for step in waiting if step.work_dir]
+                if parts and all(total for _, total in parts):
+                    done, total = map(sum, zip(*parts))
+                    bar.update(task, completed=done, total=total)
         for step, process in zip_equal(waiting, running):
             if process.wait() != 0:
                 log = self._file(step, 'log')
                 tail = '\n'.join(log.read_text(errors='replace').splitlines()[-15:])
                 raise SystemExit(f'{tail}\n\nthe demo stopped: {" ".join(step.command)} failed.\nThe whole log: {log}')
             write_text(self._file(step, 'done'), '')
-        # In a terminal over the bar.
-        print(f'\r{label}: {format_seconds(time.monotonic() - start)}\033[K', file=sys.stderr)
+        print(f'{label}: {format_seconds(time.monotonic() - start)}', file=sys.stderr)
 
     def _file(self, step: Step, kind: str) -> Path:
         return self.folder / f'{step.name}.{kind}'

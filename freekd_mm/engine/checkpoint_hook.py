@@ -168,9 +168,9 @@ def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | Non
     The config of the checkpoint ``hook`` says how they are called, and where they are besides the ``work_dir``.
     """
     if resume != 'auto':
-        path = fetch(resume)
-        check_file('--resume', path)
-        return read_resume_point(path)
+        named = fetch(resume)
+        check_file('--resume', named)
+        return read_resume_point(named)
     broken = []
     pointed = last_checkpoint(Path(work_dir))
     for path in dict.fromkeys([*([pointed] if pointed else []), *checkpoints_in(Path(work_dir), hook or {})]):

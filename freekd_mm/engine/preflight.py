@@ -23,14 +23,13 @@ from mmengine.runner import Runner
 from freekd_mm.checks import did_you_mean
 from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.log import say, warn
-from freekd_mm.progress import format_seconds
 from freekd_mm.registry import HOOKS as OUR_HOOKS
 from freekd_mm.registry import MODELS as OUR_MODELS
 from freekd_mm.registry import SCOPE
 from freekd_mm.runtime.compatibility import check_classes
 from freekd_mm.runtime.components import check_component
 from freekd_mm.runtime.config import find_model, is_distilled
-from freekd_mm.text import some
+from freekd_mm.text import format_seconds, some
 
 #: Settings that a config need not have.
 TOP = (*inspect.signature(Runner).parameters, 'reliability', 'compile', 'find_unused_parameters', 'model_wrapper_cfg')

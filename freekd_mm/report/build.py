@@ -11,12 +11,12 @@ from markupsafe import Markup
 from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.pages.page import parts, sections, write_page
-from freekd_mm.progress import format_seconds
 from freekd_mm.report.configs import EMPTY, differences, facts
 from freekd_mm.report.curves import distillation_curves, loss_curves, metric_curves, optimisation_curves
 from freekd_mm.report.metrics import main_metrics
 from freekd_mm.report.models import shown_models
 from freekd_mm.report.runs import Run, inside, read_runs
+from freekd_mm.text import format_seconds
 
 #: More differing settings than this are folded away.
 OPEN_ROWS = 12

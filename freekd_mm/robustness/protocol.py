@@ -7,7 +7,7 @@ import json
 import math
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, Dict
@@ -17,6 +17,7 @@ from mmengine.config import Config
 from freekd_mm.checks import check_choice
 from freekd_mm.engine.evaluation import evaluate
 from freekd_mm.files import write_text
+from freekd_mm.log import say
 from freekd_mm.robustness.corruptions import CORRUPTIONS, SEVERITIES
 from freekd_mm.text import table
 
@@ -47,7 +48,6 @@ def measure(
     corruptions: Sequence[str] = tuple(CORRUPTIONS),
     severities: Sequence[int] = SEVERITIES,
     out: str | Path | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Results:
     """Evaluates clean and under every corruption and severity; continues an ``out`` file that exists already.
 
@@ -58,7 +58,6 @@ def measure(
         corruptions: Names of ``CORRUPTIONS``.
         severities: Of 1 to 5.
         out: JSON file, written after every evaluation.
-        progress: Called with (done, total).
     """
     for name in corruptions:
         check_choice('corruption', name, CORRUPTIONS)
@@ -69,7 +68,8 @@ def measure(
             raise ValueError(f'{out} should hold results of {checkpoint} and {metric}, but is of another run')
         results = before
     todo = [('clean', 0), *((name, severity) for name in corruptions for severity in severities)]
-    for done, (name, severity) in enumerate(todo, 1):
+    for name, severity in todo:
+        say(f'{checkpoint}: {name}, severity {severity}')
         if name == 'clean':
             if results['clean'] is None:
                 results['clean'] = _evaluate(cfg, checkpoint, metric)
@@ -81,7 +81,6 @@ def measure(
         results['rPC'] = results['mPC'] / results['clean'] if results['clean'] else math.nan
         if out is not None:
             write_text(out, json.dumps(results, indent=2) + '\n')
-        progress(done, len(todo))
     return results
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -14,8 +13,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from freekd_mm.datasets import CITY, THINGS, render_scene, write_scenes
-from freekd_mm.progress import ProgressBar, format_seconds
+from freekd_mm.datasets import CITY, THINGS, render_scene, write_scenes, writer
+from freekd_mm.text import format_seconds
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = {'num_train': 3, 'num_val': 2, 'size': 48, 'seed': 7}
@@ -69,21 +68,23 @@ def test_same_seed_same_bytes_and_more_pictures_keep_the_first(tmp_path):
 def test_complete_data_set_is_left_alone(tmp_path):
     root = write_scenes(tmp_path / 'scenes', **SETTINGS)
     before = {path: path.stat().st_mtime_ns for path in root.rglob('*')}
-    drawn = []
-    write_scenes(root, **SETTINGS, progress=lambda done, total: drawn.append(done))
-    assert drawn == []
+    write_scenes(root, **SETTINGS)
     assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == before
 
 
-def test_an_interrupted_call_leaves_no_folder_and_is_repeated(tmp_path):
+def test_an_interrupted_call_leaves_no_folder_and_is_repeated(tmp_path, monkeypatch):
     whole = contents(write_scenes(tmp_path / 'whole', **SETTINGS))
+    render = writer.render_scene
 
-    def interrupt(done, total):
-        if done == 2:
+    def interrupt(seed, index, split, size):
+        if index == 1:
             raise KeyboardInterrupt
+        return render(seed, index, split, size)
 
+    monkeypatch.setattr(writer, 'render_scene', interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_scenes(tmp_path / 'cut', **SETTINGS, progress=interrupt)
+        write_scenes(tmp_path / 'cut', **SETTINGS)
+    monkeypatch.undo()
     assert not (tmp_path / 'cut').exists()
     assert contents(write_scenes(tmp_path / 'cut', **SETTINGS)) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ['cut', 'whole']
@@ -138,29 +139,6 @@ def test_tool_explains_a_refusal(tmp_path):
     assert result.returncode == 2
     assert 'Traceback' not in result.stderr
     assert 'error: the output should be new, but ' in result.stderr
-
-
-def test_progress_goes_to_a_log_in_tenths():
-    stream = io.StringIO()
-    progress = ProgressBar('Work', stream)
-    for done in range(1, 101):
-        progress(done, 100)
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 10
-    assert lines[0].startswith('Work: 10/100, ')
-    assert lines[0].endswith(' left')
-    assert lines[-1].startswith('Work: 100/100, ')
-
-
-def test_progress_redraws_one_line_in_a_terminal():
-    stream = io.StringIO()
-    stream.isatty = lambda: True
-    progress = ProgressBar('Work', stream)
-    progress(1, 2)
-    progress(2, 2)
-    assert stream.getvalue().count('\n') == 1
-    assert '\rWork [' in stream.getvalue()
-    assert '] 2/2, ' in stream.getvalue()
 
 
 @pytest.mark.parametrize(('seconds', 'text'), [(0.4, '0s'), (59, '59s'), (125, '2m05s'), (3725, '1h02m')])
