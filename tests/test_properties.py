@@ -153,7 +153,7 @@ class TestMasks:
     def test_a_new_prompt_changes_nothing(self, x, levels, num_tokens):
         before = x.clone()
         with torch.no_grad():
-            given, _ = FrequencyPrompt(3, num_tokens=num_tokens, levels=levels)(x)
+            given, *_ = FrequencyPrompt(3, num_tokens=num_tokens, levels=levels)(x)
         assert (given.dtype, given.shape) == (x.dtype, x.shape)
         assert near(given, x)
         assert torch.equal(x, before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Callable, Literal
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,8 @@ def poi_masks(
     levels: int = 3,
     grouping: Grouping = 'level',
     evidence: Evidence = 'band',
-    bias: Tensor | None = None,
+    bias: Tensor | Callable[[Tensor, int], Tensor] | None = None,
+    bands: WaveletBands | None = None,
 ) -> WaveletBands:
     r"""Returns the masks of every band, (N, T, h, w) each: the sigmoid of what the tokens find, plus a bias.
 
@@ -86,26 +87,25 @@ def poi_masks(
         levels: Number of wavelet levels; the tokens of deeper ones are not used.
         grouping: ``'level'`` or ``'band'``, see :func:`mask_logits`.
         evidence: ``'band'`` or ``'magnitude'``.
-        bias: (groups, T).
+        bias: (groups, T), or a function of the logits (N, T, h, w) and the number of a group.
+        bands: Of the features, if they are known; only magnitudes are taken from these.
     """
-    check_features(features, tokens.shape[2])
+    if features.ndim != 4 or features.shape[1] != tokens.shape[2]:
+        raise ValueError(
+            f'features should be (N, {tokens.shape[2]}, H, W), as the prompt was made for, but got '
+            f'{tuple(features.shape)}'
+        )
     with torch.autocast(features.device.type, enabled=False):
         wide = full_precision(features)
         tokens = tokens[: num_groups(levels, grouping)].to(wide.dtype)
-        bands = transform(wide, tokens, levels, evidence)
+        if bands is None or evidence == 'band':
+            bands = transform(wide, tokens, levels, evidence)
         found = mask_logits(bands, tokens, grouping, evidence)
-        if bias is not None:
-            bias = bias[: len(tokens)].to(wide.dtype)
-            found = [logits + own[:, None, None] for logits, own in zip_equal(found, bias)]
+        if callable(bias):
+            found = [bias(logits, group) for group, logits in enumerate(found)]
+        elif bias is not None:
+            found = [logits + own[:, None, None] for logits, own in zip(found, bias.to(wide.dtype))]
         return as_bands([logits.sigmoid() for logits in found], bands.shape, grouping)
-
-
-def check_features(features: Tensor, channels: int) -> None:
-    """Raises ValueError unless the features are (N, channels, H, W)."""
-    if features.ndim != 4 or features.shape[1] != channels:
-        raise ValueError(
-            f'features should be (N, {channels}, H, W), as the prompt was made for, but got {tuple(features.shape)}'
-        )
 
 
 def mask_groups(masks: WaveletBands, grouping: Grouping) -> list[Tensor]:

@@ -135,17 +135,9 @@ class FrequencyPrompt(nn.Module):
 
         The bands of x may be given where they are known.
         """
-        poi.check_features(x, self.channels)
-        levels = usable_levels((x.shape[2], x.shape[3]), self.levels, min_positions=self.min_positions)
-        with torch.autocast(x.device.type, enabled=False):
-            wide = full_precision(x)
-            tokens = self.mask_token[: poi.num_groups(levels, self.grouping)].to(wide.dtype)
-            if bands is None or self.evidence == 'band':
-                bands = poi.transform(wide, tokens, levels, self.evidence)
-            found = poi.mask_logits(bands, tokens, self.grouping, self.evidence)
-            if self.evidence == 'magnitude':
-                found = [self._standardise(logits, group) for group, logits in enumerate(found)]
-            return poi.as_bands([logits.sigmoid() for logits in found], bands.shape, self.grouping)
+        levels = usable_levels((x.shape[-2], x.shape[-1]), self.levels, min_positions=self.min_positions)
+        change = self._standardise if self.evidence == 'magnitude' else None
+        return poi.poi_masks(x, self.mask_token, levels, self.grouping, self.evidence, change, bands)
 
     def _standardise(self, logits: Tensor, group: int) -> Tensor:
         mean, var = self.mean[group], self.var[group]
@@ -177,13 +169,11 @@ class FrequencyPrompt(nn.Module):
         scale, bias = (torch.stack(parts) for parts in zip_equal(*found))
         return tokens * scale[:, :, None], bias
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the reconstructed features (N, C, H, W) and the overlap of the masks, to be minimised."""
-        features, overlap, _ = self.prompt(x)
-        return features, overlap
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, WaveletBands | None]:
+        """Returns the reconstructed features (N, C, H, W), the overlap of the masks, to be minimised, and the masks.
 
-    def prompt(self, x: Tensor) -> tuple[Tensor, Tensor, WaveletBands | None]:
-        """Returns what :meth:`forward` returns, and the masks; None where x is too small for one level."""
+        These are None where x is too small for one level.
+        """
         levels = usable_levels((x.shape[2], x.shape[3]), self.levels, min_positions=self.min_positions)
         if not levels:
             # The tokens stay in the graph: DDP waits for every parameter.

@@ -122,7 +122,7 @@ class PromptBank(nn.Module):
         for place, index, prompt in self.places:
             if place != module:
                 continue
-            items[index], overlap, masks = prompt.prompt(items[index])
+            items[index], overlap, masks = prompt(items[index])
             if self.seen is not None:
                 groups = mask_groups(masks, prompt.grouping) if masks is not None else []
                 self.seen[f'{module}[{index}]'] = [group.detach().float().cpu() for group in groups]

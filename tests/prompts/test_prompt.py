@@ -35,7 +35,7 @@ def test_starts_at_identity_for_every_token_count(num_tokens, levels, grouping, 
     prompt = strong(FrequencyPrompt(4, 'paper', num_tokens, levels, grouping, min_positions=0), 0.5)
     x = torch.randn(2, 4, height, width)
     original = x.clone()
-    features, _ = prompt(x)
+    features, *_ = prompt(x)
     torch.testing.assert_close(features, x, rtol=1e-4, atol=1e-5)
     assert torch.equal(x, original)
 
@@ -101,7 +101,7 @@ def naive_similarity(masks, kind):
 def test_a_small_map_has_fewer_levels_and_the_tokens_of_the_others_wait():
     prompt = strong(FrequencyPrompt(3), 0.5)
     x = torch.randn(1, 3, 8, 10)
-    features, overlap, masks = prompt.prompt(x)
+    features, overlap, masks = prompt(x)
     assert [tuple(detail.vertical.shape) for detail in masks.high] == [(1, 2, 4, 5)]
     torch.testing.assert_close(features, x, rtol=1e-4, atol=1e-5)
     overlap.backward()
@@ -132,7 +132,7 @@ def test_masks_part_under_the_dissimilarity_alone(kind, num_tokens):
     start = prompt(x)[1].item()
     optimizer = torch.optim.Adam(prompt.parameters(), lr=0.05)
     for _ in range(60):
-        _, overlap = prompt(x)
+        _, overlap, _ = prompt(x)
         optimizer.zero_grad()
         overlap.backward()
         optimizer.step()
@@ -146,14 +146,14 @@ def test_masks_part_under_the_dissimilarity_alone(kind, num_tokens):
 def test_gradients_agree_with_finite_differences():
     prompt = strong(FrequencyPrompt(2, 'paper', 3, 2, min_positions=0), 0.5).double()
     x = torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, _: prompt(x), (x, prompt.mask_token))
+    assert torch.autograd.gradcheck(lambda x, _: prompt(x)[:2], (x, prompt.mask_token))
 
 
 def test_half_precision_keeps_its_dtype_and_comes_close():
     prompt = strong(FrequencyPrompt(4, min_positions=0), 0.3)
     torch.nn.init.normal_(prompt.mask_token, std=0.3)
     x = torch.randn(1, 4, 8, 8)
-    wanted, overlap = prompt(x)
+    wanted, overlap, _ = prompt(x)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         features, other = prompt(x.bfloat16())
     assert features.dtype == torch.bfloat16
@@ -170,7 +170,7 @@ def test_copies_and_state_dicts_keep_the_tokens():
 
 
 def test_an_empty_batch_works():
-    features, overlap = FrequencyPrompt(4, min_positions=0)(torch.zeros(0, 4, 8, 8))
+    features, overlap, _ = FrequencyPrompt(4, min_positions=0)(torch.zeros(0, 4, 8, 8))
     assert features.shape == (0, 4, 8, 8)
     assert overlap == 0
 

@@ -65,7 +65,7 @@ def test_a_prompt_that_is_folded_into_tokens_and_bias_gives_the_masks_of_eval_mo
 
 def test_only_as_deep_as_a_band_has_16_positions_and_what_was_never_seen_stays_whole() -> None:
     prompt = selective()
-    features, _, masks = prompt.prompt(torch.randn(2, 4, 8, 10))
+    features, _, masks = prompt(torch.randn(2, 4, 8, 10))
     assert masks is not None
     assert [detail.vertical.shape[-2:] for detail in masks.high] == [(4, 5)]
     prompt.eval()
@@ -74,7 +74,7 @@ def test_only_as_deep_as_a_band_has_16_positions_and_what_was_never_seen_stays_w
     for mask in (low, *deep):
         torch.testing.assert_close(mask, torch.ones_like(mask))
     small = torch.randn(2, 4, 3, 5, requires_grad=True)
-    unchanged, overlap, none = prompt.prompt(small)
+    unchanged, overlap, none = prompt(small)
     assert none is None
     assert torch.equal(unchanged, small)
     overlap.backward()
@@ -111,7 +111,7 @@ def test_the_weight_of_the_papers_prompt_is_flat_and_that_of_ours_looks_at_edges
     prompt = FrequencyPrompt(8, mode)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(prompt.parameters(), lr=0.02)
     for _ in range(60):
-        features, overlap = prompt(maps)
+        features, overlap, _ = prompt(maps)
         loss = (head(features) - head(maps)).square().mean() + (0.1 * overlap if mode == 'paper' else 0)
         optimizer.zero_grad()
         loss.backward()
