@@ -155,7 +155,7 @@ def test_half_precision_keeps_its_dtype_and_comes_close():
     x = torch.randn(1, 4, 8, 8)
     wanted, overlap, _ = prompt(x)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        features, other = prompt(x.bfloat16())
+        features, other, _ = prompt(x.bfloat16())
     assert features.dtype == torch.bfloat16
     torch.testing.assert_close(features.float(), wanted, rtol=0.05, atol=0.05)
     torch.testing.assert_close(other, overlap, rtol=1e-2, atol=0)

@@ -105,6 +105,8 @@ def test_connectors_and_prompts_launch_no_more_than_they_did():
         with accelerator() as device:
             inputs = given(shapes, device)
             called = move(module, device) if name != 'KL' else lambda pair, loss=module: loss(*pair)
+            if name.startswith('prompt'):  # the masks are not trained
+                called = lambda x, module=called: module(x)[:2]  # noqa: E731
             launches = count(lambda called=called, inputs=inputs: total(called(inputs)).backward())
             found[name] = launches.kernels
     assert found.keys() == OTHERS.keys()
