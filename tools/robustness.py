@@ -30,7 +30,7 @@ def main() -> None:
     args = parse_args()
     install()
     from freekd_mm.benchmark.jobs import load_task_config
-    from freekd_mm.robustness import CORRUPTIONS
+    from freekd_mm.robustness.corruptions import CORRUPTIONS
     from freekd_mm.robustness.protocol import compare, measure
 
     cfg = load_task_config(args.config, args.data_root, {})

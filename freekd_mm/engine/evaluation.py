@@ -50,18 +50,10 @@ def evaluate(
     wait_time: float = 2.0,
     tta: bool = False,
 ) -> dict:
-    """Evaluates a checkpoint and returns the metrics.
+    """Evaluates a checkpoint, written in training or an exported student, and returns the metrics.
 
-    Args:
-        cfg: The training config; of a distilled or a plain student.
-        checkpoint: Checkpoint written in training, or an exported student.
-        result: JSON file for the metrics, with the checkpoint and the first digits of its SHA-256; the same is written
-            to ``<work_dir>/test/<timestamp>/result.json``.
-        out: Keeps the predictions: a ``.pkl`` file for all of them, or for a segmenter a folder for its label maps.
-        show: Show the predictions in a window.
-        show_dir: Folder for pictures of the predictions.
-        wait_time: Seconds for which each picture is shown.
-        tta: Test time augmentation: ``tta_model`` and ``tta_pipeline`` of the config.
+    The options are those of ``tools/test.py``. Metrics, checkpoint and the first digits of its SHA-256 are written to
+    ``<work_dir>/test/<timestamp>/result.json``, and to ``result``.
     """
     install()
     weights = weights_of(load_checkpoint_file(fetch(checkpoint)), checkpoint)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from mmengine.config import Config
 
@@ -98,7 +99,8 @@ def set_aside(cfg: Config, own_log: str = '') -> None:
     if not found:
         return
     found += [file for file in (folder / POINTER, folder / PROMPT_FILE) if file.is_file()]
-    used = {Path(text).expanduser().resolve() for text in _texts(cfg._cfg_dict) if text.endswith('.pth')}
+    named = re.findall(r"""["']([^"']+\.pth)["']""", str(cfg._cfg_dict))
+    used = {Path(text).expanduser().resolve() for text in named}
     inputs = [file for file in found if file.resolve() in used]
     if inputs:
         raise FileExistsError(
@@ -121,11 +123,3 @@ def keep_own_config(cfg: Config) -> None:
     file = Path(cfg.filename or '')
     if cfg.filename and (Path(cfg.work_dir) / file.name).resolve() == file.resolve():
         object.__setattr__(cfg, '_filename', str(file.with_name(f'{file.stem}_run{file.suffix}')))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)

@@ -32,13 +32,7 @@ def write_report(
 ) -> tuple[Path, list[str]]:
     """Writes the report of some work directories; returns its path and one line per folder that is left out.
 
-    Args:
-        folders: Work directories of mmengine.
-        out: The HTML file.
-        names: Names of the runs; by default the parts in which their paths differ.
-        title: Title of the page.
-        pictures: Show what the models predict on so many pictures of the test data, and what was distilled.
-        first: Sections before all others.
+    The options are those of ``tools/report.py``; the sections ``first`` are before all others.
     """
     runs, left_out = read_runs(folders, names)
     remarks = [f'left out: {line}' for line in left_out] + [f'{run.name}: {note}' for run in runs for note in run.notes]

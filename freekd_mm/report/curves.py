@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from freekd_mm.compat.versions import remove_prefix
 from freekd_mm.pages.page import Line, key, line_chart, parts
-from freekd_mm.report.configs import EMPTY
 from freekd_mm.report.metrics import describe, is_main
 from freekd_mm.report.runs import Run
 
@@ -25,31 +24,18 @@ TITLES = {
 }
 
 
-def count_epochs(runs: Sequence[Run]) -> bool:
-    """Whether all evaluations can be shown over epochs."""
-    return all(run.by_epoch for run in runs if run.evaluations)
-
-
 def metric_curves(runs: Sequence[Run]) -> list[Markup]:
-    """Returns the metrics, those that count first; a table if no run has more than one evaluation."""
+    """Returns the metrics, those that count first, over epochs if all runs count them."""
     keys = list({key: None for run in runs for key in run.metric_keys()})
     if not keys:
         return []
-    epochs = count_epochs(runs)
-    points = {key: [run.metric(key, epochs) for run in runs] for key in keys}
-    if all(len(own) <= 1 for found in points.values() for own in found):
-        rows = [
-            [describe(key).label, *(describe(key).cell(own[0][1]) if own else EMPTY for own in points[key])]
-            for key in keys
-        ]
-        header = ['the only evaluation', *(run.name for run in runs)]
-        return [parts.table(header, rows, 't' + 'n' * len(runs))]
+    epochs = all(run.by_epoch for run in runs if run.evaluations)
 
     def chart(key: str) -> Markup:
         metric, x_label = describe(key), 'epoch' if epochs else 'iteration'
         lines = [
-            Line(run.name, [(x, y * metric.factor) for x, y in own], index)
-            for index, (run, own) in enumerate(zip(runs, points[key]))
+            Line(run.name, [(x, y * metric.factor) for x, y in run.metric(key, epochs)], index)
+            for index, run in enumerate(runs)
         ]
         return line_chart(metric.label, lines, x_label, metric.unit, dots=True)
 

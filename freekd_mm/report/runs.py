@@ -160,26 +160,20 @@ def read_run(folder: Path, name: str) -> Run:
     run = Run(name, folder)
     for test in _read_tests(folder):
         (run.tests if test.is_of(folder) else run.foreign_tests).append(test)
-    broken = dropped = 0
     for start in starts:
         file = next(iter(sorted((start / LOGS).glob('*.json'), key=lambda file: file.name != 'scalars.json')), None)
-        rows, unread = _rows(file) if file else ([], 0)
-        broken += unread
+        rows = _rows(file) if file else []
         if rows or not run.config:
             run.config = read_config(start / LOGS / 'config.py') or run.config
             environment, epoch_length = _read_log(start / f'{start.name}.log')
             run.environment, run.epoch_length = environment or run.environment, epoch_length or run.epoch_length
         if rows and file:
             run.logs.append(file)
-            dropped += _add(run, rows)
+            _add(run, rows)
     if not run.epoch_length:
         ends = [math.ceil(step / row['epoch']) for step, row in run.train.items() if row.get('epoch')]
         run.epoch_length = max(ends, default=0)
-    if broken:
-        run.notes.append(f'{_count(broken, "line")} of the log cannot be read and are left out')
-    if dropped:
-        run.notes.append(f'{_count(dropped, "logged step")} are left out: the run was resumed from before them')
-    run.notes += _state(run)
+    run.notes = _state(run)
     return run
 
 
@@ -191,27 +185,25 @@ def _no_logs(folder: Path) -> str:
     return f'should hold <timestamp>/{LOGS}, as mmengine writes it, but has {held or "nothing in it"}'
 
 
-def _rows(file: Path) -> tuple[list[dict[str, float]], int]:
-    """Returns the numbers of each line of a log, and how many lines are broken."""
-    rows, broken = [], 0
+def _rows(file: Path) -> list[dict[str, float]]:
+    """Returns the numbers of each line of a log that can be read: the last may be half written."""
+    rows = []
     for line in file.read_text(encoding='utf-8', errors='replace').splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            broken += bool(line.strip())
             continue
         kept = row.items() if isinstance(row, dict) else ()
         rows.append({k: v for k, v in kept if isinstance(v, (int, float)) and not isinstance(v, bool)})
-    return [row for row in rows if {'iter', 'lr', 'step'} & set(row)], broken
+    return [row for row in rows if {'iter', 'lr', 'step'} & set(row)]
 
 
-def _add(run: Run, rows: Sequence[dict[str, float]]) -> int:
-    """Adds what one start of a run logged; returns the number of logged steps that were dropped.
+def _add(run: Run, rows: Sequence[dict[str, float]]) -> None:
+    """Adds what one start of a run logged.
 
     A training value has a learning rate or an iteration, an evaluation has none. What is logged after a resume replaces
     all from its first step on, which did not lead to its weights.
     """
-    replaced: set[int] = set()
     last = None
     for row in rows:
         if 'iter' in row or 'lr' in row:
@@ -219,7 +211,6 @@ def _add(run: Run, rows: Sequence[dict[str, float]]) -> int:
             if last is None:
                 run.by_epoch = run.by_epoch or 'epoch' in row
                 border = row.get('epoch', 0) if run.by_epoch else step
-                replaced = {at for at in run.train if at >= step}
                 run.train = {at: values for at, values in run.train.items() if at < step}
                 run.evaluations = {at: values for at, values in run.evaluations.items() if at < border}
             last = step
@@ -229,7 +220,6 @@ def _add(run: Run, rows: Sequence[dict[str, float]]) -> int:
             if own:
                 # By epochs in a run of iterations: mmengine counts none, and logs 0.
                 run.evaluations.setdefault(int(row['step']) or last or 0, {}).update(own)
-    return len(replaced - set(run.train))
 
 
 def _state(run: Run) -> list[str]:
@@ -247,10 +237,6 @@ def _state(run: Run) -> list[str]:
     if not run.evaluations and 'loss_prompt_dissimilarity' not in run.train_keys():
         notes.append('there is no evaluation in its logs')
     return notes
-
-
-def _count(number: int, word: str) -> str:
-    return f'{number} {word}' + ('s' if number != 1 else '')
 
 
 def _read_log(log: Path) -> tuple[dict[str, str], int]:

@@ -49,15 +49,9 @@ def measure(
     severities: Sequence[int] = SEVERITIES,
     out: str | Path | None = None,
 ) -> Results:
-    """Evaluates clean and under every corruption and severity; continues an ``out`` file that exists already.
+    """Evaluates clean and under every corruption and severity, and writes ``out`` (JSON) after each evaluation.
 
-    Args:
-        cfg: Config of a detector or segmenter, plain or distilled.
-        checkpoint: Its checkpoint.
-        metric: Key of the metric, e.g. ``'coco/bbox_mAP'`` or ``'mIoU'``.
-        corruptions: Names of ``CORRUPTIONS``.
-        severities: Of 1 to 5.
-        out: JSON file, written after every evaluation.
+    The metric is a key like ``'coco/bbox_mAP'`` or ``'mIoU'``. An ``out`` file that exists already is continued.
     """
     for name in corruptions:
         check_choice('corruption', name, CORRUPTIONS)

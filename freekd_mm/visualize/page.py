@@ -31,13 +31,7 @@ def visualize(
 ) -> list[Path]:
     """Writes a page (``out`` ends in ``.html``) or a folder of PNG files; returns what was written.
 
-    Args:
-        cfg: The distillation config.
-        checkpoint: A checkpoint that the distillation wrote.
-        images: Image files.
-        out: The page or the folder.
-        before: ``'init'`` or a checkpoint of the student before the distillation.
-        force: Replace files that a person made or edited, and keep them as ``.bak``.
+    The options are those of ``tools/visualize.py``.
     """
     for file in (checkpoint, *([before] if before and before != INIT else [])):
         check_file('a checkpoint', file)

@@ -19,7 +19,7 @@ from docs_pages import ROOT, Block, Command, items, pages, parse_commands
 from docs_tools import CommandError
 from docs_world import check_config_file, check_fragment, make_given, make_world
 
-from freekd_mm.benchmark import load_plan
+from freekd_mm.benchmark.plan import load_plan
 from freekd_mm.files import MARK
 
 

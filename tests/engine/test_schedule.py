@@ -12,7 +12,7 @@ import tiny_configs
 from distill_cases import CWD, L2, Calls, distilled, runner_of
 from mmengine.hooks import Hook
 
-from freekd_mm.engine import DistillScheduleHook
+from freekd_mm.engine.schedule import DistillScheduleHook
 
 
 def factors(count=10, per_epoch=2, **options):

@@ -114,9 +114,3 @@ def test_long_curves_are_averaged_and_values_that_are_not_finite_are_left_out() 
     chart = line_chart('t', [Line('run', [(1, 1.0), (2, math.nan), (3, math.inf), (4, 2.0)])], 'x', 'y')
     assert len(curve(chart)) == 2
     assert line_chart('t', [Line('run', [(1, math.nan)])], 'x', 'y') == ''
-
-
-def test_the_only_evaluation_is_a_table(runs: list[Path], tmp_path: Path) -> None:
-    run = write_session(tmp_path / 'short', '1', [step(1, 1, loss=1.0), ap(0.25, 1)])
-    assert 'the only evaluation' in check_page(write_report([run], tmp_path / 'r.html')[0])
-    assert 'the only evaluation' not in check_page(write_report([run, runs[0]], tmp_path / 'r.html')[0])

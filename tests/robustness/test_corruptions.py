@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from freekd_mm.robustness import CORRUPTIONS, Corrupt, corrupt
+from freekd_mm.robustness.corruptions import CORRUPTIONS, Corrupt, corrupt
 
 
 @pytest.fixture(scope='module')

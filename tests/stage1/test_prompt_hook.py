@@ -27,7 +27,7 @@ from freekd_mm.losses import WaveletLoss
 from freekd_mm.pictures import GAP, SIDE, TITLE
 from freekd_mm.prompts import load_prompt
 from freekd_mm.registry import HOOKS, MODELS
-from freekd_mm.stage1 import FrequencyPromptHook
+from freekd_mm.stage1.hook import FrequencyPromptHook
 
 install()
 

@@ -14,8 +14,8 @@ from distill_cases import differing, distilled, runner_of, save_weights, student
 from mmengine.hooks import Hook
 from picture_cases import LEVELS, STUDENT, TEACHER, entry
 
-from freekd_mm.visualize import DistillPicturesHook
 from freekd_mm.visualize import hook as hook_module
+from freekd_mm.visualize.hook import DistillPicturesHook
 
 PICTURES = {'type': 'freekd_mm.DistillPicturesHook', 'interval': 1, 'images': 2}
 
