@@ -15,8 +15,6 @@ from docs_pages import ROOT, Command
 from docs_rules import RULES
 from docs_tools import CommandError, check_torchrun, launched, one_epoch, parse_tool, run_tool
 
-from freekd_mm.compat.versions import pairwise
-
 #: Names on the pages that stand for files of the reader, and the figures of a real training.
 SUBSTITUTES = (
     (r'\bSTUDENT_CFG\b', 'student.py'),
@@ -133,7 +131,7 @@ class Commands:
 
     def _promise(self, tool: str, arguments: list[str]) -> None:
         """Notes what a command would have written."""
-        self.promised += [after for option, after in pairwise(arguments) if option in OUTPUTS]
+        self.promised += [after for option, after in zip(arguments, arguments[1:]) if option in OUTPUTS]
         if tool == 'tools/train.py':
             self.promised.append(f'work_dirs/{Path(arguments[0]).stem}/')
 

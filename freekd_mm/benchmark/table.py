@@ -27,23 +27,11 @@ class Summary(NamedTuple):
     """One method on one split."""
 
     values: Values  # the metric
+    mean: float  # over the runs
+    spread: float  # standard deviation over the runs, 0 for one run
     gains: Values  # difference to the student alone of the same seed and kind
+    gain: float  # mean of these, NaN where no run is paired
     closed: float  # mean gain as a share of the gap between student and teacher, NaN where unknown
-
-    @property
-    def mean(self) -> float:
-        """Mean over the runs."""
-        return mean(self.values.values())
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation over the runs, 0 for one run."""
-        return stdev(self.values.values()) if len(self.values) > 1 else 0.0
-
-    @property
-    def gain(self) -> float:
-        """Mean paired difference, NaN where no run is paired."""
-        return mean(self.gains.values()) if self.gains else math.nan
 
 
 def values_of(records: Iterable[Record], plan: Plan, split: str) -> dict[str, Values]:
@@ -72,7 +60,15 @@ def summarize(records: Iterable[Record], plan: Plan, split: str) -> dict[str, Su
         # A student and the teacher of its own kind of machine.
         known = [run for run in gains if run[1] in teachers]
         gap = sum(teachers[run[1]] - alone[run] for run in known)
-        summaries[method] = Summary(own, gains, sum(gains[run] for run in known) / gap if gap > 0 else math.nan)
+        numbers = own.values()
+        summaries[method] = Summary(
+            own,
+            mean(numbers),
+            stdev(numbers) if len(own) > 1 else 0.0,
+            gains,
+            mean(gains.values()) if gains else math.nan,
+            sum(gains[run] for run in known) / gap if gap > 0 else math.nan,
+        )
     return summaries
 
 

@@ -75,18 +75,6 @@ def remove_prefix(text: str, prefix: str) -> str:
     return text[len(prefix) :] if prefix and text.startswith(prefix) else text
 
 
-def remove_suffix(text: str, suffix: str) -> str:
-    """Returns ``text`` without ``suffix`` at its end; ``str.removesuffix`` of Python 3.9."""
-    return text[: -len(suffix)] if suffix and text.endswith(suffix) else text
-
-
-def pairwise(items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yields overlapping pairs; ``itertools.pairwise`` of Python 3.10."""
-    first, second = itertools.tee(items)
-    next(second, None)
-    return zip(first, second)
-
-
 @cache
 def torch_at_least(major: int, minor: int) -> bool:
     """Whether PyTorch is this version or a newer one."""

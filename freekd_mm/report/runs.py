@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.checks import check_file
-from freekd_mm.compat.versions import pairwise, zip_equal
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.engine.checkpoint_hook import last_checkpoint
 from freekd_mm.engine.evaluation import RESULT
 from freekd_mm.report.configs import read_config, stage1
@@ -228,7 +228,8 @@ def _state(run: Run) -> list[str]:
         return ['nothing was logged: the run ended before its first log line, or it is still starting']
     notes = []
     # A run may end some iterations after its last log line.
-    behind = max(after - before for before, after in pairwise([0, *sorted(run.train)])) if run.train else 0
+    steps = [0, *sorted(run.train)]
+    behind = max((after - before for before, after in zip(steps, steps[1:])), default=0)
     if run.train and run.planned - run.iterations >= behind:
         done = f'iteration {run.iterations} of {run.planned}'
         if run.by_epoch:

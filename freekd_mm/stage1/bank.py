@@ -35,15 +35,10 @@ def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -
     channels: dict[str, dict[int, int]] = {}
     for tap in taps:
         outputs = recorder.outputs[tap.path]
-        if not outputs:
-            raise RuntimeError(
-                f"modules: '{tap.path}' should run in the forward pass of {type(model).__name__}, but did not; "
-                "name a module that is called as such, like 'neck' or 'backbone'"
-            )
-        if len(outputs) > 1:
+        if len(outputs) != 1:
             raise ValueError(
-                f"modules: '{tap.path}' should run once in a forward pass, so that each level has its own prompt, "
-                f'but runs {len(outputs)} times; name a module before it'
+                f"modules: '{tap.path}' should run once in the forward pass of {type(model).__name__}, so that each "
+                f"level has its own prompt, but ran {len(outputs)} times; name another, like 'neck' or 'backbone'"
             )
         items = as_items(outputs[0])
         picked = tap.select(list(range(len(items))))

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from freekd_mm.compat.versions import configs_know_their_file, remove_suffix, zip_equal
+from freekd_mm.compat.versions import configs_know_their_file, zip_equal
 from freekd_mm.runtime.config import load_config
 from freekd_mm.runtime.foreign import LIBRARIES
 from freekd_mm.runtime.probe import SMALL, Size
@@ -37,7 +37,7 @@ class Style:
         if not self.imports:
             name = self.base if '::' in self.base else os.path.relpath(Path(self.base).resolve(), self.folder)
             return f'_base_ = [{name!r}]\n'
-        path = Path(os.path.relpath(remove_suffix(str(Path(self.base).resolve()), '.py'), self.folder))
+        path = Path(os.path.relpath(Path(self.base).resolve().with_suffix(''), self.folder))
         names = [part for part in path.parts if part != '..']
         if not all(name.isidentifier() for name in names):
             raise ValueError(

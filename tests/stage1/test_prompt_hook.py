@@ -300,7 +300,7 @@ def test_a_teacher_that_names_its_own_checkpoint_is_enough(stage1, tmp_path):
             "'bbox_head' should give feature maps .* is a list",
         ),
         (dict(modules='neck[7]'), ValueError, r"tap 'neck\[7\]' does not fit: .* 3 items"),
-        (dict(modules='bbox_head.retina_cls'), ValueError, 'should run once in a forward pass.* but runs 3 times'),
+        (dict(modules='bbox_head.retina_cls'), ValueError, 'should run once in the forward pass.* but ran 3 times'),
         (dict(num_tokens=0), ValueError, 'num_tokens should be greater than 0'),
         (dict(max_iters=0), ValueError, 'max_iters should be greater than 0'),
         (dict(num_token=3), ValueError, "FrequencyPromptHook has no option 'num_token'.*Did you mean 'num_tokens'"),
