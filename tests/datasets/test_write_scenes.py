@@ -128,7 +128,7 @@ def run_tool(*arguments):
 def test_tool_writes_the_data_set(tmp_path):
     result = run_tool(tmp_path / 'scenes', '--train', 3, '--val', 2, '--size', 48, '--seed', 7)
     assert result.returncode == 0, result.stderr
-    assert 'Drawing scenes: 5/5' in result.stderr
+    assert 'drawing scenes, val' in result.stderr
     assert json.loads((tmp_path / 'scenes/scenes.json').read_text())['settings'] == {**SETTINGS, 'version': 1}
     assert contents(tmp_path / 'scenes') == contents(write_scenes(tmp_path / 'direct', **SETTINGS))
 
