@@ -69,11 +69,7 @@ def _percentiles(means: np.ndarray) -> Interval:
 
 @HOOKS.register_module()
 class BenchmarkImagesHook(Hook):
-    """Keeps what each image adds to COCO's box AP or to the mIoU; other metrics leave no file.
-
-    Args:
-        file: The file, ``.npz``.
-    """
+    """Keeps what each image adds to COCO's box AP or to the mIoU in a ``.npz`` file; other metrics leave none."""
 
     def __init__(self, file: str) -> None:
         self.file = file

@@ -98,13 +98,7 @@ class FewLabels(NamedTuple):
         write_text(self.rest, '\n'.join(rest))
 
     def set(self, cfg: Config, rest: str | None = None, pseudo: Path | None = None) -> None:
-        """Changes the training data of a config.
-
-        Args:
-            cfg: The config.
-            rest: One of ``RESTS``, or None to leave the rest out.
-            pseudo: COCO file of the rest with labels of the teacher.
-        """
+        """Changes the training data of a config; ``pseudo`` is the COCO file of the rest with the teacher's labels."""
         loader, few = cfg.train_dataloader, {**self.dataset, 'ann_file': str(self.kept)}
         if rest == 'labelled':
             few = self.dataset

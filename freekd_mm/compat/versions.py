@@ -59,11 +59,7 @@ def configs_know_their_file() -> bool:
 
 
 def zip_equal(*iterables: Iterable[Any]) -> Iterator[Any]:
-    """Yields tuples as ``zip(..., strict=True)`` of Python 3.10 does: other lengths are an error.
-
-    Raises:
-        ValueError: One of them ends before the others.
-    """
+    """Yields tuples as ``zip(..., strict=True)`` of Python 3.10 does: other lengths are a ValueError."""
     for items in itertools.zip_longest(*iterables, fillvalue=_END):
         if any(item is _END for item in items):
             raise ValueError(f'zip_equal() should get iterables of one length, but one of {len(items)} is shorter')
@@ -131,13 +127,8 @@ def copy_all(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -
 def load_as_data(path: Any, map_location: Any, allowed: Mapping[str, Any]) -> Any:
     """Loads a checkpoint without running code from it; ``safe_globals`` with names of PyTorch 2.6.
 
-    Args:
-        path: A local file.
-        map_location: As for ``torch.load``.
-        allowed: ``{'module.name': class or function}`` that the file may name beside what PyTorch allows.
-
-    Raises:
-        pickle.UnpicklingError: The file names something else.
+    The file may name what PyTorch allows and ``allowed``, ``{'module.name': class or function}``; else an
+    ``UnpicklingError`` is raised.
     """
     import torch
 

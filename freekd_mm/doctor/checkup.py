@@ -121,11 +121,9 @@ def installed_distributions() -> dict[str, str]:
 
 
 def probe(modules: Sequence[str] = PROBES, timeout: float = 300) -> dict[str, str]:
-    """Imports modules in a child process.
+    """Imports modules in a child process, and returns ``{module: error}``, an empty string where the import works.
 
-    Returns:
-        ``{module: error}``, an empty string where the import works; with a GPU also its name under ``'gpu'``
-        and the CUDA version of mmcv's operators under ``'mmcv_cuda'``.
+    With a GPU also its name under ``'gpu'`` and the CUDA version of mmcv's operators under ``'mmcv_cuda'``.
     """
     answers: dict[str, str] = {}
     todo = list(modules)
@@ -170,13 +168,9 @@ def examine(
     imports: Mapping[str, str] | None = None,
     mmcv_below: Mapping[str, str] | None = None,
 ) -> Report:
-    """Finds out what is missing or clashing.
+    """Finds out what is missing or clashing; with a ``stack`` its pins should be here, whole and as tested.
 
-    Args:
-        stack: The pins that should be here, whole and in the tested versions; None for those that are here.
-        installed: Instead of :func:`installed_distributions`.
-        imports: Instead of :func:`probe`.
-        mmcv_below: Instead of :func:`accepted_mmcv`.
+    The others replace :func:`installed_distributions`, :func:`probe` and :func:`accepted_mmcv`.
     """
     installed = installed_distributions() if installed is None else installed
     imports = probe() if imports is None else imports

@@ -170,13 +170,10 @@ def _as_trained(path: str, trained: Outputs, evaluated: Outputs) -> tuple[str, S
 def probe_models(
     built: dict[str, nn.Module], first: Size, size: Size | None = None, features: dict[str, str] | None = None
 ) -> tuple[list[Probed], Size]:
-    """Probes student, teacher, or both, with one image size that all of them take.
+    """Probes the models, by role, with one image size that all of them take; with the taps that the user chose.
 
-    Args:
-        built: The models by role.
-        first: Height and width to try first; if a model refuses that, a size that the models name, or a larger one.
-        size: The only one if the user chose it.
-        features: Taps if the user chose them.
+    It is the ``size`` that the user chose, or the ``first``; if a model refuses that, one that the models name, or a
+    larger one.
     """
 
     def probe(size: Size) -> tuple[list[Probed], Size]:

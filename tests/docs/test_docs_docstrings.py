@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 from docs_pages import ROOT
 
-PACKAGES = ('losses', 'prompts', 'connectors', 'frequency', 'runtime', 'engine', 'stage1', 'visualize')
+from freekd_mm.registry import HOOKS
+
+PACKAGES = ('losses', 'prompts', 'connectors', 'frequency', 'runtime')
 SECTION = r'^(?:Args|Attributes):\n((?:^    .*\n?|^\n)+)'
 
 
 def public_names() -> list[tuple[str, str]]:
-    """Returns (package, name) of all exported names."""
-    return [(package, name) for package in PACKAGES for name in importlib.import_module(f'freekd_mm.{package}').__all__]
+    """Returns (module, name) of all exported names, and of the hooks for a config."""
+    modules = [importlib.import_module(f'freekd_mm.{package}') for package in PACKAGES]
+    exported = [(module.__name__, name) for module in modules for name in module.__all__]
+    return [*exported, *((module, name) for name, module in HOOKS.modules.items() if 'benchmark' not in module)]
 
 
 def documented(text: str) -> list[str]:
@@ -37,7 +41,7 @@ def parameters(thing: Any) -> list[str]:
 
 @pytest.mark.parametrize(('package', 'name'), public_names())
 def test_docstring_matches_the_signature(package: str, name: str) -> None:
-    thing = getattr(importlib.import_module(f'freekd_mm.{package}'), name)
+    thing = getattr(importlib.import_module(package), name)
     text = inspect.getdoc(thing) or ''
     own = thing.__doc__ if inspect.isclass(thing) else text
     assert own, f'{package}.{name} should have a docstring of its own'
@@ -55,7 +59,7 @@ def test_docstring_matches_the_signature(package: str, name: str) -> None:
 
 @pytest.mark.parametrize(('package', 'name'), public_names())
 def test_public_methods_have_a_docstring(package: str, name: str) -> None:
-    thing = getattr(importlib.import_module(f'freekd_mm.{package}'), name)
+    thing = getattr(importlib.import_module(package), name)
     if inspect.isclass(thing):
         bare = [
             key
