@@ -192,7 +192,7 @@ def test_stage_1_takes_its_length_from_the_training_of_the_config(stage1, monkey
     cfg = stage1(max_iters=None)
     cfg.train_cfg = train_cfg
     runner = Runner.from_cfg(cfg)
-    runner.train_loop = runner.build_train_loop(runner._train_loop)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
     runner.call_hook('before_run')
     assert runner.max_iters == wanted
     assert runner.train_loop.max_iters == wanted
