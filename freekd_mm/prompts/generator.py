@@ -27,7 +27,6 @@ class PoIMaskGenerator(nn.Module):
         channels: Channels of the features: one number, or one per feature level.
         levels: Wavelet levels that the prompt file should have; not checked by default.
         prompt: Prompt file or URL, ours or in the released format. Without one there are no masks.
-        module: Take only the prompts of this module of the teacher, if the file holds several.
         indices: Which of the file's prompts belong to the features, e.g. ``(1, 2, 3)`` if only the levels 1 to
             3 of the neck are distilled. All of them by default.
     """
@@ -37,12 +36,9 @@ class PoIMaskGenerator(nn.Module):
         channels: int | Sequence[int],
         levels: int | None = None,
         prompt: str | os.PathLike | None = None,
-        module: str | None = None,
         indices: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if levels is not None:
-            check_positive('levels', levels, integer=True)
         for number in (channels,) if isinstance(channels, int) else channels:
             check_positive('channels', number, integer=True)
         #: The file with its wiring and the hash of its teacher; None without a prompt.
@@ -57,7 +53,7 @@ class PoIMaskGenerator(nn.Module):
         self.grouping = self.file.grouping
         if levels not in (None, self.file.levels):
             raise ValueError(f'levels should be {self.file.levels}, as in the prompt file {prompt}, but got {levels}')
-        places = list(self.file.places(module).items())
+        places = list(self.file.places().items())
         if indices is not None:
             unknown = [index for index in indices if not 0 <= index < len(places)]
             if unknown:

@@ -77,14 +77,11 @@ class PromptFile:
                         f'bias of {module}[{index}] should be of shape {wanted}, but got {tuple(bias.shape)}'
                     )
 
-    def places(self, module: str | None = None) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Returns tokens and bias by place, e.g. ``'neck[0]'``, in the order of the levels; of one module or all."""
-        if module is not None:
-            check_choice('module', module, self.tokens)
+    def places(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Returns tokens and bias by place, e.g. ``'neck[0]'``, in the order of the levels."""
         return {
             f'{name}[{index}]': (levels[index], self.bias.get(name, {}).get(index))
             for name, levels in self.tokens.items()
-            if module in (None, name)
             for index in sorted(levels)
         }
 

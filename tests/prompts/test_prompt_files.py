@@ -184,8 +184,8 @@ def test_the_generator_can_choose_some_of_the_prompts(tmp_path):
     file = prompt()
     file.tokens['backbone'] = {3: torch.randn(4, 2, 7)}
     path = str(save_prompt(file, tmp_path / 'prompt.pth'))
-    assert PoIMaskGenerator((5, 6), prompt=path, module='neck', indices=(1, 2)).places == ('neck[1]', 'neck[2]')
-    assert PoIMaskGenerator(7, prompt=path, module='backbone').places == ('backbone[3]',)
+    assert PoIMaskGenerator((5, 6), prompt=path, indices=(1, 2)).places == ('neck[1]', 'neck[2]')
+    assert PoIMaskGenerator(7, prompt=path, indices=(3,)).places == ('backbone[3]',)
 
 
 def test_without_a_prompt_there_are_no_masks():
@@ -200,7 +200,6 @@ def test_without_a_prompt_there_are_no_masks():
         (dict(channels=4), r'channels of level 1 should be 5, as in the prompt of neck\[1\].*but got 4'),
         (dict(channels=(4, 5)), 'channels should be one number or one for each of the 3 prompts'),
         (dict(levels=2), 'levels should be 3, as in the prompt file'),
-        (dict(module='nek'), "module should be one of 'neck', but got 'nek'.* mean 'neck'"),
         (dict(indices=(0, 3)), r'indices should be in 0\.\.2, but got \[3\]'),
     ],
 )
