@@ -1,4 +1,4 @@
-"""Before a training: errors that are visible already, and one screen about data, distillation and expected time."""
+"""Before a training: errors that are visible already, and one screen about data and distillation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import textwrap
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.runner import Runner
 
@@ -29,7 +27,7 @@ from freekd_mm.registry import SCOPE
 from freekd_mm.runtime.compatibility import check_classes
 from freekd_mm.runtime.components import check_component
 from freekd_mm.runtime.config import find_model, is_distilled
-from freekd_mm.text import format_seconds, some
+from freekd_mm.text import some
 
 #: Settings that a config need not have.
 TOP = (*inspect.signature(Runner).parameters, 'reliability', 'compile', 'find_unused_parameters', 'model_wrapper_cfg')
@@ -232,13 +230,11 @@ def _check_sample(name: str, files: Sequence[Path], what: str) -> None:
 
 #: Annotations that are counted, and label maps that are read, at most.
 BOXES, MAPS = 20000, 20
-#: Iterations before the time is taken, and while it is taken.
-FIRST, TIMED = 3, 10
 WIDTH = 110
 
 
 def show_overview(runner: Any) -> None:
-    """Prints the screen, and soon after the start the expected time; the training's data loader is built."""
+    """Prints the screen; the training's data loader is built."""
     lines = [('train', _data(getattr(runner._train_dataloader, 'dataset', None)))]
     if isinstance(runner._val_dataloader, dict):
         lines.append(('val', _data(DATASETS.build(copy.deepcopy(runner._val_dataloader['dataset'])))))
@@ -249,7 +245,6 @@ def show_overview(runner: Any) -> None:
     lines += [('results', str(runner.work_dir)), ('log', str(runner.log_dir))]
     shown = [textwrap.fill(f'{name}: {text}', WIDTH, subsequent_indent='    ') for name, text in lines]
     say('\n'.join(('before the training', *shown)))
-    runner.register_hook(ExpectedTimeHook(), priority='LOWEST')
 
 
 def _data(dataset: Any) -> str:
@@ -293,21 +288,3 @@ def _pixels(dataset: Any, info: dict) -> tuple[tuple, Counter]:
     labels = load(info)['gt_seg_map']
     values, pixels = np.unique(labels[labels != dataset.ignore_index], return_counts=True)
     return labels.shape[::-1], Counter(dict(zip(values.tolist(), pixels.tolist())))
-
-
-class ExpectedTimeHook(Hook):
-    """Prints how long the training will take, when the time per iteration is steady."""
-
-    def __init__(self) -> None:
-        self._done = 0
-        self._since = 0.0
-
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Takes the time."""
-        self._done += 1
-        if self._done == FIRST:
-            self._since = time.monotonic()
-        elif self._done == FIRST + TIMED:
-            step, left = (time.monotonic() - self._since) / TIMED, runner.max_iters - runner.iter - 1
-            text = f'{left} iterations of {step:.2f} s to go: {format_seconds(step * left)}, and the evaluations'
-            say(f'expected time: {text}')
