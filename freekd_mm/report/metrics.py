@@ -22,14 +22,10 @@ class Metric:
     unit: str  # what the axis says
     factor: float = 1.0  # from the logged value to the unit
 
-    @property
-    def smaller_is_better(self) -> bool:
-        """Whether it is an error."""
-        return any(word in self.key.lower() for word in ('loss', 'error', 'mae', 'mse'))
-
     def best(self, points: Sequence[tuple[int, float]]) -> tuple[int, float]:
-        """Returns the point (step, value) with the best value."""
-        return (min if self.smaller_is_better else max)(points, key=lambda point: point[1])
+        """Returns the point (step, value) with the best value: of an error the smallest."""
+        is_error = any(word in self.key.lower() for word in ('loss', 'error', 'mae', 'mse'))
+        return (min if is_error else max)(points, key=lambda point: point[1])
 
     def cell(self, value: float) -> str:
         """Returns a value for a table."""
