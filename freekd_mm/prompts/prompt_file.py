@@ -16,7 +16,6 @@ from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.files import write_atomically
 from freekd_mm.prompts.masks import EVIDENCES, Evidence, Grouping, num_groups
-from freekd_mm.text import map_texts
 
 #: The one name of stage 1: the key of a config, the child of the teacher, its part of a checkpoint, and
 #: its file in the work directory.
@@ -121,8 +120,17 @@ def use_prompt(cfg: Any) -> Path | None:
     folders = [*(Path(cfg.filename).absolute().parents if cfg.filename else ()), Path.cwd()] if file else []
     found = next((folder / file for folder in folders if (folder / file).is_file()), None)
     if found is not None:
-        cfg.model = map_texts(cfg.model, lambda text: str(found) if text == file else text)
+        _rename(cfg.model, file, str(found))
     return found
+
+
+def _rename(part: Any, old: str, new: str) -> None:
+    """Changes a text in a config, in place, so that what the config imports stays as it is written."""
+    for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+        if isinstance(value, (dict, list, tuple)):
+            _rename(value, old, new)
+        elif isinstance(value, str) and value == old:
+            part[key] = new
 
 
 def new_prompt_file(cfg: Any) -> Path:
