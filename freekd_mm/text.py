@@ -1,8 +1,8 @@
-"""Text for people: tables, progress and times in a terminal, lists of names; and the texts in a config."""
+"""Text for people: tables, progress and times in a terminal; lists of names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from freekd_mm.compat.versions import zip_equal
@@ -38,12 +38,3 @@ def some(names: Iterable[str], most: int = 6) -> str:
     names = list(names)
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return (', '.join(names[:most]) or 'none') + more
-
-
-def map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Returns nested dicts, lists and tuples with each text in them changed."""
-    if isinstance(value, dict):
-        return type(value)({key: map_texts(item, change) for key, item in value.items()})
-    if isinstance(value, (list, tuple)):
-        return type(value)(map_texts(item, change) for item in value)
-    return change(value) if isinstance(value, str) else value

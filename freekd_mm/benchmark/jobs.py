@@ -22,7 +22,6 @@ from freekd_mm.checks import check_choice
 from freekd_mm.files import write_text
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.runtime.config import load_config
-from freekd_mm.text import map_texts
 from freekd_mm.wizard.methods import PROMPTED, Wiring, method_entries, method_hooks
 from freekd_mm.wizard.places import find_wiring, probe_config
 
@@ -44,7 +43,12 @@ def load_task_config(path: str, data_root: str | Path | None, options: dict[str,
 
 
 def _move(content: Any, old: str, new: str) -> Any:
-    return map_texts(content, lambda text: new + text[len(old) :] if text.startswith(old) else text)
+    """Returns nested dicts, lists and tuples with another beginning of paths."""
+    if isinstance(content, dict):
+        return type(content)({key: _move(item, old, new) for key, item in content.items()})
+    if isinstance(content, (list, tuple)):
+        return type(content)(_move(item, old, new) for item in content)
+    return new + content[len(old) :] if isinstance(content, str) and content.startswith(old) else content
 
 
 def config_hash(cfg: Config, work_dir: str | Path) -> str:
