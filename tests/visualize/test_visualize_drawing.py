@@ -21,7 +21,6 @@ from freekd_mm.pictures import GAP, SIDE, TITLE, Tile, grid, mask_pictures, mask
 from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.visualize.draw import overviews, pyramid
 from freekd_mm.visualize.features import band_maps, compared_by, look
-from freekd_mm.visualize.predictions import draw_boxes, draw_labels
 
 
 def noise(channels: int = 4, size: int = 16, seed: int = 0) -> torch.Tensor:
@@ -140,19 +139,3 @@ def test_what_cannot_be_shown_says_why(logits: bool, shape: tuple[int, ...]) -> 
     seen = compared_by(entry, [noise()], [torch.zeros(shape)])
     assert seen.bands == []
     assert ('logits' if logits else 'other shapes') in seen.note
-
-
-def test_boxes_have_the_colour_of_their_class() -> None:
-    drawn = draw_boxes(
-        np.zeros((50, 50, 3), np.uint8), np.array([[10.0, 10, 30, 30]]), np.array([1]), [(9, 9, 9), (0, 255, 0)]
-    )
-    assert (drawn == (0, 255, 0)).all(2).any()
-    assert drawn.shape[0] >= 400
-
-
-def test_pixels_without_a_class_stay_as_they_are() -> None:
-    image = np.full((4, 4, 3), 200, np.uint8)
-    labels = np.array([[255, 0]] * 4).repeat(2, 1)
-    drawn = draw_labels(image, labels, [(0, 0, 0)])
-    assert drawn[0, 0].tolist() == [200, 200, 200]
-    assert drawn[0, -1].tolist() == [70, 70, 70]
