@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import linecache
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Callable
@@ -63,15 +63,9 @@ def _is_users(error: BaseException) -> bool:
     """Whether an error was raised to tell the user what is wrong, not by a fault in the code."""
     if isinstance(error, (OSError, ImportError, SyntaxError, UnpicklingError)):
         return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    file = trace.tb_frame.f_code.co_filename
+    last = traceback.extract_tb(error.__traceback__)[-1]
     # A fault in the code has an operation where these have a raise.
-    is_raised = linecache.getline(file, trace.tb_lineno).lstrip().startswith('raise')
-    return is_raised and any(str(place) in file for place in SPEAKING)
+    return (last.line or '').startswith('raise') and any(str(place) in last.filename for place in SPEAKING)
 
 
 def _block(error: Exception, files: list[str]) -> str:

@@ -86,7 +86,7 @@ def find_configs_of_forks() -> None:
     'test_patches.py::test_loader_is_still_needed',
 )
 def load_as_data() -> None:
-    """Mmengine 0.10.7 cannot read its own checkpoints on PyTorch >= 2.6, and runs a file's code before that.
+    """On PyTorch >= 2.6 mmengine 0.10.7 cannot read its own checkpoints, and before that it runs the code in a file.
 
     The forks fall back to running it.
     """
@@ -116,7 +116,7 @@ def load_checkpoint(filename: str, map_location: Any = None, **kwargs: Any) -> A
     'test_patches.py::test_saver_is_still_needed',
 )
 def save_whole() -> None:
-    """Mmengine writes into the old file: a crash or a full disk destroys both. Remote files stay its own."""
+    """In mmengine a new file is written into the old one: a crash or a full disk destroys both."""
     import mmengine.runner.runner
     from mmengine.fileio import LocalBackend, get_file_backend
 
@@ -144,7 +144,7 @@ def save_whole() -> None:
     'test_patches.py::test_what_does_not_fit_still_takes_many_lines',
 )
 def say_what_fits() -> None:
-    """Mmengine prints one line per weight that does not fit, which hides what happened."""
+    """A weight that does not fit has a line of its own in mmengine's log, which hides what happened."""
     import mmengine.runner.checkpoint
 
     original = mmengine.runner.checkpoint.load_state_dict

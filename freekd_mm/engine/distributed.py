@@ -87,25 +87,18 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = _first_failure(error)
-        if first is not None:
-            raise OtherProcessError(
-                f'{first} (that was the first failure; this process then stopped as well)'
-            ) from error
+        if get_world_size() == 1:
+            raise
+        own = f'process {dist.get_rank()} on {socket.gethostname()} failed: {type(error).__name__}: {error}'[:LENGTH]
+        try:
+            store: Any = dist.distributed_c10d._get_default_store()
+            first = store.compare_set(KEY, '', own).decode()
+        except Exception:  # the process that keeps the store may be gone: then this error has to do
+            first = own
+        if first != own:
+            said = f'{first} (that was the first failure; this process then stopped as well)'
+            raise OtherProcessError(said) from error
         raise
-
-
-def _first_failure(error: Exception) -> str | None:
-    """Returns what another process said before, or stores this error for the others."""
-    if get_world_size() == 1:
-        return None
-    own = f'process {dist.get_rank()} on {socket.gethostname()} failed: {type(error).__name__}: {error}'[:LENGTH]
-    try:
-        store: Any = dist.distributed_c10d._get_default_store()
-        said = store.compare_set(KEY, '', own).decode()
-    except Exception:  # the process that keeps the store may be gone: then this error has to do
-        return None
-    return said if said != own else None
 
 
 def check_equal_steps(steps: int) -> None:

@@ -162,23 +162,20 @@ class PendingEvaluationHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Evaluates, if it is due and was not done."""
+        loop: Any = runner.train_loop
         point = self.place.point
-        if point is not None and not point.evaluated and _evaluation_is_due(runner, point):
+        if point is None or point.evaluated or runner.val_loop is None:
+            return
+        if isinstance(loop, EpochBasedTrainLoop):
+            done, last = (0 if point.batches else loop.epoch), loop.max_epochs
+        elif isinstance(loop, IterBasedTrainLoop):
+            done, last = loop.iter, loop.max_iters
+        else:
+            return
+        loop._decide_current_val_interval()
+        if done > 0 and done >= loop.val_begin and (done % loop.val_interval == 0 or done == last):
             say('the evaluation after the checkpoint was not finished, so it runs first')
             runner.val_loop.run()
-
-
-def _evaluation_is_due(runner: Runner, point: ResumePoint) -> bool:
-    loop: Any = runner.train_loop
-    if isinstance(loop, EpochBasedTrainLoop):
-        done, last = (-1 if point.batches else loop.epoch), loop.max_epochs
-    elif isinstance(loop, IterBasedTrainLoop):
-        done, last = loop.iter, loop.max_iters
-    else:
-        return False
-    loop._decide_current_val_interval()
-    due = done > 0 and done >= loop.val_begin and (done % loop.val_interval == 0 or done == last)
-    return due and runner.val_loop is not None
 
 
 class SeededBatch(list):

@@ -188,7 +188,8 @@ def _losses(model: nn.Module, losses: dict[str, Any]) -> list[str]:
     bad = [key for key, value in losses.items() if not _is_finite(value)]
     parts = []
     for name, entry in getattr(getattr(model, 'distillation', None), 'entries', {}).items():
-        terms = [_place(key[len(f'distill.{name}.') :]) for key in bad if key.startswith(f'distill.{name}.')]
+        own = [key[len(f'distill.{name}.') :] for key in bad if key.startswith(f'distill.{name}.')]
+        terms = [re.sub(r'^level(\d+)', r'level \1', key).replace('/', ', band ') for key in own]
         if terms or f'distill.loss_{name}' in bad:
             where = f'at {some(dict.fromkeys(terms), 8)}' if terms else 'at no single level'
             parts.append(f"the loss of distill '{name}' ({type(entry.losses[0]).__name__}) is not finite {where}")
@@ -196,11 +197,6 @@ def _losses(model: nn.Module, losses: dict[str, Any]) -> list[str]:
     if own:
         parts.append(f"the student's own {some(own, 8)} {'is' if len(own) == 1 else 'are'} not finite")
     return parts
-
-
-def _place(term: str) -> str:
-    """Returns ``'level0/low'`` as ``'level 0, band low'``."""
-    return re.sub(r'^level(\d+)/', r'level \1, band ', re.sub(r'^level(\d+)$', r'level \1', term))
 
 
 def _features(model: nn.Module, batch: Any, images: Sequence[str]) -> list[str]:
