@@ -163,11 +163,11 @@ def test_quantization_says_why_it_is_not_there():
 
 def test_import_without_mmrazor(tmp_path):
     """Without mmrazor an import of it fails as it would without us."""
-    code = f"""{INSTALL}
-import sys
+    code = f"""
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 PathFinder.find_spec = classmethod(lambda cls, name, *rest: None if name == 'mmrazor' else find(name, *rest))
+{INSTALL}
 import mmrazor
 """
     answer = run_python(code, tmp_path)
