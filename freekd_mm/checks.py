@@ -46,8 +46,12 @@ def check_file(what: str, path: str | os.PathLike, folder: bool = False) -> None
     """Raises FileNotFoundError, with what is there instead, unless the path is a file (or a folder)."""
     path = Path(path)
     if not (path.is_dir() if folder else path.is_file()):
-        names = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
-        alike = ', '.join([name for name in names if Path(name).suffix == path.suffix][:8])
-        there = f'; available there: {alike}' if alike else ''
-        kind, near = 'folder' if folder else 'file', did_you_mean(path.name, names)
-        raise FileNotFoundError(f'{what} should be an existing {kind}, but got {str(path)!r}{there}.{near}')
+        kind = 'folder' if folder else 'file'
+        raise FileNotFoundError(f'{what} should be an existing {kind}, but got {str(path)!r}{beside(path)}')
+
+
+def beside(path: Path) -> str:
+    """Returns the end of an error that says what is beside a missing path, and which name is nearest."""
+    names = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+    alike = ', '.join([name for name in names if Path(name).suffix == path.suffix][:8])
+    return f'{f"; available there: {alike}" if alike else ""}.{did_you_mean(path.name, names)}'

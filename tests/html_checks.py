@@ -77,7 +77,7 @@ def check_page(file: Path) -> str:
     """Fails unless the page is whole and needs nothing from outside; returns its text."""
     html = file.read_text(encoding='utf-8')
     page = _Page()
-    page.feed(html)
+    page.feed(html.replace('<wbr>', ''))
     page.close()
     assert page.problems == []
     assert page.open == []

@@ -138,7 +138,8 @@ def test_wrong_command(name, folders):
     assert 'Traceback' not in said
     assert 'Config:\n' not in said
     assert 'error: ' in said
-    block = said[said.rindex('error: ') :]
+    above, block = said[: said.rindex('error: ')], said[said.rindex('error: ') :]
+    assert len(above.splitlines()) <= 3, above
     assert len(block.splitlines()) < 25
     position = 0
     for part in text.split('|'):

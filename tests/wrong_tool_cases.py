@@ -30,7 +30,11 @@ BOTH = {
     'method': (f'{MAKE} teacher.pth --method wavlet -o new.py', "but got 'wavlet'|Did you mean 'wavelet'?"),
     'config that is not there': (
         'make_config.py studnt.py teacher.py --teacher-checkpoint teacher.pth -o new.py',
-        "cfg_path should be a config file |but got 'studnt.py'",
+        "cfg_path should be a config file |but got 'studnt.py'|Did you mean 'student.py'?",
+    ),
+    'config that a package has not': (
+        'make_config.py student.py mmdet::gfl/gfl_r50_fpn_1x_coc.py --teacher-checkpoint teacher.pth -o new.py',
+        "should name a config of mmdet, but there is none|Did you mean 'gfl_r50_fpn_1x_coco.py'?",
     ),
     'prompt that is none': (
         f'{MAKE} teacher.pth --method wavelet-prompt --prompt teacher.pth -o new.py',

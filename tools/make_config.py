@@ -89,25 +89,27 @@ def main() -> None:
     """Writes the config and says what to run."""
     args = parse_args()
     install()
+    from freekd_mm.runtime.plain import quiet
     from freekd_mm.wizard.make_config import plan_config
 
-    plan = plan_config(
-        args.student,
-        args.teacher,
-        args.teacher_checkpoint,
-        args.method,
-        args.out,
-        stage=args.stage,
-        prompt=args.prompt,
-        prompt_iters=args.prompt_iters,
-        prompt_dir=args.prompt_dir,
-        inherit=args.inherit,
-        head=args.head,
-        size=(args.probe_size[0], args.probe_size[-1]) if args.probe_size else None,
-        features=args.features,
-        check=args.check,
-        unlabelled=args.unlabelled,
-    )
+    with quiet():
+        plan = plan_config(
+            args.student,
+            args.teacher,
+            args.teacher_checkpoint,
+            args.method,
+            args.out,
+            stage=args.stage,
+            prompt=args.prompt,
+            prompt_iters=args.prompt_iters,
+            prompt_dir=args.prompt_dir,
+            inherit=args.inherit,
+            head=args.head,
+            size=(args.probe_size[0], args.probe_size[-1]) if args.probe_size else None,
+            features=args.features,
+            check=args.check,
+            unlabelled=args.unlabelled,
+        )
     if args.verbose:
         for probed in plan.probed:
             print(f'{probed.listing()}\n')

@@ -17,6 +17,8 @@ from freekd_mm.text import some
 MOST = 0.9
 # Counters, and states that are no weights.
 UNCOUNTED = ('num_batches_tracked', '_extra_state')
+#: Begins the names of what a distillation adds to a student's weights.
+PREFIX = 'distillation.'
 
 
 class WeightsMismatchError(RuntimeError):

@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from freekd_mm.checkpoints.fitting import UNCOUNTED
+from freekd_mm.checkpoints.fitting import PREFIX, UNCOUNTED
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.saving import save_atomically
 from freekd_mm.checkpoints.sources import fetch
@@ -156,17 +156,28 @@ def say_what_fits() -> None:
         except RuntimeError as error:
             if strict:
                 raise
-            print_log(_one_line(module, str(error)), logger or 'current', logging.WARNING)
+            text = _one_line(module, str(error))
+            if text is None:
+                raise
+            if text:
+                print_log(text, logger or 'current', logging.WARNING)
 
     for place in (mmengine.runner.checkpoint, mmengine.runner):
         vars(place)['load_state_dict'] = load_state_dict
 
 
-def _one_line(module: Any, said: str) -> str:
+def _one_line(module: Any, said: str) -> str | None:
+    """Returns what does not fit, None for another error."""
     reshaped, missing, unused = (
         [name for line in re.findall(rf'^{start}([^:\n]*)', said, re.MULTILINE) for name in line.split(', ')]
         for start in ('size mismatch for ', 'missing keys in source state_dict: ', 'unexpected .* state_dict: ')
     )
+    if not (reshaped or missing or unused):
+        return None
+    # A plain student has no use for what its distillation added.
+    unused = [name for name in unused if not name.startswith(PREFIX)]
+    if not (reshaped or missing or unused):
+        return ''
     count = sum(not key.endswith(UNCOUNTED) for key in module.state_dict())
     return (
         f'{count - len(missing) - len(reshaped)} of {count} weights of {type(module).__name__} were loaded; not in the '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,16 @@ def evaluate(
         _augment(cfg)
     if out:
         _keep_predictions(cfg, out)
-    with quiet_building():
-        runner = Runner.from_cfg(cfg)
-    try:
-        if has_whole_weights(runner):
-            model = unwrapped_model(runner)
-            load_whole(model.module if tta else model, weights, checkpoint)
+    with ExitStack() as end:
+        with quiet_building():
+            runner = Runner.from_cfg(cfg)
+            end.callback(clean_up, runner)
+            if has_whole_weights(runner):
+                model = unwrapped_model(runner)
+                load_whole(model.module if tta else model, weights, checkpoint)
         runner.dump_config()
         del weights
         metrics = runner.test()
-    finally:
-        clean_up(runner)
     if is_main_process():
         # A number without its file would be credited to another one.
         content = {**metrics, 'checkpoint': str(checkpoint), 'sha256': short_hash(fetch(checkpoint))}

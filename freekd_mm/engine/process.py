@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,29 +24,37 @@ def log_error(error: Exception) -> list[str]:
 
 @contextmanager
 def quiet_building() -> Iterator[None]:
-    """While a runner is built, its config, hundreds of lines, goes to the log file alone, and is not yet dumped.
+    """Keeps what is logged and warned while a runner is built and checked from the terminal; shows it if that worked.
 
-    The dumped config is the record of what was trained: a resume that is refused leaves it as it is.
+    So an error stands alone: the log file has all. The config, hundreds of lines, goes to the log file in any case. It
+    is not yet dumped: that is the record of what was trained, and a resume that is refused leaves it as it is.
     """
     runner: Any = Runner
     log_env, dump_config = runner._log_env, runner.dump_config
+    held: list[tuple[logging.Handler, logging.LogRecord]] = []
+    holding: list[tuple[logging.Handler, Any]] = []
 
-    def is_no_config(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith('Config:\n')
-
-    def log_quietly(self: Any, env_cfg: dict) -> None:
-        terminal = [handler for handler in self.logger.handlers if not isinstance(handler, logging.FileHandler)]
-        for handler in terminal:
-            handler.addFilter(is_no_config)
+    def hold(self: Any, env_cfg: dict) -> None:
+        for handler in self.logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                # Returns None, which keeps the record away.
+                holding.append((handler, lambda record, handler=handler: held.append((handler, record))))
+                handler.addFilter(holding[-1][1])
         log_env(self, env_cfg)
-        for handler in terminal:
-            handler.removeFilter(is_no_config)
 
-    runner._log_env, runner.dump_config = log_quietly, lambda self: None
+    runner._log_env, runner.dump_config = hold, lambda self: None
     try:
-        yield
+        with warnings.catch_warnings(record=True) as warned:
+            yield
     finally:
         runner._log_env, runner.dump_config = log_env, dump_config
+        for handler, keep in holding:
+            handler.removeFilter(keep)
+    for item in warned or ():
+        warnings.showwarning(item.message, item.category, item.filename, item.lineno)
+    for handler, record in held:
+        if not str(record.msg).startswith('Config:\n'):
+            handler.emit(record)  # not `handle`: mmengine would take a warning for a repeated one
 
 
 def clean_up(runner: Any) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_whole, weights_of
+from freekd_mm.checkpoints.fitting import PREFIX, WeightsMismatchError, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checks import check_choice, check_options, check_positive
 from freekd_mm.compat import install
@@ -30,7 +30,6 @@ from freekd_mm.engine.signals import GracefulStopHook
 from freekd_mm.engine.workdir import is_first_process, keep_own_config, own_work_dir, set_aside
 from freekd_mm.log import say, warn
 from freekd_mm.prompts.prompt_file import NAME, new_prompt_file, use_prompt
-from freekd_mm.runtime.model import PREFIX
 
 OPTIONS = ('cfg_path', 'file')
 #: A distillation's own number of steps, which no plain model has.
@@ -107,25 +106,23 @@ def run(
         cfg.auto_scale_lr.enable = True
     if resume is None and cfg.get('resume') and not cfg.get('load_from'):
         resume = 'auto'
-    with failing_together(), own_work_dir(cfg.work_dir, launcher):
+    with failing_together(), own_work_dir(cfg.work_dir, launcher), ExitStack() as end:
         point = resume_from(cfg, resume) if resume else None
         keep_own_config(cfg)
         with quiet_building():
             runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
-        try:
+            end.callback(clean_up, runner)
             if point is None and is_first_process(launcher):
                 # Not before: a model that cannot be built leaves the folder as it is.
                 set_aside(cfg, runner.timestamp)
             if point is not None:
                 check_resumed(runner, point.path)
-            if isinstance(runner, Runner):
-                runner.dump_config()
-            with reliable(runner, **options):
-                if check:
-                    show_overview(runner)
-                return runner.train()
-        finally:
-            clean_up(runner)
+        if isinstance(runner, Runner):
+            runner.dump_config()
+        with reliable(runner, **options):
+            if check:
+                show_overview(runner)
+            return runner.train()
 
 
 def reliability_options(cfg: Config) -> dict[str, Any]:

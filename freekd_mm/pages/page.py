@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Tuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_kept
@@ -59,6 +59,10 @@ _environment = Environment(
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,
+)
+# Names of files and settings: a line may end where a part does, not within a word.
+_environment.filters['breakable'] = lambda text: Markup(
+    re.sub(r'([/_=]|\.(?=\w+\.))(?=\w)', r'\1<wbr>', str(escape(text)))
 )
 _environment.globals.update(light=LIGHT, dark=DARK, version=__version__)
 #: The macros of ``page.html``: they escape text and return markup.

@@ -113,11 +113,14 @@ class Run:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The file with the weights of the best evaluation, or the last one if that was not kept."""
+        """The file with the weights of the best evaluation, else that of another metric, else the last one."""
+        metric, point = self.best
+        unit = 'epoch' if self.by_epoch else 'iter'
+        of_metric = f'best_{metric.key.replace("/", "_")}_{unit}_' if metric else '-'
         best = sorted(self.folder.glob('best_*.pth'), key=lambda file: file.stat().st_mtime)
-        step = self.best[1][0] if self.best[1] else 0
-        kept = self.folder / f'{"epoch" if self.by_epoch else "iter"}_{step}.pth'
-        return best[-1] if best else kept if kept.is_file() else last_checkpoint(self.folder)
+        own = [file for file in best if file.name.startswith(of_metric)]
+        kept = self.folder / f'{unit}_{point[0] if point else 0}.pth'
+        return own[-1] if own else kept if kept.is_file() else best[-1] if best else last_checkpoint(self.folder)
 
     def train_keys(self) -> list[str]:
         """Returns the names of the training values, in the order of the log."""

@@ -12,6 +12,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from freekd_mm.checks import beside
+
 PRETRAINED_PREFIXES = ('Pretrained', 'mmengine.Pretrained')
 # How Python, mmengine's registries and the models of mmdet and mmseg say that a package is missing.
 MISSING = re.compile(
@@ -41,7 +43,7 @@ def load_config(path: str) -> Config:
     if '::' not in path and not Path(path).is_file():
         raise FileNotFoundError(
             "cfg_path should be a config file or like 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', but got "
-            f'{path!r}'
+            f'{path!r}{beside(Path(path))}'
         )
     try:
         return _package_config(path) if '::' in path else Config.fromfile(path)
@@ -58,7 +60,9 @@ def _package_config(path: str) -> Config:
     try:
         cfg = get_config(path)
     except (FileNotFoundError, ValueError) as error:
-        raise FileNotFoundError(f'{path!r} should name a config of {package}, but there is none: {error}') from error
+        file = Path(sys.modules[package].__file__ or '').parent / '.mim/configs' / path.split('::')[1]
+        why = f': {error}' if file.exists() else beside(file)
+        raise FileNotFoundError(f'{path!r} should name a config of {package}, but there is none{why}') from error
     # A config without its own runtime (of an encoder, for example) still names its types in its package.
     cfg.setdefault('default_scope', package)
     return cfg

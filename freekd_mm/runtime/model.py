@@ -15,14 +15,13 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModel
 from torch import nn
 
+from freekd_mm.checkpoints.fitting import PREFIX
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import cache
 from freekd_mm.registry import MODELS
 from freekd_mm.runtime.config import build_model
 from freekd_mm.runtime.distillation import Distillation, is_unlabelled
 from freekd_mm.runtime.rng import isolated_rng
-
-PREFIX = 'distillation.'
 
 
 class DistilledMixin:

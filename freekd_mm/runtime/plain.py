@@ -17,9 +17,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from torch import nn
 
-from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_whole, weights_of
+from freekd_mm.checkpoints.fitting import PREFIX, WeightsMismatchError, load_whole, weights_of
 from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
-from freekd_mm.runtime.model import PREFIX
 from freekd_mm.text import some
 
 
@@ -52,7 +51,8 @@ def build_plain(cfg: Config, file: Any, source: str) -> tuple[nn.Module, list[st
     weights = weights_of(file, source)
     for name in [name for name in weights if name.startswith(PREFIX)]:
         del weights[name]
-    model = build_model(without_pretrained(model_cfg), scope)
+    with quiet():
+        model = build_model(without_pretrained(model_cfg), scope)
     fit = load_whole(model, weights, source)
     # In training, DDQ's decoder gets branches of its head.
     used = [value for key, value in weights.items() if key not in fit.unused]

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from torch import Tensor, nn
 
-from freekd_mm.checkpoints.fitting import load_what_fits, load_whole, weights_of
+from freekd_mm.checkpoints.fitting import PREFIX, load_what_fits, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import zip_equal
@@ -23,7 +23,6 @@ from freekd_mm.losses.bands.distance import TINY
 from freekd_mm.losses.bands.loss import BandLoss
 from freekd_mm.prompts.masks import mask_groups
 from freekd_mm.runtime.config import build_model, default_scope, is_distilled
-from freekd_mm.runtime.model import PREFIX
 from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.runtime.probe import eval_mode, find_pipeline
 from freekd_mm.runtime.rng import isolated_rng

@@ -49,6 +49,13 @@ def test_the_report_holds_all_runs_and_needs_nothing_else(runs: list[Path], tmp_
     assert 'optim_wrapper.optimizer.lr' in words
 
 
+def test_names_of_files_and_settings_break_between_their_parts(runs: list[Path], tmp_path: Path) -> None:
+    html = write_report(runs, tmp_path / 'report.html')[0].read_text()
+    assert '/<wbr>vis_<wbr>data/<wbr>' in html
+    assert 'optim_<wbr>wrapper.<wbr>optimizer.lr' in html
+    assert '&lt;wbr' not in html
+
+
 def test_each_run_has_one_colour_in_all_charts(runs: list[Path], tmp_path: Path) -> None:
     html = write_report(runs, tmp_path / 'report.html', names=['plain', 'kd'])[0].read_text()
     charts = re.findall(r'<figure class="chart".*?</figure>', html)

@@ -59,6 +59,16 @@ def test_a_plain_run_is_tested_next_and_has_no_gain(tmp_path: Path) -> None:
     assert f'test.py student.py {alone}/best_coco_bbox_mAP_epoch_2.pth' in said
 
 
+def test_the_best_file_is_that_of_the_metric_that_is_shown(tmp_path: Path) -> None:
+    alone = run(tmp_path / 'alone', [0.2, 0.3], STUDENT)
+    (alone / 'best_coco_bbox_mAP_50_epoch_1.pth').write_bytes(b'best of another')
+    assert f'best checkpoint: {alone}/epoch_2.pth' in summary(alone, 'student.py')
+    (alone / 'epoch_2.pth').unlink()
+    assert f'best checkpoint: {alone}/best_coco_bbox_mAP_50_epoch_1.pth' in summary(alone, 'student.py')
+    (alone / 'best_coco_bbox_mAP_epoch_2.pth').write_bytes(b'best')
+    assert f'best checkpoint: {alone}/best_coco_bbox_mAP_epoch_2.pth' in summary(alone, 'student.py')
+
+
 def test_a_run_without_logs_is_no_error(tmp_path: Path) -> None:
     assert summary(tmp_path, 'x.py') == f'done: all is in {tmp_path}'
 
