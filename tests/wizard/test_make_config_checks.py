@@ -243,7 +243,8 @@ def test_configs_of_imports_are_inherited_by_their_like(
         teacher = as_imports(config, tmp_path / 'teacher.py')
     (tmp_path / 'kd').mkdir()
     out = tmp_path / 'kd/kd.py'
-    tool('-o', str(out), '--method', 'freekd', student=str(tmp_path / 'student.py'), teacher=str(teacher))
+    method = ['--method', 'freekd', '--prompt-iters', '1']
+    tool('-o', str(out), *method, student=str(tmp_path / 'student.py'), teacher=str(teacher))
     assert 'from ..student import *' in out.read_text()
     stage1 = Config.fromfile(tmp_path / 'kd/kd_prompt.py')
     assert stage1.custom_hooks[-1].type == 'freekd_mm.FrequencyPromptHook'
