@@ -86,8 +86,10 @@ class ImageFolder(Dataset):
 
 def find_pictures(folder: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
     """Returns the pictures of a folder, a list file or a list, sorted within folders; see :class:`ImageFolder`."""
-    if not isinstance(folder, (str, os.PathLike)):
+    if isinstance(folder, (list, tuple)) and folder:
         return [file for part in folder for file in find_pictures(part)]
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f'a folder of pictures, a text file, or a list of such should be given, but got {folder!r}')
     path = Path(folder).expanduser()
     if path.suffix == '.txt' and path.is_file():
         lines = path.read_text(encoding='utf-8').splitlines()

@@ -241,7 +241,9 @@ def show_overview(runner: Any) -> None:
     for entry in getattr(getattr(unwrapped_model(runner), 'distillation', None), 'entries', {}).values():
         taps = [', '.join(map(str, taps)) for taps in (entry.student_taps, entry.teacher_taps)]
         loss = type(entry.losses[0]).__name__
-        lines.append((f'distils {entry.name}', f'{taps[0]} of the student, {taps[1]} of the teacher, with {loss}'))
+        lines.append(
+            (f'distils {entry.name}', f'{taps[0]} of the student, {taps[1]} of the {entry.teacher_name}, with {loss}')
+        )
     lines += [('results', str(runner.work_dir)), ('log', str(runner.log_dir))]
     shown = [textwrap.fill(f'{name}: {text}', WIDTH, subsequent_indent='    ') for name, text in lines]
     say('\n'.join(('before the training', *shown)))

@@ -63,12 +63,13 @@ def shown_models(runs: Sequence[Run], count: int) -> list[tuple[str, list[Markup
                 teachers.update({teacher.get('checkpoint'): teacher for teacher in teachers_of(cfg.model)})
                 views = [view_parts(*pair) for pair in compare(cfg, checkpoint, data[:DISTILLED], before=INIT)]
                 sections.append((f'What was distilled: {run.name}', [parts.paragraph(BEFORE), *chain(*views)]))
-        teachers.pop(None, None)  # random weights on purpose
+        teachers.pop(None, None)  # random weights on purpose, or a library's own
         shown = {short_hash(checkpoint) for _, _, checkpoint in found}
         for source, teacher in teachers.items():
             model, file = build_teacher(teacher)[0], Path(fetch(str(source)))
             if hasattr(model, 'predict') and short_hash(file) not in shown:
                 name = teacher.get('name', 'teacher')
+                name = f'{name} {short_hash(file)}' if name in columns else name
                 files[name], columns[name] = (file.parent, file), predict(model, data)
     sources = [f'{name}: {inside(folder, file)} ({short_hash(file)})' for name, (folder, file) in files.items()]
     explained = parts.remark(f'Pictures of the test data. {"; ".join(sources)}.')

@@ -19,7 +19,6 @@ PRETRAINED_PREFIXES = ('Pretrained', 'mmengine.Pretrained')
 MISSING = re.compile(
     '|'.join(
         [
-            r'needs the package (\w+), which is not installed',
             r"No module named '(\w+)",
             r"custom modules from .*?'(?:imports': \[?')?(\w+)\.",
             r"""^["']?(\w+)\.\w+ is not in the""",
@@ -113,7 +112,7 @@ def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
 def raise_if_missing(error: Exception, what: str) -> None:
     """Raises an error of one line with the command that installs a missing package."""
     name = missing_package(str(error))
-    if name:
+    if name and 'needs the package' not in str(error):  # ours, of a model in it
         command = f'pip install {DISTRIBUTIONS.get(name, name)}'
         if name in ('torchvision', 'timm'):
             # pip would bring the torchvision of another PyTorch, and that PyTorch with it.

@@ -75,7 +75,9 @@ class Distillation(nn.Module):
             check_choice(f"'of' of distill '{entry.name}'", entry.of, configs)
         for name in configs:
             if not self._entries_of(name):
-                raise ValueError(f"each teacher should be of an entry, but none has of='{name}'; leave {name!r} out")
+                raise ValueError(
+                    f"each teacher should have an entry, but none has of='{name}': set it, or leave {name!r} out"
+                )
         return configs
 
     def _add(self, student: nn.Module, name: str, options: dict, inherit: Sequence[str]) -> str:

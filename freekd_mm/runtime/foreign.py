@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from freekd_mm.checkpoints.fitting import WeightsMismatchError, load_what_fits, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch
-from freekd_mm.checks import did_you_mean
+from freekd_mm.checks import check_positive, did_you_mean
 from freekd_mm.runtime.encoder import FeatureEncoder
 from freekd_mm.runtime.taps import Tap, flatten
 from freekd_mm.text import some
@@ -31,6 +31,10 @@ KNOWN = (
 )
 #: The norm behind the last block of a transformer.
 NORM = re.compile(r'(vision_model\.)?(layernorm|norm|post_layernorm)')
+
+
+class OptionsError(ValueError):
+    """The options of a teacher do not fit what its model gives."""
 
 
 class Built(NamedTuple):
@@ -65,6 +69,7 @@ class ForeignBackbone(nn.Module):
     def __init__(self, built: Built) -> None:
         super().__init__()
         self.model, self.levels, self.patch, self.size = built.model, built.levels, built.patch, built.size
+        self.extra: int | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Returns the levels of (N, 3, H, W) images, (N, C, h, w) each."""
@@ -72,7 +77,18 @@ class ForeignBackbone(nn.Module):
         if tuple(images.shape[-2:]) != (height, width):
             images = F.interpolate(images, size=(height, width), mode='bilinear', antialias=True)
         grid = height // self.patch, width // self.patch
-        return tuple(patch_map(level, *grid) if self.patch > 1 else level for level in self.levels(images))
+        levels = tuple(self.levels(images))
+        if self.patch == 1:
+            return levels
+        for level in levels:
+            extra = level.shape[1] - grid[0] * grid[1] if level.dim() == 3 else None
+            if extra is not None and extra != (extra if self.extra is None else self.extra):
+                raise OptionsError(
+                    f'patch of the teacher should be that of its model, but with {self.patch} the tokens before the '
+                    f'patches are {self.extra} for one image size and {extra} for {height}x{width}'
+                )
+            self.extra = extra if self.extra is None else self.extra
+        return tuple(patch_map(level, *grid) for level in levels)
 
 
 def patch_map(level: Tensor, height: int, width: int) -> Tensor:
@@ -81,7 +97,7 @@ def patch_map(level: Tensor, height: int, width: int) -> Tensor:
         return level
     extra = level.shape[1] - height * width
     if extra < 0:
-        raise ValueError(
+        raise OptionsError(
             f'the teacher should give {height}x{width} patch tokens, but gives {level.shape[1]}; set its patch'
         )
     return level[:, extra:].unflatten(1, (height, width)).permute(0, 3, 1, 2)
@@ -101,6 +117,12 @@ def build_foreign(library: str, teacher: dict) -> tuple[FeatureEncoder, str]:
     """
     name, checkpoint = teacher[library], teacher.get('checkpoint')
     own = not checkpoint and not teacher.get('allow_random')
+    size = teacher.get('size')
+    if size is not None and (not isinstance(size, (list, tuple)) or len(size) != 2):
+        raise ValueError(f'size of the teacher should be (height, width), but got {size!r}')
+    if library != 'module' and 'patch' in teacher:
+        raise ValueError(f'patch is an option for a module alone, because {library} knows its own: leave it out')
+    check_positive('patch of the teacher', teacher.get('patch', 1), integer=True)
     built = LIBRARIES[library](name, teacher, dict(teacher.get('kwargs') or {}), own)
     built = built._replace(patch=teacher.get('patch', built.patch), size=tuple(teacher.get('size') or ()) or built.size)
     if built.size is not None and any(side % built.patch for side in built.size):
@@ -138,9 +160,10 @@ def _transformers(name: str, teacher: dict, kwargs: dict, own: bool) -> Built:
     try:
         config = library.AutoConfig.from_pretrained(name, **closed)
     except (OSError, ValueError) as error:
+        near = did_you_mean(name, KNOWN) or f' Examples: {KNOWN[0]}, {KNOWN[-3]}.'
         raise ValueError(
-            f'teacher transformers should be a folder or a name that transformers knows, but got {name!r}.'
-            f'{did_you_mean(name, KNOWN)} It says: {str(error).strip().splitlines()[0]}'
+            f'teacher transformers should be a folder or a name that transformers knows, but got {name!r}.{near} '
+            f'It says: {str(error).strip().splitlines()[0]}'
         ) from error
     config = getattr(config, 'vision_config', config)
     if own:
@@ -155,6 +178,8 @@ def _transformers(name: str, teacher: dict, kwargs: dict, own: bool) -> Built:
             )
     else:
         model = library.AutoModel.from_config(config, **kwargs)
+    if 'pixel_values' not in inspect.signature(model.forward).parameters:
+        raise ValueError(f'teacher transformers should be a model of images, but {name} is a {type(model).__name__}')
     model.float().eval()
     try:
         settings, _ = library.ImageProcessingMixin.get_image_processor_dict(name)
@@ -191,9 +216,11 @@ def _transformers(name: str, teacher: dict, kwargs: dict, own: bool) -> Built:
 
 def _blocks(teacher: dict, count: int) -> list[int]:
     """Returns the indices of the blocks that the user chose, of ``count`` ones."""
-    chosen = list(teacher.get('blocks') or [-1])
-    if not all(-count <= block < count for block in chosen):
-        raise ValueError(f'blocks of the teacher should be of 0 to {count - 1}, or from the end, but got {chosen}')
+    chosen = teacher.get('blocks') or [-1]
+    if not isinstance(chosen, (list, tuple)) or not all(-count <= block < count for block in chosen):
+        raise OptionsError(
+            f'blocks of the teacher should be a list of 0 to {count - 1}, or from the end, but got {chosen!r}'
+        )
     return [block % count for block in chosen]
 
 
@@ -231,7 +258,13 @@ def _module(name: str, teacher: dict, kwargs: dict, own: bool) -> Built:
     module_name, _, path = name.partition(':')
     if not path:
         raise ValueError(f"teacher module should be like 'package.module:Class', but got {name!r}")
-    found: Any = import_module(module_name)
+    try:
+        found: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'teacher module {name!r} should be importable, but {error.name!r} is not: install it, or put its folder '
+            'into PYTHONPATH'
+        ) from error
     for part in path.split('.'):
         if not hasattr(found, part):
             raise ValueError(f'teacher module: {module_name} has no {part!r}.{did_you_mean(part, dir(found))}')

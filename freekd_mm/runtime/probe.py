@@ -11,6 +11,7 @@ import torch
 from mmengine.device import get_device
 from torch import Tensor, nn
 
+from freekd_mm.runtime.foreign import OptionsError
 from freekd_mm.runtime.taps import TapRecorder
 from freekd_mm.runtime.teacher import forward_features
 
@@ -169,6 +170,8 @@ def probe_model(
             with torch.no_grad(), eval_mode(model, mode):
                 (run or record)(inputs, dummy_samples(model, size))
             return recorder.counts()
+        except OptionsError:
+            raise
         except Exception as error:
             # A head may refuse a dummy image; that does not matter if the taps are before it.
             if all(recorder.counts().values()):

@@ -188,8 +188,11 @@ def named_teachers(teacher: dict | Sequence[dict]) -> dict[str, dict]:
 
 def teacher_options(text: str, checkpoint: str | None = None) -> dict[str, str]:
     """Returns the options of a teacher that is named in one word: ``'transformers:<name>'``, or a config."""
-    library, _, name = text.partition(':')
-    named = {library: name} if library in LIBRARIES and name else {'cfg_path': text}
+    library, colon, name = text.partition(':')
+    is_config = not colon or name.startswith(':') or text.endswith('.py')
+    if not is_config:
+        check_choice(f'what is before the colon of the teacher {text!r}', library, LIBRARIES)
+    named = {'cfg_path': text} if is_config else {library: name}
     return {**named, 'checkpoint': checkpoint} if checkpoint is not None else named
 
 

@@ -22,6 +22,7 @@ from freekd_mm.pictures import mask_pictures
 from freekd_mm.prompts.prompt import FrequencyPrompt
 from freekd_mm.prompts.prompt_file import NAME, PROMPT_FILE, PromptFile, prompt_content, save_prompt
 from freekd_mm.registry import HOOKS
+from freekd_mm.runtime.encoder import FeatureEncoder
 from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.stage1.bank import PromptBank, find_channels
 from freekd_mm.stage1.recipe import (
@@ -106,6 +107,11 @@ class FrequencyPromptHook(Hook):
                 f'DistributedDataParallel, but got {type(runner).__name__} and {type(runner.model).__name__}'
             )
         model = unwrapped_model(runner)
+        if hasattr(model, 'distillation') or isinstance(model, FeatureEncoder):
+            raise TypeError(
+                'FrequencyPromptHook should be in the training config of a teacher with losses of its own, but its '
+                f'model is {type(model).__name__}. A distillation names it: {NAME} = dict(cfg_path=..., file=...)'
+            )
         if hasattr(model, NAME):
             raise ValueError(f'the config should have one FrequencyPromptHook, but {type(model).__name__} has {NAME}')
         source, point = teacher_and_resume_point(runner)

@@ -72,7 +72,7 @@ def _band_tiles(seen: Seen, level: int, image: np.ndarray, before: Seen | None) 
     They have the proportions of the image (H, W, 3).
     """
     after, first = seen.bands[level], before.bands[level] if before else None
-    drawn = [('teacher', after.teacher)]
+    drawn = [(seen.teacher, after.teacher)]
     for name in ('student', 'difference'):
         drawn += [(f'{name} before', getattr(first, name))] if first else []
         drawn += [(f'{name} after' if first else name, getattr(after, name))]

@@ -59,6 +59,7 @@ class Seen:
     """What one entry of the distillation compares for one image."""
 
     entry: str  # its name
+    teacher: str = 'teacher'  # with its name if it has one
     bands: list[BandMaps] = field(default_factory=list)  # by feature level; empty without maps of one shape
     masks: list[list[Tensor]] = field(default_factory=list)  # by level, one (T, h, w) per group of bands
     weights: list[np.ndarray] = field(default_factory=list)  # by level, those of the channels (C,)
@@ -100,7 +101,7 @@ def look(model: Any, data: Any) -> View:
 @torch.no_grad()
 def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Seen:
     """Returns what an entry sees in the levels of student (after the connector) and teacher."""
-    seen = Seen(entry.name)
+    seen = Seen(entry.name, entry.teacher_name)
     if entry.logits:
         seen.note = 'it compares logits, which have no bands to show'
         return seen

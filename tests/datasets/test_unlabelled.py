@@ -55,6 +55,9 @@ def test_what_is_found(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match=r"empty' should hold pictures \(.jpg, .*\), but has none"):
         find_pictures(tmp_path / 'empty')
+    for nothing in ([], None):
+        with pytest.raises(TypeError, match='a folder of pictures, a text file, or a list of such should be given'):
+            find_pictures(nothing)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="a folder of pictures should exist, but got '/nowhere'"):
         find_pictures('/nowhere')
     listing.write_text('pictures/x.png\n')

@@ -15,7 +15,7 @@ from torch import nn
 from freekd_mm.checkpoints.fitting import WeightsMismatchError
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError
 from freekd_mm.runtime.foreign import patch_map
-from freekd_mm.runtime.teacher import build_teacher
+from freekd_mm.runtime.teacher import build_teacher, teacher_options
 
 STUDENT = tiny_configs.detector(Path('.'))['model']
 
@@ -90,9 +90,13 @@ def test_normalisation_is_its_own():
         (module(module='test_foreign:Piramid'), "test_foreign has no 'Piramid'. Did you mean 'Pyramid'?"),
         (module(allow_random=False), "test_foreign:Pyramid should have a 'checkpoint', but got none"),
         (module(size=(65, 64), patch=8), 'a multiple of its patch, 8, but got (65, 64)'),
+        (module(size=64), 'size of the teacher should be (height, width), but got 64'),
+        (module(patch=0), 'patch of the teacher should be greater than 0, but got 0'),
+        (module(module='test_foregn:Pyramid'), "should be importable, but 'test_foregn' is not: install it, or put"),
+        (module(blocks=1), 'blocks of the teacher should be a list of 0 to 1, or from the end, but got 1'),
         (module(block=[1]), "patch, mean, std. Did you mean 'blocks'?"),
         (module(module='torch:zeros', kwargs={'size': (1,)}), 'make an nn.Module, but torch:zeros made a Tensor'),
-        (module(blocks=[2]), 'blocks of the teacher should be of 0 to 1, or from the end, but got [2]'),
+        (module(blocks=[2]), 'blocks of the teacher should be a list of 0 to 1, or from the end, but got [2]'),
         (
             module(kwargs={'kind': 'vector'}),
             "the teacher's 6 should both be maps or both be vectors; tap a module before its pooling",
@@ -112,6 +116,15 @@ def test_patch_map(extra):
     assert patch_map(grid, 2, 4) is grid
     with pytest.raises(ValueError, match='should give 4x4 patch tokens, but gives 8; set its patch'):
         patch_map(grid.flatten(2).transpose(1, 2), 4, 4)
+
+
+def test_a_wrong_patch():
+    """Tokens before the patches are left out; there are as many for each image size."""
+    model = build_teacher(module(kwargs={'kind': 'tokens'}, patch=11))[0]
+    model.extract_feat(images(1, (64, 64)))
+    message = 'with 11 the tokens before the patches are 29 for one image size and 8 for 33x33'
+    with pytest.raises(ValueError, match=message):
+        model.extract_feat(images(1, (36, 36)))
 
 
 # transformers.
@@ -231,6 +244,16 @@ def test_half_of_two_models(transformers, tmp_path):
     assert level.shape == (1, 8, 5, 3)
 
 
+def test_wrong_models(transformers, folder, tmp_path):
+    with pytest.raises(ValueError, match='patch is an option for a module alone, because transformers knows its own'):
+        build_teacher({'transformers': str(folder), 'patch': 16})
+    transformers.BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r'should be a model of images, but .* is a BertModel'):
+        build_teacher({'transformers': str(tmp_path), 'allow_random': True})
+    with pytest.raises(ValueError, match=r'^blocks of the teacher should be a list of 0 to 2, .* but got \[3\]$'):
+        student({'transformers': str(folder), 'blocks': [3]})
+
+
 def test_unknown_name(transformers, monkeypatch, tmp_path):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     monkeypatch.setattr('transformers.utils.hub._is_offline_mode', True)
@@ -304,9 +327,17 @@ def test_unknown_timm_name(timm):
         build_teacher({'timm': 'vit_small_patch14_dinov2.lvd142'})
 
 
+def test_unknown_library():
+    message = "the colon of the teacher 'tim:resnet18' should be one of .* but got 'tim'. Did you mean 'timm'"
+    with pytest.raises(ValueError, match=message):
+        teacher_options('tim:resnet18')
+    assert teacher_options('mmdet::a/b.py') == {'cfg_path': 'mmdet::a/b.py'}
+    assert teacher_options('C:/a.py') == {'cfg_path': 'C:/a.py'}
+
+
 def test_missing_library(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'timm', None)
     with pytest.raises(
         ImportError, match='needs the package timm: pip install timm, and a torchvision that fits your PyTorch'
     ):
-        build_teacher({'timm': 'resnet18'})
+        student({'timm': 'resnet18'})

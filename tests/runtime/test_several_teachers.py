@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from pathlib import Path
 
 import pytest
 import tiny_configs
 import torch
 from distill_cases import CWD, build, det_samples, distilled, images, save_weights
+from html_checks import check_page
 from mmengine.config import Config
 from test_foreign import folder, module, transformers  # noqa: F401 - fixtures
 
+from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.engine.training import run
+from freekd_mm.report.build import write_report
 from freekd_mm.report.configs import facts
 from freekd_mm.runtime.export import export_student
+from freekd_mm.visualize.page import visualize
 
 STUDENT = tiny_configs.detector(Path('.'))['model']
 BIG = tiny_configs.detector(Path('.'), width=16)['model']
@@ -82,7 +88,7 @@ def test_each_runs_once_on_one_normalised_image(teachers):
     ('count', 'changes', 'message'),
     [
         (3, {'one': {**ENTRIES['one'], 'of': 'on'}}, "'of' of distill 'one' should be one of 'teacher', 'one', 'two'"),
-        (3, {'two': {**ENTRIES['two'], 'of': 'one'}}, "each teacher should be of an entry, but none has of='two'"),
+        (3, {'two': {**ENTRIES['two'], 'of': 'one'}}, "each teacher should have an entry, but none has of='two'"),
         (1, {}, "'of' of distill 'one' should be one of 'teacher', but got 'one'"),
     ],
 )
@@ -134,4 +140,57 @@ default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch
     added = {key for key in torch.load(checkpoint, weights_only=False)['state_dict'] if 'distillation' in key}
     assert export.dropped == len(added) > 0
     assert not [key for key in added if 'layer' in key]
-    assert facts(cfg.to_dict())['teacher'].count('fp32') == 2
+    named = [f'distillation.teacher.{name}' for name in ('0.cfg_path', '1.transformers')]
+    assert set(named) <= set(facts(cfg.to_dict()))
+
+
+def test_a_prompt_of_the_second_teacher_and_pictures_of_all(folder, scenes_root, tmp_path, monkeypatch):  # noqa: F811
+    """Stage 1 trains the prompt of one of two detectors; the pages name each teacher, and show what it predicts."""
+    plain = tiny_configs.detector(scenes_root)
+    for name, options in (('big', {'width': 16, 'channels': 24}), ('wide', {'head': 'gfl', 'channels': 20})):
+        config = tiny_configs.detector(scenes_root, **options)
+        tiny_configs.write(tmp_path / f'{name}.py', config)
+        weights = save_weights(config['model'], tmp_path / f'{name}.pth')
+        prompt = {'type': 'freekd_mm.FrequencyPromptHook', 'max_iters': 1, 'levels': 2, 'min_positions': 0}
+        stage1 = {**copy.deepcopy(config), 'load_from': str(weights), 'custom_hooks': [prompt]}
+        tiny_configs.write(tmp_path / f'stage1_{name}.py', stage1)
+    masked = {'type': 'freekd_mm.FreeKDLoss', 'levels': 2, 'min_positions': 0, 'prompt': 'prompt/frequency_prompt.pth'}
+    mse = {'type': 'freekd_mm.FeatureMSELoss'}
+    config = distilled(
+        plain,
+        [
+            {'cfg_path': str(tmp_path / 'big.py'), 'checkpoint': str(tmp_path / 'big.pth')},
+            {'name': 'wide', 'cfg_path': str(tmp_path / 'wide.py'), 'checkpoint': str(tmp_path / 'wide.pth')},
+            {'name': 'dino', 'transformers': str(folder)},
+        ],
+        {
+            'big': {'student': 'neck', 'loss': mse},
+            'masked': {'student': 'neck', 'of': 'wide', 'loss': {**masked, 'channels': 20}},
+            'dino': {'student': 'neck[0]', 'teacher': 'backbone', 'of': 'dino', 'loss': mse},
+        },
+    )
+    config['frequency_prompt'] = {'cfg_path': str(tmp_path / 'stage1_wide.py'), 'file': 'prompt/frequency_prompt.pth'}
+    path = tiny_configs.write(tmp_path / 'kd.py', config)
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(path)
+    run(cfg.copy())
+    checkpoint = Path(cfg.work_dir) / 'epoch_1.pth'
+
+    picture = next((scenes_root / 'val2017').iterdir())
+    (page,) = visualize(cfg, checkpoint, [picture], tmp_path / 'page.html')
+    words = check_page(page)
+    named = [f'level 0: teacher{name}' for name in ('', ' wide', ' dino')]
+    assert all(title in words for title in named)
+    words = check_page(write_report([cfg.work_dir], tmp_path / 'report.html', ['teacher'], pictures=1)[0])
+    assert all(title in words for title in named)
+    # A run that is called as the first teacher keeps its own column; DINOv2 predicts nothing.
+    columns = re.findall(r'(\w+(?: \w{8})?), \d+ boxes of score', words)
+    assert columns == ['teacher', f'teacher {short_hash(tmp_path / "big.pth")}', 'wide']
+
+    # The prompt is not that of the first teacher.
+    other = {**config['model'], 'teacher': config['model']['teacher'][::2]}
+    entry = {'student': 'neck', 'loss': {**masked, 'channels': 20, 'prompt': str(tmp_path / masked['prompt'])}}
+    other['teacher'][0] = {**other['teacher'][0], 'cfg_path': str(tmp_path / 'wide.py')}
+    save_weights(Config.fromfile(tmp_path / 'wide.py').model, tmp_path / 'big.pth', seed=2)
+    with pytest.raises(ValueError, match=r"distill 'big': the prompt should be made for the teacher .*big\.pth"):
+        build({**other, 'distill': {'big': entry, 'dino': config['model']['distill']['dino']}})

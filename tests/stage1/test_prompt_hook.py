@@ -314,6 +314,21 @@ def test_wrong_use_is_named(stage1, options, error, message):
         Runner.from_cfg(cfg).train()
 
 
+@pytest.mark.parametrize('kind', ['student', 'encoder'])
+def test_a_model_without_losses_of_its_own_is_refused(stage1, kind):
+    cfg = stage1(load_from=None, allow_random_teacher=True)
+    if kind == 'student':
+        loss = dict(type='freekd_mm.FeatureMSELoss')
+        teacher = dict(model=cfg.model, allow_random=True)
+        parts = dict(architecture=cfg.model, teacher=teacher, distill=dict(mse=dict(student='neck', loss=loss)))
+        cfg.model = dict(type='freekd_mm.DistilledModel', **parts)
+    else:
+        cfg.model = dict(type='freekd_mm.FeatureEncoder', backbone=cfg.model.backbone, neck=cfg.model.neck)
+    name = 'DistilledRetinaNet' if kind == 'student' else 'FeatureEncoder'
+    with pytest.raises(TypeError, match=f'should be in the training config of a teacher .* model is {name}'):
+        Runner.from_cfg(cfg).train()
+
+
 def test_a_checkpoint_of_another_model_is_refused(stage1, det_config, tmp_path):
     cfg = stage1()
     cfg.load_from = write_teacher(Config.fromfile(det_config('wide', width=16)), tmp_path / 'wide.pth')
