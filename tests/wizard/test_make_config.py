@@ -13,7 +13,7 @@ from mmengine.config import Config
 from freekd_mm.datasets import DET_METAINFO
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.config import build_model, find_model
-from freekd_mm.wizard.make_config import make_config
+from freekd_mm.wizard.make_config import make_config, plan_config
 from freekd_mm.wizard.methods import METHODS, PROMPTED, list_methods, parse_methods
 
 ConfigWriter = Callable[..., Path]
@@ -165,6 +165,27 @@ def test_fewer_levels_take_the_prompts_that_belong_to_them(
     assert [file.name for file in files] == ['kd_prompt.py', 'kd.py']
     cfg = Config.fromfile(files[-1])
     assert cfg.model.distill.wavelet.loss.prompt.indices == (0, 1, 2)
+
+
+def test_a_pyramid_that_begins_at_another_stride_is_paired_by_stride(
+    scenes_root: Path, det_pair: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    config = tiny_configs.detector(scenes_root, head='gfl', width=16, channels=24)
+    config['model']['backbone']['out_indices'] = (0, 1, 2)
+    config['model']['neck']['in_channels'] = [16, 32, 64]
+    config['model']['bbox_head']['anchor_generator']['strides'] = [4, 8, 16]
+    teacher = tiny_configs.write(tmp_path / 'shifted.py', config)
+    pair = str(det_pair[0]), str(teacher), str(save_teacher(teacher, tmp_path / 'shifted.pth'))
+    plan = plan_config(*pair, 'wavelet', tmp_path / 'kd.py')
+    assert '1 level(s) of the student without a partner, 1 level(s) of the teacher' in plan.summary()
+    model = build_model(Config.fromfile(plan.write()[-1]).model, 'mmdet')
+    assert [(row[2], row[4]) for row in model.distillation.entry('wavelet').rows[:2]] == [
+        ('24x16x16', '16x16x16'),
+        ('24x8x8', '16x8x8'),
+    ]
+    for method in ('kl', 'ld', 'crosskd'):
+        with pytest.raises(ValueError, match='the levels of the heads have other strides'):
+            plan_config(*pair, method, tmp_path / 'kd.py')
 
 
 def test_every_method_has_a_line_in_the_list() -> None:
