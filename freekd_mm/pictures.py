@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_bytes
 
 #: Longer side of a tile, in pixels.
 SIDE = 256
 TITLE, GAP = 22, 6
+#: Title of the image that masks lie over.
+MASKED = 'image; masks: red is 1, blue is 0'
 
 
 class Tile(NamedTuple):
@@ -25,29 +26,28 @@ class Tile(NamedTuple):
     picture: np.ndarray  # (H, W, 3), RGB
 
 
-def mask_pictures(image: np.ndarray, masks: Mapping[str, Sequence[Tensor]], folder: Path) -> list[Path]:
+def mask_pictures(image: np.ndarray, masks: Mapping[str, Mapping[str, Tensor]], folder: Path) -> list[Path]:
     """Writes one PNG per prompted output, e.g. ``neck_0.png``: a row per group of bands, over an image (H, W, 3), RGB.
 
-    The masks are by place, e.g. ``'neck[0]'``: one (T, h, w) per group of bands.
+    The masks (T, h, w) are by place, e.g. ``'neck[0]'``, and name of the bands.
     """
     written = []
     for place, groups in masks.items():
         name = place.replace('[', '_').replace(']', '').replace('.', '_')
-        rows = [[Tile('image', shrink(image)), *row] for row in mask_tiles(image, groups)]
+        rows = [[Tile(MASKED, shrink(image)), *row] for row in mask_tiles(image, groups)]
         written.append(write_bytes(folder / f'{name}.png', png(grid(rows))))
     return written
 
 
-def mask_tiles(image: np.ndarray, groups: Sequence[Tensor], prefix: str = '') -> list[list[Tile]]:
+def mask_tiles(image: np.ndarray, groups: Mapping[str, Tensor], prefix: str = '') -> list[list[Tile]]:
     """Returns the masks of the tokens over an image (H, W, 3), a row per group of bands; red is 1 and blue is 0.
 
-    The groups, each (T, h, w), are the low band, then the details from the finest on. Titles begin with the prefix.
+    The masks (T, h, w) are by the name of their bands. Titles begin with the prefix.
     """
     canvas = shrink(image)
-    names = ['low band', *(f'details {index}' for index in range(1, len(groups)))]
     return [
         [Tile(f'{prefix}{name}, token {token}', overlay(canvas, mask)) for token, mask in enumerate(tokens.numpy())]
-        for name, tokens in zip_equal(names, groups)
+        for name, tokens in groups.items()
     ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, Literal
+from collections.abc import Sequence
+from typing import Callable, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,21 @@ GROUPINGS = ('level', 'band')
 Evidence = Literal['band', 'magnitude']
 EVIDENCES = ('band', 'magnitude')
 SIMILARITIES = ('jaccard', 'dice')
+LOW = 'low band'
+T = TypeVar('T')
 
 
 def num_groups(levels: int, grouping: Grouping) -> int:
     """Returns how many bands or levels have their own tokens, the low band included."""
     check_choice('grouping', grouping, GROUPINGS)
     return 1 + levels * (3 if grouping == 'band' else 1)
+
+
+def named_groups(groups: Sequence[T], grouping: Grouping) -> dict[str, T]:
+    """Returns one value per group of bands, the low band's first, by the names of the groups."""
+    kinds = ['details'] if grouping == 'level' else ['horizontal', 'vertical', 'diagonal']
+    high = (f'{kinds[index % len(kinds)]} {1 + index // len(kinds)}' for index in range(len(groups) - 1))
+    return dict(zip([LOW, *high], groups))
 
 
 def mask_logits(bands: WaveletBands, tokens: Tensor, grouping: Grouping, evidence: Evidence) -> list[Tensor]:

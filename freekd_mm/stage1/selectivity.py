@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Dict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.prompts.masks import LOW, named_groups
 from freekd_mm.runtime.pull import task_loss
 from freekd_mm.runtime.rng import isolated_rng
 from freekd_mm.stage1.bank import PromptBank
@@ -17,17 +18,17 @@ from freekd_mm.text import table
 
 #: A weight whose deviation is less than this share of its mean is flat.
 FLAT = 0.1
-LOW = 'low'
+Masks = Dict[str, Dict[str, Tensor]]
 
 
 @torch.no_grad()
-def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
+def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[str, Any], Masks]:
     """Measures a prompt on batches of the data loader; the model and the random numbers stay as they are.
 
     Returns:
         Numbers that a prompt file can hold: ``images``; ``task_loss`` without and with the prompt; and ``bands``, see
-        :func:`selects`, by place and name of the band. And the masks of the last batch's first image, by place, one
-        (T, h, w) per group.
+        :func:`selects`, by place and name of the band. And the masks (T, h, w) of the last batch's first image, by
+        the same names.
     """
     seen: list[tuple[dict[str, list[Tensor]], Tensor | None, Tensor | None]] = []
     losses, images = torch.zeros(2), 0
@@ -50,11 +51,12 @@ def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[
         bank.active, bank.seen = True, None
         nn.Module.train(bank, training)
     bands: dict[str, Any] = {}
+    last: Masks = {}
     for place in seen[-1][0] if seen else ():
         # One entry per group: its masks and the maps of every batch.
         groups = zip_equal(*([(group, *maps) for group in masks[place]] for masks, *maps in seen))
-        bands[place] = _named([selects(*zip_equal(*group)) for group in groups], bank.first[0].grouping)
-    last = {place: [group[0] for group in groups] for place, groups in (seen[-1][0] if seen else {}).items()}
+        bands[place] = named_groups([selects(*zip_equal(*group)) for group in groups], bank.first[0].grouping)
+        last[place] = named_groups([group[0] for group in seen[-1][0][place]], bank.first[0].grouping)
     return dict(images=images, task_loss=losses.tolist(), bands=bands), last
 
 
@@ -87,9 +89,9 @@ def selects(
     return dict(edges=ratio(edges, 0), inside=ratio(inside, 0.5), spread=spread)
 
 
-def of_masks(masks: dict[str, list[Tensor]], grouping: str) -> dict[str, Any]:
-    """Returns the spread of the weight of one image's masks, by place (T, h, w) per group, as :func:`measure`."""
-    bands = {p: _named([selects([g[None]], [None], [None]) for g in groups], grouping) for p, groups in masks.items()}
+def of_masks(masks: Masks) -> dict[str, Any]:
+    """Returns the spread of the weight of one image's masks (T, h, w), as :func:`measure`."""
+    bands = {p: {b: selects([m[None]], [None], [None]) for b, m in groups.items()} for p, groups in masks.items()}
     return dict(images=1, task_loss=None, bands=bands)
 
 
@@ -147,10 +149,3 @@ def flat_bands(measured: dict[str, Any]) -> list[str]:
         for name, band in bands.items()
         if name != LOW and band['spread'] < FLAT
     ]
-
-
-def _named(groups: Sequence[Any], grouping: str) -> dict[str, Any]:
-    """Returns one value per group of bands, the low band's first, by the names of the bands."""
-    kinds = ['level'] if grouping == 'level' else ['horizontal', 'vertical', 'diagonal']
-    high = (f'{kinds[index % len(kinds)]} {1 + index // len(kinds)}' for index in range(len(groups) - 1))
-    return dict(zip([LOW, *high], groups))

@@ -10,7 +10,7 @@ import numpy as np
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.pages.page import Line, draw, rgb
-from freekd_mm.pictures import SIDE, Tile, grid, mask_tiles, shrink
+from freekd_mm.pictures import MASKED, SIDE, Tile, grid, mask_tiles, shrink
 from freekd_mm.visualize.features import Seen, View
 
 #: What the bands' scale ends at: the strongest hundredth of the teacher's map is cut off.
@@ -25,7 +25,7 @@ TEXTS = {
     "pictures of a row have the scale of the teacher's bands, so a difference as bright as the teacher says that "
     'nothing was learned there.',
     'masks': 'PoI masks: where the tokens of the prompt look in the bands of the teacher, red for 1 and blue for 0. '
-    'Details 1 are the finest ones.',
+    'Details 1 are the finest ones. All red: nothing is selected in that band, each position counts.',
     'weights': 'Relation weights: how much each channel counts in the loss. They are 1 on average and never below one '
     'half.',
 }
@@ -42,7 +42,7 @@ class Panel(NamedTuple):
 def panels(seen: Seen, image: np.ndarray, before: Seen | None = None) -> list[Panel]:
     """Returns what there is to see of an entry, with the student before if it is given."""
     bands = [[_band_tiles(seen, level, image, before)] for level in range(len(seen.bands))]
-    masks = [mask_tiles(image, groups, f'level {level}, ') for level, groups in enumerate(seen.masks)]
+    masks = [mask_tiles(image, groups, f'{level}, ') for level, groups in seen.masks.items()]
     weights = [
         # The largest first.
         Line(f'level {level}', list(enumerate(np.sort(values)[::-1].tolist(), 1)), level)
@@ -61,7 +61,7 @@ def overviews(view: View, before: View | None = None) -> list[tuple[str, np.ndar
                 picture = rgb(draw(panel.lines, *WEIGHT_AXES, legend=True))
             else:
                 rows = [row for level in panel.levels for row in level]
-                picture = grid([[Tile('image', shrink(view.image))], *rows])
+                picture = grid([[Tile(MASKED if panel.kind == 'masks' else 'image', shrink(view.image))], *rows])
             found.append((f'{seen.entry}_{panel.kind}', picture))
     return found
 

@@ -21,7 +21,7 @@ from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import dwt2d
 from freekd_mm.losses.bands.distance import TINY
 from freekd_mm.losses.bands.loss import BandLoss
-from freekd_mm.prompts.masks import mask_groups
+from freekd_mm.prompts.masks import mask_groups, named_groups
 from freekd_mm.runtime.config import build_model, default_scope, is_distilled
 from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.runtime.probe import eval_mode, find_pipeline
@@ -50,8 +50,7 @@ class BandMaps(NamedTuple):
     @property
     def names(self) -> list[str]:
         """The names of the bands."""
-        kinds = ('horizontal', 'vertical', 'diagonal')
-        return ['low', *(f'{kinds[index % 3]} {1 + index // 3}' for index in range(len(self.teacher) - 1))]
+        return list(named_groups(self.teacher, 'band'))
 
 
 @dataclass
@@ -61,7 +60,7 @@ class Seen:
     entry: str  # its name
     teacher: str = 'teacher'  # with its name if it has one
     bands: list[BandMaps] = field(default_factory=list)  # by feature level; empty without maps of one shape
-    masks: list[list[Tensor]] = field(default_factory=list)  # by level, one (T, h, w) per group of bands
+    masks: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # (T, h, w) by level and group of bands
     weights: list[np.ndarray] = field(default_factory=list)  # by level, those of the channels (C,)
     prompt: dict[str, Any] = field(default_factory=dict)  # how selective it is: as stage 1, or these masks, tell
     note: str = ''  # why there is nothing to see
@@ -118,11 +117,13 @@ def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tenso
     generator = getattr(loss, 'masks', None)
     if generator is not None and getattr(generator, 'has_prompt', True):
         grouping: Any = getattr(generator, 'grouping', 'level')
-        found = [mask for mask in generator(teachers) if mask is not None]
-        seen.masks = [[group[0].cpu() for group in mask_groups(mask, grouping)] for mask in found]
-        places = {f'level {level}': groups for level, groups in enumerate(seen.masks)}
+        seen.masks = {
+            f'level {level}': named_groups([group[0].cpu() for group in mask_groups(mask, grouping)], grouping)
+            for level, mask in enumerate(generator(teachers))
+            if mask is not None
+        }
         file = getattr(generator, 'file', None)
-        seen.prompt = (file.measured if file is not None else None) or of_masks(places, grouping)
+        seen.prompt = (file.measured if file is not None else None) or of_masks(seen.masks)
     if getattr(loss, 'gate', None) is not None:
         seen.weights = [weight[0].float().cpu().numpy() for weight in loss.gate(students, teachers)]
     return seen

@@ -26,6 +26,7 @@ from freekd_mm.compat.versions import resumed_loop_walks, zip_equal
 from freekd_mm.losses import WaveletLoss
 from freekd_mm.pictures import GAP, SIDE, TITLE
 from freekd_mm.prompts import load_prompt
+from freekd_mm.prompts.masks import LOW
 from freekd_mm.registry import HOOKS, MODELS
 from freekd_mm.stage1.hook import FrequencyPromptHook
 
@@ -261,7 +262,7 @@ def test_stage_1_ends_with_how_selective_the_prompt_is_and_warns_of_a_flat_one(s
     file = load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth')
     assert file.measured == hook_of(runner).measured
     assert set(file.measured['bands']) == set(file.places())
-    bands = [band for bands in file.measured['bands'].values() for name, band in bands.items() if name != 'low']
+    bands = [band for bands in file.measured['bands'].values() for name, band in bands.items() if name != LOW]
     assert all((band['spread'] < 0.1) == (mode == 'paper') for band in bands)
     assert all(loss > 0 for loss in file.measured['task_loss'])
     assert all(torch.equal(weights(runner.model)[name], value) for name, value in teacher.items()), 'batch norms too'

@@ -7,7 +7,8 @@ import pytest
 import torch
 from mmengine.structures import InstanceData, PixelData
 
-from freekd_mm.stage1.selectivity import LOW, describe, flat_bands, object_maps, of_masks, selects
+from freekd_mm.prompts.masks import LOW, named_groups
+from freekd_mm.stage1.selectivity import describe, flat_bands, object_maps, of_masks, selects
 
 
 class Sample(dict):
@@ -64,12 +65,12 @@ def test_ratios_and_spread_equal_loops_over_the_positions() -> None:
 
 def test_the_masks_of_an_image_tell_the_spread_alone() -> None:
     low, fine = torch.ones(2, 2, 2), torch.stack((torch.zeros(4, 4), torch.eye(4)))
-    told = of_masks({'neck[0]': [low, fine]}, 'level')
+    told = of_masks({'neck[0]': {LOW: low, 'details 1': fine}})
     bands = told['bands']['neck[0]']
-    assert list(bands) == [LOW, 'level 1']
-    assert bands['low']['spread'] == 0
-    assert bands['level 1']['spread'] == pytest.approx(float(torch.eye(4).std(unbiased=False)) / 0.25)
-    assert describe(told).splitlines()[2].split() == ['neck[0]', 'level', '1', '-', '-', '1.73']
+    assert list(bands) == [LOW, 'details 1']
+    assert bands[LOW]['spread'] == 0
+    assert bands['details 1']['spread'] == pytest.approx(float(torch.eye(4).std(unbiased=False)) / 0.25)
+    assert describe(told).splitlines()[2].split() == ['neck[0]', 'details', '1', '-', '-', '1.73']
 
 
 def test_a_flat_weight_is_named_but_for_the_low_band() -> None:
@@ -77,16 +78,15 @@ def test_a_flat_weight_is_named_but_for_the_low_band() -> None:
     measured = dict(
         images=4,
         task_loss=[0.5, 0.55],
-        bands={'neck[0]': {'low': band, 'level 1': {**band, 'spread': 0.5}, 'level 2': band}},
+        bands={'neck[0]': {LOW: band, 'details 1': {**band, 'spread': 0.5}, 'details 2': band}},
     )
-    assert flat_bands(measured) == ['neck[0] level 2']
+    assert flat_bands(measured) == ['neck[0] details 2']
     assert describe(measured).splitlines()[-1] == (
         'task loss on these 4 images: 0.5000 without the prompt, 0.5500 with it (+10.0%)'
     )
 
 
 def test_names_of_the_bands() -> None:
-    masks = [torch.rand(1, 2, 2)] * 5
-    names = ['low', 'horizontal 1', 'vertical 1', 'diagonal 1', 'horizontal 2']
-    assert list(of_masks({'neck[0]': masks}, 'band')['bands']['neck[0]']) == names
-    assert list(of_masks({'neck[0]': masks[:3]}, 'level')['bands']['neck[0]']) == ['low', 'level 1', 'level 2']
+    by_band = {LOW: 0, 'horizontal 1': 1, 'vertical 1': 2, 'diagonal 1': 3, 'horizontal 2': 4}
+    assert named_groups(range(5), 'band') == by_band
+    assert named_groups(range(3), 'level') == {LOW: 0, 'details 1': 1, 'details 2': 2}

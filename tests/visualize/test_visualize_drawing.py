@@ -35,7 +35,7 @@ def test_the_maps_are_the_mean_distance_of_each_band() -> None:
     for found, band in zip_equal(maps.difference, wanted):
         np.testing.assert_allclose(found, band[0].abs().mean(0).numpy(), rtol=1e-5)
     assert maps.names == [
-        'low',
+        'low band',
         *(f'{kind} {level}' for level in (1, 2) for kind in ('horizontal', 'vertical', 'diagonal')),
     ]
 
@@ -74,7 +74,8 @@ def test_tiles_have_their_titles_above_them() -> None:
 
 
 def test_masks_say_their_band_and_token(tmp_path: Path) -> None:
-    image, masks = np.full((64, 64, 3), 200, np.uint8), [torch.rand(2, 4, 4), torch.rand(2, 8, 8)]
+    image = np.full((64, 64, 3), 200, np.uint8)
+    masks = {'low band': torch.rand(2, 4, 4), 'details 1': torch.rand(2, 8, 8)}
     titles = [[tile.title for tile in row] for row in mask_tiles(image, masks)]
     assert titles == [[f'{band}, token {token}' for token in (0, 1)] for band in ('low band', 'details 1')]
     (file,) = mask_pictures(image, {'neck[0]': masks}, tmp_path)

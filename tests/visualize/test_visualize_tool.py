@@ -49,7 +49,7 @@ def test_a_folder_gets_a_file_a_kind_of_picture(
     assert tool(runs[2].config, runs[2].checkpoint, image, '--out', tmp_path / 'out') == 0
     said = capsys.readouterr().out
     assert "the weight of the prompt of 'freekd':" in said
-    assert said.count('level 2') >= LEVELS, 'the spread of each band'
+    assert said.count('details 2') >= LEVELS, 'the spread of each band'
     written = sorted(path.name for path in (tmp_path / 'out').iterdir())
     assert written == [f'{image.stem}_freekd_{kind}.png' for kind in ('bands', 'masks', 'weights')]
     assert cv2.imread(str(tmp_path / 'out' / written[0])).shape[0] > LEVELS * 256
