@@ -93,7 +93,7 @@ def check_in_browser(file: Path, width: int, folder: Path) -> None:
     frame = folder / f'measured_{width}.html'
     # In a frame, as a window cannot be made narrower than 500 pixels.
     frame.write_text(
-        '<script>onmessage = message => { document.title = message.data; };</script>'
+        '<meta charset="utf-8"><script>onmessage = message => { document.title = message.data; };</script>'
         f'<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{inner}"></iframe>',
         encoding='utf-8',
     )
