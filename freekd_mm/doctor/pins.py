@@ -76,7 +76,7 @@ def read_pins(name: str, folder: Path | None = None, python: tuple[int, int] | N
             pin = _PIN.match(line)
             if pin is None:
                 raise ValueError(f"{name}.txt, line {number}: a pin should be 'name==version', but got {line!r}")
-            if pin['marker'] is None or _applies(pin['marker'], python):
+            if pin['marker'] is None or _applies(pin['marker'].strip(), python):
                 pins[normalize(pin['name'])] = pin['version']
     return pins
 
@@ -89,8 +89,8 @@ def fitting_pins(line: str, torch: str, python: tuple[int, int]) -> str:
 
 
 def _applies(marker: str, python: tuple[int, int]) -> bool:
-    match = _MARKER.match(marker.strip())
-    if marker.strip() == 'platform_system == "Linux"':
+    match = _MARKER.match(marker)
+    if marker == 'platform_system == "Linux"':
         return platform.system() == 'Linux'
     if match is None:
         wanted = 'python_version < or >= "X.Y", or platform_system == "Linux"'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import zipfile
@@ -78,27 +79,16 @@ class SafeCheckpointMixin:
         return [self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(number)) for number in gone]
 
     def _save_best_checkpoint(self: Any, runner: Runner, metrics: dict) -> None:
-        backend = self.file_backend
-        later = self.file_backend = _RemovesLater(backend)
+        backend, outdated = self.file_backend, []  # type: ignore[var-annotated]
+        self.file_backend = copy.copy(backend)
+        self.file_backend.remove = self.file_backend.rmtree = outdated.append
         try:
             super()._save_best_checkpoint(runner, metrics)  # type: ignore[misc]
         finally:
             self.file_backend = backend
         kept = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
         if is_main_process():
-            _remove(backend, [path for path in later.noted if path not in kept])
-
-
-class _RemovesLater:
-    """A file backend that notes what it should remove."""
-
-    def __init__(self, backend: Any) -> None:
-        self.noted: list[str] = []
-        self.remove = self.rmtree = self.noted.append
-        self._backend = backend
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
+            _remove(backend, [path for path in outdated if path not in kept])
 
 
 def _remove(backend: Any, paths: Sequence[str]) -> None:

@@ -169,11 +169,6 @@ def _crosskd(wiring: Wiring) -> Entries:
     return {'crosskd': entry}
 
 
-def _dct(wiring: Wiring) -> Entries:
-    # Made for the stages of a backbone after their ReLU; it compares any channels and sizes.
-    return {'dctkd': {'student': 'backbone', 'teacher': 'backbone', 'loss': {'type': 'freekd_mm.DCTAttentionLoss'}}}
-
-
 def _mgd(wiring: Wiring) -> Entries:
     connectors = [
         {'type': 'mmrazor.MGDConnector', 'student_channels': student[0], 'teacher_channels': teacher[0]}
@@ -239,7 +234,12 @@ METHODS: dict[str, Method] = {
         with_head=False,
     ),
     'dctkd': Method(
-        "DCT of the attention maps of the backbone's stages: cheap, any channels and sizes", _dct, with_head=False
+        "DCT of the attention maps of the backbone's stages: cheap, any channels and sizes",
+        # Made for the stages of a backbone after their ReLU.
+        lambda _: {
+            'dctkd': {'student': 'backbone', 'teacher': 'backbone', 'loss': {'type': 'freekd_mm.DCTAttentionLoss'}}
+        },
+        with_head=False,
     ),
     'mse': Method('plain L2 on the features, a baseline', _features('mse', 'freekd_mm.FeatureMSELoss')),
     'pkd': Method(

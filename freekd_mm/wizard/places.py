@@ -108,11 +108,6 @@ class Outputs(TapRecorder):
         yield from (*sorted(named, key=rank), *shallow)
 
 
-def probe_config(cfg: Config, role: str, size: Size) -> Probed:
-    """Builds a model without weights and probes it."""
-    return probe_built(build(cfg), role, size)
-
-
 def build(cfg: Config) -> nn.Module:
     """Builds the model of a config without weights."""
     model_cfg, scope = find_model(cfg)

@@ -13,9 +13,13 @@ from torch import nn
 
 from freekd_mm.runtime.config import build_model, find_model, load_config
 from freekd_mm.runtime.probe import ProbeError
-from freekd_mm.wizard.places import find_classified, find_wiring, probe_built, probe_config
+from freekd_mm.wizard.places import build, find_classified, find_wiring, probe_built
 
 SIZE = (64, 64)
+
+
+def probe_config(cfg, role, size):
+    return probe_built(build(cfg), role, size)
 
 
 @pytest.mark.parametrize(
