@@ -80,25 +80,24 @@ SAMPLE = 50
 
 def check_files(cfg: Config) -> None:
     """Raises an error for data files and folders that do not exist."""
-    for name, dataset in _local_datasets(cfg):
-        for key, place in _places(dataset).items():
-            path = Path(place)
+    for name, _, places in _local_datasets(cfg):
+        for key, place in places.items():
             # A prefix may be the beginning of file names: then its folder must exist.
-            is_prefix = key != 'ann_file' and not place.endswith('/') and path.parent.is_dir()
-            if not path.exists() and not is_prefix:
-                raise FileNotFoundError(f'{key} of {name} should be there, but got {str(path)!r}; {_nearest(path)}')
+            is_prefix = key != 'ann_file' and not place.endswith('/') and Path(place).parent.is_dir()
+            if not os.path.exists(place) and not is_prefix:
+                raise FileNotFoundError(f'{key} of {name} should be there, but got {place!r}; {_nearest(Path(place))}')
 
 
 def check_data(cfg: Config) -> None:
     """Raises an error for data that cannot train: missing, broken or empty files, classes that match nothing."""
     check_files(cfg)
-    for name, dataset in _local_datasets(cfg):
+    for name, dataset, named in _local_datasets(cfg):
         try:
             kind = dataset_class(dataset, cfg.get('default_scope'))
         except ImportError as error:  # a data set of a package that is not here
             warn(f'the data were not checked: {error}')
             continue
-        places = {key: Path(place) for key, place in _places(dataset).items()}
+        places = {key: Path(place) for key, place in named.items()}
         annotations = places.get('ann_file')
         if annotations is not None and annotations.is_file():
             if annotations.stat().st_size == 0:
@@ -109,24 +108,20 @@ def check_data(cfg: Config) -> None:
             _check_label_maps(name, dataset, kind, places)
 
 
-def _local_datasets(cfg: Config) -> Iterator[tuple[str, dict]]:
+def _local_datasets(cfg: Config) -> Iterator[tuple[str, dict, dict[str, str]]]:
+    """Yields the data sets that read local files, also within wrappers: their loader, config, and what it names."""
     for name in LOADERS:
         loader = cfg.get(name)
-        for dataset in _datasets(loader.get('dataset')) if isinstance(loader, dict) else ():
-            backend = dataset.get('backend_args') or dataset.get('file_client_args') or {}
-            if backend.get('backend') in LOCAL:
-                yield name, dataset
-
-
-def _datasets(dataset: Any) -> Iterator[dict]:
-    """Yields the configs of data sets that read files, also within wrappers."""
-    if isinstance(dataset, (list, tuple)):
-        for part in dataset:
-            yield from _datasets(part)
-    elif isinstance(dataset, dict):
-        yield dataset
-        yield from _datasets(dataset.get('dataset'))
-        yield from _datasets(dataset.get('datasets'))
+        found: list[Any] = [loader.get('dataset')] if isinstance(loader, dict) else []
+        while found:
+            dataset = found.pop(0)
+            if isinstance(dataset, (list, tuple)):
+                found += dataset
+            elif isinstance(dataset, dict):
+                found += [dataset.get('dataset'), dataset.get('datasets')]
+                backend = dataset.get('backend_args') or dataset.get('file_client_args') or {}
+                if backend.get('backend') in LOCAL:
+                    yield name, dataset, _places(dataset)
 
 
 def _places(dataset: dict) -> dict[str, str]:
