@@ -64,7 +64,6 @@ class Run:
     tests: list[Tested] = field(default_factory=list)  # evaluations of this run's checkpoints
     foreign_tests: list[Tested] = field(default_factory=list)  # others in the same folder
     logs: list[Path] = field(default_factory=list)  # from which all this was read
-    notes: list[str] = field(default_factory=list)  # what a reader should know
 
     @property
     def steps(self) -> int:
@@ -122,6 +121,24 @@ class Run:
         kept = self.folder / f'{unit}_{point[0] if point else 0}.pth'
         return own[-1] if own else kept if kept.is_file() else best[-1] if best else last_checkpoint(self.folder)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know: whether the run was finished."""
+        if not self.train and not self.evaluations:
+            return ['nothing was logged: the run ended before its first log line, or it is still starting']
+        notes = []
+        # A run may end some iterations after its last log line.
+        steps = [0, *sorted(self.train)]
+        behind = max((after - before for before, after in zip(steps, steps[1:])), default=0)
+        if self.train and self.planned - self.iterations >= behind:
+            done = f'iteration {self.iterations} of {self.planned}'
+            if self.by_epoch:
+                done = f'epoch {max(self.steps, self.epochs)} of {self.config["train_cfg"]["max_epochs"]}'
+            notes.append(f'it is not finished: logged until {done}')
+        if not self.evaluations and 'loss_prompt_dissimilarity' not in self.train_keys():
+            notes.append('there is no evaluation in its logs')
+        return notes
+
     def train_keys(self) -> list[str]:
         """Returns the names of the training values, in the order of the log."""
         return list({key: None for row in self.train.values() for key in row})
@@ -176,7 +193,6 @@ def read_run(folder: Path, name: str) -> Run:
     if not run.epoch_length:
         ends = [math.ceil(step / row['epoch']) for step, row in run.train.items() if row.get('epoch')]
         run.epoch_length = max(ends, default=0)
-    run.notes = _state(run)
     return run
 
 
@@ -223,24 +239,6 @@ def _add(run: Run, rows: Sequence[dict[str, float]]) -> None:
             if own:
                 # By epochs in a run of iterations: mmengine counts none, and logs 0.
                 run.evaluations.setdefault(int(row['step']) or last or 0, {}).update(own)
-
-
-def _state(run: Run) -> list[str]:
-    """Says whether the run was finished."""
-    if not run.train and not run.evaluations:
-        return ['nothing was logged: the run ended before its first log line, or it is still starting']
-    notes = []
-    # A run may end some iterations after its last log line.
-    steps = [0, *sorted(run.train)]
-    behind = max((after - before for before, after in zip(steps, steps[1:])), default=0)
-    if run.train and run.planned - run.iterations >= behind:
-        done = f'iteration {run.iterations} of {run.planned}'
-        if run.by_epoch:
-            done = f'epoch {max(run.steps, run.epochs)} of {run.config["train_cfg"]["max_epochs"]}'
-        notes.append(f'it is not finished: logged until {done}')
-    if not run.evaluations and 'loss_prompt_dissimilarity' not in run.train_keys():
-        notes.append('there is no evaluation in its logs')
-    return notes
 
 
 def _read_log(log: Path) -> tuple[dict[str, str], int]:
