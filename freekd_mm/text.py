@@ -8,11 +8,15 @@ from typing import Any
 from freekd_mm.compat.versions import zip_equal
 
 
-def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Returns rows as aligned text."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip_equal(line, widths)).rstrip() for line in lines)
+def table(rows: Sequence[Sequence[str]], header: Sequence[str], markdown: bool = False) -> str:
+    """Returns rows as aligned text, or as a table of Markdown that reads as well."""
+    # A bar in a cell would begin a new one.
+    lines = [[cell.replace('|', r'\|') if markdown else cell for cell in line] for line in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip_equal(*lines)]
+    if markdown:
+        lines.insert(1, ['-' * max(width, 3) for width in widths])
+    aligned = (map(str.ljust, line, widths) for line in lines)
+    return '\n'.join(f'| {" | ".join(line)} |' if markdown else '  '.join(line).rstrip() for line in aligned)
 
 
 def track(items: Iterable[Any], label: str, total: int | None = None) -> Iterable[Any]:

@@ -15,6 +15,7 @@ from freekd_mm.benchmark.jobs import run_folder
 from freekd_mm.benchmark.plan import STUDENT, TEACHER, Plan
 from freekd_mm.benchmark.records import Record, by_kind, key, kind
 from freekd_mm.pages.page import Line, draw
+from freekd_mm.text import table
 
 #: Seed and kind of machine: only what agrees in both is paired.
 Run = Tuple[int, str]
@@ -122,28 +123,22 @@ def _best(plan: Plan, side: str, val: dict[str, Values]) -> str:
 
 def markdown(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> str:
     """Returns the page of a plan: a table for each kind of machine, and what is compared."""
-    unit = plan.unit or plan.metric
     page = [f'# {plan.title or plan.name}']
+
+    def header(names: Sequence[str]) -> list[str]:
+        return [name.format(plan.unit or plan.metric) for name in names]
+
     for where, own in by_kind(records).items():
-        page.append(f'## {where or "Machine not recorded"}\n\n{_table(HEADER, rows(own, plan), unit)}')
+        page.append(f'## {where or "Machine not recorded"}\n\n{table(rows(own, plan), header(HEADER), markdown=True)}')
     compared = comparisons(records, plan, work_dir)
     if compared:
-        page.append(f'## Compared\n\n{_table(COMPARED, compared, unit)}')
+        page.append(f'## Compared\n\n{table(compared, header(COMPARED), markdown=True)}')
     if plan.compare:
         count = len({record['method'] for record in records} & set(plan.methods))
         page.append(
             f'Pairs share machine kind and seed. Rows chosen on val among {count}, reported on test; p: sign flips.'
         )
     return '\n\n'.join(page) + '\n'
-
-
-def _table(header: Sequence[str], cells: Sequence[Sequence[str]], unit: str) -> str:
-    """Returns a table that reads well on a page and in a terminal."""
-    # A bar in a title would begin a new cell.
-    lines = [[cell.format(unit) for cell in header], *([cell.replace('|', r'\|') for cell in row] for row in cells)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    lines.insert(1, ['-' * max(width, 3) for width in widths])
-    return '\n'.join(f'| {" | ".join(map(str.ljust, line, widths))} |' for line in lines)
 
 
 def _cells(summary: Summary | None) -> list[str]:
