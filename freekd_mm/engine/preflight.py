@@ -82,10 +82,11 @@ def check_files(cfg: Config) -> None:
     """Raises an error for data files and folders that do not exist."""
     for name, _, places in _local_datasets(cfg):
         for key, place in places.items():
+            path = Path(place)
             # A prefix may be the beginning of file names: then its folder must exist.
-            is_prefix = key != 'ann_file' and not place.endswith('/') and Path(place).parent.is_dir()
-            if not os.path.exists(place) and not is_prefix:
-                raise FileNotFoundError(f'{key} of {name} should be there, but got {place!r}; {_nearest(Path(place))}')
+            is_prefix = key != 'ann_file' and not place.endswith('/') and path.parent.is_dir()
+            if not path.exists() and not is_prefix:
+                raise FileNotFoundError(f'{key} of {name} should be there, but got {str(path)!r}; {_nearest(path)}')
 
 
 def check_data(cfg: Config) -> None:
