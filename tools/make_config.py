@@ -6,7 +6,7 @@ from pathlib import Path
 
 from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
-from freekd_mm.files import here
+from freekd_mm.files import check_output, here
 
 
 def parse_args() -> argparse.Namespace:
@@ -92,6 +92,8 @@ def main() -> None:
     from freekd_mm.runtime.plain import quiet
     from freekd_mm.wizard.make_config import plan_config
 
+    if not args.dry_run:
+        check_output(args.out, filter(None, (args.student, args.teacher, args.teacher_checkpoint)), args.force)
     with quiet():
         plan = plan_config(
             args.student,
