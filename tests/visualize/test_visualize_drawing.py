@@ -128,7 +128,7 @@ def test_looking_leaves_no_trace(tmp_path: Path, scenes_root: Path) -> None:
 )
 def test_what_the_loss_does_not_see_is_said(kind: str, remarks: list[str]) -> None:
     loss = WaveletLoss(4, levels=1) if kind == 'wavelet' else FreeKDLoss(4, levels=1, mode=kind)
-    entry = SimpleNamespace(name='kd', logits=False, losses=[loss])
+    entry = SimpleNamespace(name='kd', teacher_name='teacher', logits=False, losses=[loss])
     found = compared_by(entry, [noise()], [noise(seed=1)]).remarks
     assert len(found) == len(remarks)
     assert all(word in line for word, line in zip_equal(remarks, found))
@@ -136,7 +136,7 @@ def test_what_the_loss_does_not_see_is_said(kind: str, remarks: list[str]) -> No
 
 @pytest.mark.parametrize(('logits', 'shape'), [(True, (2, 4, 16, 16)), (False, (2, 8, 16, 16))])
 def test_what_cannot_be_shown_says_why(logits: bool, shape: tuple[int, ...]) -> None:
-    entry = SimpleNamespace(name='kd', logits=logits, losses=[FreeKDLoss(4)])
+    entry = SimpleNamespace(name='kd', teacher_name='teacher', logits=logits, losses=[FreeKDLoss(4)])
     seen = compared_by(entry, [noise()], [torch.zeros(shape)])
     assert seen.bands == []
     assert ('logits' if logits else 'other shapes') in seen.note
