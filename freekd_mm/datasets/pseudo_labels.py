@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,16 +70,8 @@ def write_pseudo_labels(
 ) -> PseudoLabels:
     """Writes a detector's boxes (and masks) as one COCO file, a segmenter's label maps as PNG files.
 
-    Args:
-        cfg: The model's config; of a distillation config its student.
-        checkpoint: Its weights.
-        folder: Pictures, see :class:`freekd_mm.datasets.unlabelled.ImageFolder`.
-        out: The file or folder to write.
-        score: Boxes with a lower score are left out; pixels with a lower probability become 255, which no loss counts.
-        workers: Processes that load pictures.
-        device: Where the model runs; the training's device by default.
-        force: Replace what a person made or edited, and keep it.
-        root: The folder that names in the COCO file are relative to; by default the one that holds all pictures.
+    The options are those of ``tools/pseudo_label.py``; ``folder`` is as for ``freekd_mm.ImageFolder``. Names in the
+    COCO file are relative to ``root``, by default the folder that holds all pictures.
     """
     install()
     check_positive('score', score, zero=True)
@@ -106,7 +97,10 @@ def write_pseudo_labels(
     if is_map != (out.suffix != '.json'):
         what = 'a folder for label maps' if is_map else 'a file like pseudo.json'
         raise ValueError(f'-o should be {what} for {type(model).__name__}, but got {str(out)!r}')
-    writer: Any = _Maps(out) if is_map else _Coco(classes)
+    categories = [{'id': index, 'name': str(name)} for index, name in enumerate(classes, 1)]
+    coco: dict[str, list] = {'images': [], 'annotations': [], 'categories': categories}
+    counts: Counter = Counter()
+    labelled = 0
     if is_map:
         make_room(out)
     seen = set()
@@ -116,47 +110,38 @@ def write_pseudo_labels(
             (sample,) = model.test_step(batch)
         if sample.img_path not in seen:  # in place of a broken file there is the next one
             seen.add(sample.img_path)
-            writer.add(Path(os.path.relpath(Path(sample.img_path).resolve(), root)), sample.cpu(), score)
+            name = Path(os.path.relpath(Path(sample.img_path).resolve(), root))
+            found = _write_map(out / name, sample.cpu(), score) if is_map else _add(coco, name, sample.cpu(), score)
+            labelled += bool(found)
+            counts.update(found)
     if not is_map:
-        write_kept(out, json.dumps(writer.content))
-    counts = {str(classes[index]): writer.counts[index] for index in sorted(writer.counts)}
-    return PseudoLabels(out, root, len(seen), writer.labelled, counts, writer.unit)
+        write_kept(out, json.dumps(coco))
+    named = {str(classes[index]): counts[index] for index in sorted(counts)}
+    return PseudoLabels(out, root, len(seen), labelled, named, 'pixels' if is_map else 'boxes')
 
 
-class _Coco:
-    """Boxes as COCO has them."""
-
-    unit = 'boxes'
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        categories = [{'id': index, 'name': str(name)} for index, name in enumerate(classes, 1)]
-        self.content: dict[str, list] = {'images': [], 'annotations': [], 'categories': categories}
-        self.counts: Counter = Counter()
-        self.labelled = 0
-
-    def add(self, name: Path, sample: Any, score: float) -> None:
-        """Adds the confident boxes of a picture."""
-        height, width = sample.ori_shape[:2]
-        images, annotations = self.content['images'], self.content['annotations']
-        images.append({'id': len(images) + 1, 'file_name': name.as_posix(), 'height': height, 'width': width})
-        found = sample.pred_instances
-        found = found[found.scores >= score]
-        self.labelled += len(found) > 0
-        for index, (box, label, value) in enumerate(zip_equal(found.bboxes, found.labels, found.scores)):
-            x1, y1, x2, y2 = box.tolist()
-            annotation = {
-                'id': len(annotations) + 1,
-                'image_id': images[-1]['id'],
-                'category_id': int(label) + 1,
-                'bbox': [x1, y1, x2 - x1, y2 - y1],
-                'area': (x2 - x1) * (y2 - y1),
-                'iscrowd': 0,
-                'score': float(value),
-            }
-            if 'masks' in found:
-                annotation.update(_as_rle(found.masks[index]))
-            annotations.append(annotation)
-            self.counts[int(label)] += 1
+def _add(coco: dict[str, list], name: Path, sample: Any, score: float) -> dict[int, int]:
+    """Adds the confident boxes of a picture as COCO has them; returns how many there are by class."""
+    height, width = sample.ori_shape[:2]
+    images, annotations = coco['images'], coco['annotations']
+    images.append({'id': len(images) + 1, 'file_name': name.as_posix(), 'height': height, 'width': width})
+    found = sample.pred_instances
+    found = found[found.scores >= score]
+    for index, (box, label, value) in enumerate(zip_equal(found.bboxes, found.labels, found.scores)):
+        x1, y1, x2, y2 = box.tolist()
+        annotation = {
+            'id': len(annotations) + 1,
+            'image_id': images[-1]['id'],
+            'category_id': int(label) + 1,
+            'bbox': [x1, y1, x2 - x1, y2 - y1],
+            'area': (x2 - x1) * (y2 - y1),
+            'iscrowd': 0,
+            'score': float(value),
+        }
+        if 'masks' in found:
+            annotation.update(_as_rle(found.masks[index]))
+        annotations.append(annotation)
+    return Counter(found.labels.tolist())
 
 
 def _as_rle(mask: Any) -> dict[str, Any]:
@@ -166,24 +151,11 @@ def _as_rle(mask: Any) -> dict[str, Any]:
     return {'segmentation': {**code, 'counts': code['counts'].decode('ascii')}, 'area': float(coco.area(code))}
 
 
-class _Maps:
-    """One PNG file for each picture, its pixels are classes."""
-
-    unit = 'pixels'
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.counts: Counter = Counter()
-        self.labelled = 0
-
-    def add(self, name: Path, sample: Any, score: float) -> None:
-        """Writes the map of a picture."""
-        logits = sample.seg_logits.data
-        likely = logits.softmax(0).amax(0) if len(logits) > 1 else (logits[0].sigmoid() - 0.5).abs() + 0.5
-        labels = sample.pred_sem_seg.data[0].masked_fill(likely < score, IGNORED)
-        kept = labels[labels != IGNORED]
-        self.labelled += kept.numel() > 0
-        self.counts.update(dict(zip_equal(*(part.tolist() for part in kept.unique(return_counts=True)))))
-        path = self.folder / name.with_suffix('.png')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), labels.numpy().astype(np.uint8))
+def _write_map(path: Path, sample: Any, score: float) -> dict[int, int]:
+    """Writes a PNG file whose pixels are classes; returns how many are of each."""
+    logits = sample.seg_logits.data
+    likely = logits.softmax(0).amax(0) if len(logits) > 1 else (logits[0].sigmoid() - 0.5).abs() + 0.5
+    labels = sample.pred_sem_seg.data[0].masked_fill(likely < score, IGNORED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path.with_suffix('.png')), labels.numpy().astype(np.uint8))
+    return dict(zip_equal(*(part.tolist() for part in labels[labels != IGNORED].unique(return_counts=True))))

@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 
 from freekd_mm.checks import check_positive
-from freekd_mm.datasets.classes import THINGS
-from freekd_mm.datasets.scenes import Scene, render_scene
+from freekd_mm.datasets.scenes import THINGS, Scene, render_scene
 from freekd_mm.files import check_output, make_room
 from freekd_mm.text import track
 

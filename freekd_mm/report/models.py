@@ -22,9 +22,9 @@ from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.pages.page import parts, picture
 from freekd_mm.report.runs import Run, inside
-from freekd_mm.runtime.config import default_scope, is_distilled, teachers_of
+from freekd_mm.runtime.config import default_scope, is_distilled
 from freekd_mm.runtime.plain import build_plain, quiet, some_samples
-from freekd_mm.runtime.teacher import build_teacher
+from freekd_mm.runtime.teacher import build_teacher, named_teachers
 from freekd_mm.visualize.features import INIT, compare
 from freekd_mm.visualize.page import view_parts
 
@@ -60,7 +60,9 @@ def shown_models(runs: Sequence[Run], count: int) -> list[tuple[str, list[Markup
             files[run.name] = (run.folder, checkpoint)
             columns[run.name] = predict(build_plain(cfg, load_checkpoint_file(checkpoint), str(checkpoint))[0], data)
             if is_distilled(cfg.model):
-                teachers.update({teacher.get('checkpoint'): teacher for teacher in teachers_of(cfg.model)})
+                teachers.update(
+                    {teacher.get('checkpoint'): teacher for teacher in named_teachers(cfg.model.teacher).values()}
+                )
                 views = [view_parts(*pair) for pair in compare(cfg, checkpoint, data[:DISTILLED], before=INIT)]
                 sections.append((f'What was distilled: {run.name}', [parts.paragraph(BEFORE), *chain(*views)]))
         teachers.pop(None, None)  # random weights on purpose, or a library's own

@@ -73,12 +73,6 @@ def is_distilled(model: dict) -> bool:
     return str(getattr(kind, '__name__', kind)).rsplit('.', 1)[-1] == 'DistilledModel'
 
 
-def teachers_of(model: dict) -> list[dict]:
-    """Returns the options of each teacher in a model's config, none of a plain student."""
-    teachers = model.get('teacher') if is_distilled(model) else None
-    return [teachers] if isinstance(teachers, dict) else list(teachers or [])
-
-
 def find_model(source: dict | Config) -> tuple[dict, str | None]:
     """Returns the model's config and its default scope.
 

@@ -23,7 +23,7 @@ from freekd_mm.log import warn
 from freekd_mm.runtime.config import default_scope
 from freekd_mm.runtime.model import student_state_dict
 from freekd_mm.runtime.plain import build_plain, quiet, some_samples
-from freekd_mm.runtime.probe import LARGE, dummy_samples, probe_sizes
+from freekd_mm.runtime.probe import LARGE, dummy_samples
 from freekd_mm.runtime.rng import isolated_rng
 from freekd_mm.version import __version__
 
@@ -52,15 +52,8 @@ def export_student(
 ) -> Export:
     """Writes the plain student's weights and compares its predictions with the training checkpoint's.
 
-    Args:
-        cfg: The distillation config (or the student's own).
-        checkpoint: A checkpoint written in training.
-        out: The file to write; it holds ``state_dict`` and a short ``meta``.
-        half: Store floating point weights in half precision.
-        images: How many images of the test set to compare on; noise if there is no test set.
-
-    Raises:
-        RuntimeError: The checkpoint does not hold the whole student, or the predictions differ.
+    The options are those of :func:`freekd_mm.export`. The file holds ``state_dict`` and a short ``meta``. Raises an
+    error if the checkpoint does not hold the whole student, or the predictions differ.
     """
     install()
     file = load_checkpoint_file(checkpoint)
@@ -92,12 +85,7 @@ def export_student(
 
 
 def export_parts(student: Path, folder: Path) -> dict[str, Path]:
-    """Writes a file for each part of an exported student, which the ``init_cfg`` of that part takes.
-
-    Args:
-        student: What :func:`export_student` wrote.
-        folder: Gets ``backbone.pth`` and the like.
-    """
+    """Writes a file like ``backbone.pth`` for each part of an exported student; the part's ``init_cfg`` takes it."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in load_checkpoint_file(student)['state_dict'].items():
         part, _, name = key.partition('.')
@@ -117,7 +105,7 @@ def _images(cfg: Config, count: int, model: nn.Module) -> list[Any]:
         with quiet():
             return [pseudo_collate([item]) for item in some_samples(cfg, count)[0]]
     noise = torch.Generator().manual_seed(0)
-    size = cfg.model.get('probe_size') or probe_sizes([model], (LARGE, LARGE))[0]
+    size = cfg.model.get('probe_size') or (LARGE, LARGE)
     images = [(torch.rand(3, *size, generator=noise) * 255).to(torch.uint8) for _ in range(count)]
     return [{'inputs': [image], 'data_samples': dummy_samples(model, size)} for image in images]
 

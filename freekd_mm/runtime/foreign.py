@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import torch.nn.functional as F
 from mmengine.model import ImgDataPreprocessor
@@ -37,38 +37,32 @@ class OptionsError(ValueError):
     """The options of a teacher do not fit what its model gives."""
 
 
-class Built(NamedTuple):
-    """What a library gave.
+class ForeignBackbone(nn.Module):
+    """Gives the feature maps of a model of another library, for images of any size.
 
-    Attributes:
+    Args:
         model: The model.
-        levels: Runs it on images and returns its levels: maps (N, C, h, w), or tokens (N, L, C), patches last.
-        patch: Sides of images should be multiples of it.
+        run: Runs it on images and returns its levels: maps (N, C, h, w), or tokens (N, L, C), patches last.
+        patch: Images are resized to the nearest multiples of it.
         mean: Of the images it takes, in 0..1.
         std: The same.
         size: Height and width of the only images that it takes.
         adapt: Fits weights of a file to the model: names of other versions, positions of another image size.
     """
 
-    model: nn.Module
-    levels: Callable[[Tensor], Iterable[Tensor]]
-    patch: int = 1
-    mean: Sequence[float] = IMAGENET[0]
-    std: Sequence[float] = IMAGENET[1]
-    size: tuple[int, int] | None = None
-    adapt: Callable[[Any, nn.Module], Any] | None = None
-
-
-class ForeignBackbone(nn.Module):
-    """Gives the feature maps of a model of another library, for images of any size.
-
-    Args:
-        built: The model. Without a size, images are resized to the nearest multiples of its patch.
-    """
-
-    def __init__(self, built: Built) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        run: Callable[[Tensor], Iterable[Tensor]],
+        patch: int = 1,
+        mean: Sequence[float] = IMAGENET[0],
+        std: Sequence[float] = IMAGENET[1],
+        size: tuple[int, int] | None = None,
+        adapt: Callable[[Any, nn.Module], Any] | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.levels, self.patch, self.size = built.model, built.levels, built.patch, built.size
+        self.model, self.run, self.adapt = model, run, adapt
+        self.patch, self.mean, self.std, self.size = patch, mean, std, size
         self.extra: int | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -77,7 +71,7 @@ class ForeignBackbone(nn.Module):
         if tuple(images.shape[-2:]) != (height, width):
             images = F.interpolate(images, size=(height, width), mode='bilinear', antialias=True)
         grid = height // self.patch, width // self.patch
-        levels = tuple(self.levels(images))
+        levels = tuple(self.run(images))
         if self.patch == 1:
             return levels
         for level in levels:
@@ -124,26 +118,21 @@ def build_foreign(library: str, teacher: dict) -> tuple[FeatureEncoder, str]:
         raise ValueError(f'patch is an option for a module alone, because {library} knows its own: leave it out')
     check_positive('patch of the teacher', teacher.get('patch', 1), integer=True)
     built = LIBRARIES[library](name, teacher, dict(teacher.get('kwargs') or {}), own)
-    built = built._replace(patch=teacher.get('patch', built.patch), size=tuple(teacher.get('size') or ()) or built.size)
+    built.patch, built.size = teacher.get('patch', built.patch), tuple(size or ()) or built.size
     if built.size is not None and any(side % built.patch for side in built.size):
         raise ValueError(f'size of the teacher should be a multiple of its patch, {built.patch}, but got {built.size}')
     mean, std = (teacher.get(key, [255 * value for value in getattr(built, key)]) for key in ('mean', 'std'))
     weights = f'its own weights ({name})' if own else 'RANDOM weights (allow_random=True)'
     if checkpoint:
-        weights = _load(built, checkpoint, bool(teacher.get('allow_mismatch', False)))
+        file = weights_of(load_checkpoint_file(fetch(checkpoint)), checkpoint)
+        if built.adapt is not None and not load_what_fits(built.model, file).is_whole:
+            file = weights_of(built.adapt(file, built.model), checkpoint)
+        fit = load_whole(built.model, file, checkpoint, bool(teacher.get('allow_mismatch', False)))
+        weights = f'{checkpoint} ({fit.share:.0%} of {fit.count} weights)'
     if built.size is not None or built.patch > 1:
         weights += f'; images are resized to {built.size or f"multiples of {built.patch}"}'
     preprocessor = ImgDataPreprocessor(mean, std, bgr_to_rgb=True)
-    return FeatureEncoder(ForeignBackbone(built), data_preprocessor=preprocessor), weights
-
-
-def _load(built: Built, checkpoint: str, allow_mismatch: bool) -> str:
-    """Loads the user's file, as data only; returns what was loaded."""
-    weights = weights_of(load_checkpoint_file(fetch(checkpoint)), checkpoint)
-    if built.adapt is not None and not load_what_fits(built.model, weights).is_whole:
-        weights = weights_of(built.adapt(weights, built.model), checkpoint)
-    fit = load_whole(built.model, weights, checkpoint, allow_mismatch)
-    return f'{checkpoint} ({fit.share:.0%} of {fit.count} weights)'
+    return FeatureEncoder(built, data_preprocessor=preprocessor), weights
 
 
 def _library(name: str) -> Any:
@@ -154,7 +143,7 @@ def _library(name: str) -> Any:
         raise ImportError(f'teacher {name} needs the package {name}: pip install {name}{more} ({error})') from error
 
 
-def _transformers(name: str, teacher: dict, kwargs: dict, own: bool) -> Built:
+def _transformers(name: str, teacher: dict, kwargs: dict, own: bool) -> ForeignBackbone:
     library = _library('transformers')
     closed = {'trust_remote_code': False}
     try:
@@ -194,7 +183,7 @@ def _transformers(name: str, teacher: dict, kwargs: dict, own: bool) -> Built:
     adapts = 'interpolate_pos_encoding' in inspect.signature(model.forward).parameters
     options = {'interpolate_pos_encoding': True} if adapts else {}
 
-    def levels(images: Tensor) -> list[Tensor]:
+    def run(images: Tensor) -> list[Tensor]:
         output = model(pixel_values=images, output_hidden_states=True, **options)
         states, last = getattr(output, 'reshaped_hidden_states', None) or output.hidden_states, output.last_hidden_state
         found = []
@@ -211,7 +200,7 @@ def _transformers(name: str, teacher: dict, kwargs: dict, own: bool) -> Built:
     patch = getattr(config, 'patch_size', 1)
     # SAM's positions are those of one image size.
     size = (config.image_size,) * 2 if type(model).__name__.startswith('Sam') else None
-    return Built(model, levels, patch if isinstance(patch, int) else max(patch), mean, std, size)
+    return ForeignBackbone(model, run, patch if isinstance(patch, int) else max(patch), mean, std, size)
 
 
 def _blocks(teacher: dict, count: int) -> list[int]:
@@ -224,7 +213,7 @@ def _blocks(teacher: dict, count: int) -> list[int]:
     return [block % count for block in chosen]
 
 
-def _timm(name: str, teacher: dict, kwargs: dict, own: bool) -> Built:
+def _timm(name: str, teacher: dict, kwargs: dict, own: bool) -> ForeignBackbone:
     library = _library('timm')
     known = library.list_models(pretrained='.' in name)
     if ':' not in name and name not in known:
@@ -234,14 +223,14 @@ def _timm(name: str, teacher: dict, kwargs: dict, own: bool) -> Built:
     if not hasattr(model, 'forward_intermediates'):
         raise ValueError(f'teacher timm should be a model with feature maps, but {name} gives none')
 
-    def levels(images: Tensor) -> list[Tensor]:
+    def run(images: Tensor) -> list[Tensor]:
         indices = _blocks(teacher, len(model.feature_info)) if teacher.get('blocks') else 1
         return model.forward_intermediates(images, indices=indices, norm=True, intermediates_only=True)
 
     patch, cfg = getattr(getattr(model, 'patch_embed', None), 'patch_size', 1), model.pretrained_cfg
     adapt = getattr(import_module(type(model).__module__), 'checkpoint_filter_fn', None)
     patch = patch if isinstance(patch, int) else max(patch)
-    return Built(model, levels, patch, cfg['mean'], cfg['std'], adapt=adapt)
+    return ForeignBackbone(model, run, patch, cfg['mean'], cfg['std'], adapt=adapt)
 
 
 def _any_size(create: Callable[..., nn.Module], name: str, options: dict) -> nn.Module:
@@ -254,7 +243,7 @@ def _any_size(create: Callable[..., nn.Module], name: str, options: dict) -> nn.
     return create(name, **options)
 
 
-def _module(name: str, teacher: dict, kwargs: dict, own: bool) -> Built:
+def _module(name: str, teacher: dict, kwargs: dict, own: bool) -> ForeignBackbone:
     module_name, _, path = name.partition(':')
     if not path:
         raise ValueError(f"teacher module should be like 'package.module:Class', but got {name!r}")
@@ -278,14 +267,14 @@ def _module(name: str, teacher: dict, kwargs: dict, own: bool) -> Built:
             'untrained, set allow_random=True'
         )
 
-    def levels(images: Tensor) -> list[Tensor]:
+    def run(images: Tensor) -> list[Tensor]:
         found = flatten(model(images), Tap('backbone'))
         return [found[block] for block in _blocks(teacher, len(found))] if teacher.get('blocks') else found
 
-    return Built(model, levels)
+    return ForeignBackbone(model, run)
 
 
-LIBRARIES: dict[str, Callable[[str, dict, dict, bool], Built]] = {
+LIBRARIES: dict[str, Callable[[str, dict, dict, bool], ForeignBackbone]] = {
     'timm': _timm,
     'transformers': _transformers,
     'module': _module,

@@ -39,13 +39,7 @@ def quiet() -> Iterator[None]:
 def build_plain(cfg: Config, file: Any, source: str) -> tuple[nn.Module, list[str]]:
     """Builds the plain student of a config with all weights of a checkpoint, and no others.
 
-    Args:
-        cfg: A distillation config, or the student's own.
-        file: The content of the checkpoint.
-        source: Its name, for errors.
-
-    Returns:
-        The student, and the weights of the file that are the second name of another.
+    Returns also those weights of ``file``, the content of the checkpoint ``source``, that are second names of others.
     """
     model_cfg, scope = find_model(cfg)
     weights = weights_of(file, source)

@@ -232,13 +232,8 @@ def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
 def load_weights(model: nn.Module, checkpoint: str, allow_mismatch: bool = False) -> str:
     """Loads a checkpoint into a model, as data only, and raises an error unless it fits.
 
-    Args:
-        model: The built model.
-        checkpoint: File or URL; official names contain their hash, which is checked after the download.
-        allow_mismatch: Accept missing keys and other shapes if most of the model is covered.
-
-    Returns:
-        A line that says what was loaded.
+    Of a URL, official names contain the hash, which is checked after the download. ``allow_mismatch`` accepts missing
+    keys and other shapes if most of the model is covered. Returns a line that says what was loaded.
     """
     file = load_checkpoint_file(fetch(checkpoint))
     fit = load_whole(model, weights_of(file, checkpoint), checkpoint, allow_mismatch)

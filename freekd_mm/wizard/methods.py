@@ -8,7 +8,7 @@ from typing import Dict
 
 from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.runtime.heads import DenseHead
+from freekd_mm.runtime.cross_head import DenseHead
 from freekd_mm.runtime.wiring import Shape
 
 Entries = Dict[str, dict]

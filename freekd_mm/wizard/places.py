@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.config import build_model, find_model, without_pretrained
-from freekd_mm.runtime.heads import find_head
+from freekd_mm.runtime.cross_head import find_head
 from freekd_mm.runtime.probe import ProbeError, Size, first_accepted, level_shapes, probe_model
 from freekd_mm.runtime.taps import Tap, TapRecorder, flatten
 from freekd_mm.runtime.wiring import Shape, as_maps, match_levels, without_vectors

@@ -101,7 +101,7 @@ def test_masks(tmp_path: Path) -> None:
     from mmengine.structures import InstanceData
     from pycocotools import mask as coco
 
-    from freekd_mm.datasets.pseudo_labels import _Coco
+    from freekd_mm.datasets.pseudo_labels import _add
 
     masks = torch.zeros(2, 8, 10, dtype=torch.bool)
     masks[0, 2:5, 3:7] = True
@@ -112,9 +112,9 @@ def test_masks(tmp_path: Path) -> None:
         labels=torch.tensor([1, 0]),
         masks=masks,
     )
-    writer = _Coco(('a', 'b'))
-    writer.add(Path('x.png'), sample, 0.5)
-    (found,) = writer.content['annotations']
+    content: dict = {'images': [], 'annotations': []}
+    assert _add(content, Path('x.png'), sample, 0.5) == {1: 1}
+    (found,) = content['annotations']
     assert (coco.decode(found['segmentation']) == masks[0].numpy()).all()
     assert (found['area'], found['category_id'], found['bbox']) == (12, 2, [3, 2, 4, 3])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from freekd_mm.demo.steps import Step, Steps, progress
+from freekd_mm.demo.run import Step, Steps, progress
 
 WRITE = "import sys; open(sys.argv[1], 'a').write('x')"
 

@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import Config
 from narrow_models import fewer_layers, narrower
 
-from freekd_mm.datasets.classes import CLASSES
+from freekd_mm.datasets.scenes import CLASSES
 from freekd_mm.runtime.config import find_model, load_config
 from tools.zoo_step import distilled_step
 
