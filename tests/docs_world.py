@@ -21,7 +21,8 @@ from mmengine.registry import HOOKS
 from freekd_mm.engine.training import reliability_options
 from freekd_mm.prompts.prompt_file import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
-from freekd_mm.runtime.config import build_model, default_scope, find_model, teachers_of, without_pretrained
+from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
+from freekd_mm.runtime.teacher import named_teachers
 
 LINKS = ('tools', 'configs', 'speed', 'tests', 'docs', 'requirements', 'freekd_mm', 'Makefile')
 #: The shape of COCO's detectors, so that 256 channels and five levels in the pages are right.
@@ -115,7 +116,7 @@ def check_config_file(path: Path) -> None:
         build_model(without_pretrained(cfg.model), cfg.get('default_scope'))
         return
     model = ConfigDict(without_pretrained(cfg.model))
-    for teacher in teachers_of(model):
+    for teacher in named_teachers(model.teacher).values():
         if str(teacher.get('checkpoint', '')).startswith('http'):
             del teacher['checkpoint']
             teacher.allow_random = True
