@@ -74,14 +74,15 @@ class ForeignBackbone(nn.Module):
         levels = tuple(self.run(images))
         if self.patch == 1:
             return levels
-        for level in levels:
-            extra = level.shape[1] - grid[0] * grid[1] if level.dim() == 3 else None
-            if extra is not None and extra != (extra if self.extra is None else self.extra):
+        for tokens in (level for level in levels if level.dim() == 3):
+            extra = tokens.shape[1] - grid[0] * grid[1]
+            if self.extra is None:
+                self.extra = extra
+            if extra != self.extra:
                 raise OptionsError(
                     f'patch of the teacher should be that of its model, but with {self.patch} the tokens before the '
                     f'patches are {self.extra} for one image size and {extra} for {height}x{width}'
                 )
-            self.extra = extra if self.extra is None else self.extra
         return tuple(patch_map(level, *grid) for level in levels)
 
 
