@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 
 
 def clear_leftovers() -> None:
-    """Forgets the default scope and the visualizers of earlier runs.
+    """Forgets the default scope, the message hubs and the visualizers of earlier runs.
 
-    mmdet and mmseg name theirs 'visualizer': a later run would log to the folder of the first one.
+    mmdet and mmseg name theirs 'visualizer': a later run would log to the folder of the first one. A hub is named
+    after the config and the second: two short runs of one file would share it.
     """
     DefaultScope._instance_dict.clear()
+    MessageHub._instance_dict.clear()
     classes = [Visualizer]
     while classes:
         visualizer = classes.pop()
