@@ -50,3 +50,9 @@ def check_same_shapes(name: str, students: Sequence[Tensor], teachers: Sequence[
                 f"{name}: level {index} of the student should have the teacher's shape {tuple(teacher.shape)}, "
                 f'but got {tuple(student.shape)}'
             )
+
+
+def to_device(values: Sequence, like: Tensor) -> Tensor:
+    """Returns numbers as a tensor like another, without waiting for the device."""
+    found = torch.as_tensor(values, dtype=like.dtype)
+    return found.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else found.to(like.device)

@@ -1,25 +1,18 @@
-"""The Haar wavelet by adds and subtracts, in 1D and 2D.
+"""The Haar wavelet in 1D and 2D, as autograd functions.
 
 The orthonormal Haar analysis is an orthogonal matrix (appending a zero to an odd size, and cropping after the
 synthesis, keep it so): its vector-Jacobian product is the synthesis, and vice versa. Each direction is an
 autograd function whose backward is the other one. Nothing is saved, autograd never goes over strided slices, and
 derivatives of any order work.
 
-On a CPU the arithmetic costs almost nothing, the access to memory costs nearly all. So:
-
-- a few planes go through both steps of all levels while they are in the cache;
-- rows go first, since whole rows are contiguous; then a pair of neighbours in a row, read as a complex number and
-  multiplied by (1 + i)/2, becomes its difference and its sum in one contiguous pass, and only copies are strided;
-- bands are separate tensors. One block for a level's three details would need a copy in the backward, and above
-  32 MiB the allocator maps fresh pages at each step, which takes ten times as long as filling them.
-
-Strided convolutions, products with the Haar matrix, pixel_unshuffle and adds of the four strided phases are all slower
-(``python -m speed layer``, figures in docs/speed.md).
+In 2D a CPU gets :mod:`freekd_mm.frequency.walk`, any other device :mod:`freekd_mm.frequency.blocks`, and so do the
+losses on bands. Bands are separate tensors. One block for a level's three details would need a copy in the backward,
+and above 32 MiB the allocator maps fresh pages at each step, which takes ten times as long as filling them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,9 +21,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from freekd_mm.compat.versions import is_compiling, zip_equal
+from freekd_mm.frequency.blocks import Blocks
+from freekd_mm.frequency.inputs import band_sizes
+from freekd_mm.frequency.walk import Walk
 
-# Values a CPU thread works on at a time: 4 MiB of float32 stay in the last cache; fewer cost more calls than they save.
-CHUNK = 2**20
 SQRT_HALF = 0.5**0.5
 
 
@@ -51,92 +45,31 @@ def _pad_even(x: Tensor, *dims: int) -> Tensor:
     return F.pad(x, pads) if is_compiling() or any(pads) else x
 
 
-def _parts(tensors: Iterable[Tensor], planes: int, area: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yields slices of (N, C, ...) tensors, seen as (N * C, ...), that fit into a CPU's cache.
-
-    Args:
-        tensors: Tensors with ``planes`` = N * C planes.
-        planes: Number of planes.
-        area: Values of the largest plane.
-    """
-    flat = [tensor.flatten(0, 1) for tensor in tensors]
-    limit = CHUNK * torch.get_num_threads()
-    if flat[0].device.type != 'cpu' or planes * area <= limit:
-        yield tuple(flat)
-    else:
-        yield from zip_equal(*(tensor.split(max(1, limit // area)) for tensor in flat))
-
-
-def _sizes(height: int, width: int, levels: int) -> list[tuple[int, int]]:
-    """Returns (H, W) of the low band before the first and after each level."""
-    sizes = [(height, width)]
-    for _ in range(levels):
-        height, width = (height + 1) // 2, (width + 1) // 2
-        sizes.append((height, width))
-    return sizes
-
-
-def _rows(fine: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the sums and the differences of the pairs of rows of (k, H, W), each contiguous (k, h, 2w)."""
-    count, height, width = fine.shape
-    pairs = height // 2
-    buffers = fine.new_empty(2, count, (height + 1) // 2, width + width % 2)
-    total, difference = buffers[..., :width].unbind()
-    even, odd = fine[:, 0::2], fine[:, 1::2]
-    if height % 2:
-        # Below the last row and right of the last column there are zeros.
-        buffers[..., pairs:, :width] = even[:, pairs:]
-        total, difference, even = total[:, :pairs], difference[:, :pairs], even[:, :pairs]
-    if width % 2:
-        buffers[..., width:] = 0
-    torch.add(even, odd, out=total)
-    torch.sub(even, odd, out=difference)
-    return buffers[0], buffers[1]
+def haar_form(shape: Sequence[int], levels: int, like: Tensor) -> Walk | Blocks:
+    """Returns the form of the 2D transform for maps (N, C, H, W), on the device and in the dtype of a tensor."""
+    return (Walk if like.device.type == 'cpu' else Blocks)(shape, levels, like)
 
 
 def _analyse2d(x: Tensor, levels: int) -> tuple[Tensor, ...]:
-    batch, channels, height, width = x.shape
-    sizes = _sizes(height, width, levels)
-    low = x.new_empty(batch, channels, *sizes[-1])
-    high = tuple(x.new_empty(batch, channels, *size) for size in sizes[1:] for _ in range(3))
-    for fine, lowest, *details in _parts((x, low, *high), batch * channels, height * width):
-        for level in range(levels):
-            horizontal, vertical, diagonal = details[3 * level : 3 * level + 3]
-            coarse = lowest if level == levels - 1 else torch.empty_like(horizontal)
-            total, difference = _rows(fine)
-            for rows, plus, minus in ((total, coarse, vertical), (difference, horizontal, diagonal)):
-                # (a + ib)(1 + i)/2 = (a - b)/2 + i(a + b)/2 in one contiguous pass; only copies are strided.
-                pairs = torch.view_as_complex(rows.view(*plus.shape, 2)).mul_(0.5 + 0.5j)
-                plus.copy_(pairs.imag)
-                minus.copy_(pairs.real)
-            fine = coarse
-    return low, *high
-
-
-def _columns(plus: Tensor, minus: Tensor) -> Tensor:
-    """Returns (k, h, 2w): half the sum and half the difference of (k, h, w), side by side."""
-    # (b + ia)(1 - i)/2 = (a + b)/2 + i(a - b)/2
-    return torch.view_as_real(torch.complex(minus, plus).mul_(0.5 - 0.5j)).flatten(-2)
+    form = haar_form(x.shape, levels, x)
+    high = [x.new_empty(*x.shape[:2], *size) for size in band_sizes(x.shape[2:], levels) for _ in range(3)]
+    low = torch.empty_like(high[-1])
+    for part in form.parts():
+        found = form.unpack(form.analyse(x[part]))
+        details = [band for _, vertical, *others in found for band in (others[0], vertical, others[1])]
+        for out, band in zip_equal((low, *high), (found[-1][0], *details)):
+            out[part] = band
+    return (low, *high)
 
 
 def _synthesise2d(low: Tensor, high: tuple[Tensor, ...], height: int, width: int) -> Tensor:
-    levels, (batch, channels) = len(high) // 3, low.shape[:2]
-    sizes = _sizes(height, width, levels)
-    x = low.new_empty(batch, channels, height, width)
-    for finest, coarse, *details in _parts((x, low, *high), batch * channels, height * width):
-        for level in reversed(range(levels)):
-            horizontal, vertical, diagonal = details[3 * level : 3 * level + 3]
-            total, difference = _columns(coarse, vertical), _columns(horizontal, diagonal)
-            rows, columns = sizes[level]
-            if columns % 2:
-                total, difference = total[..., :columns], difference[..., :columns]
-            fine = finest if level == 0 else low.new_empty(len(finest), rows, columns)
-            torch.add(total, difference, out=fine[:, 0::2])
-            if rows % 2:
-                total, difference = total[:, :-1], difference[:, :-1]
-            torch.sub(total, difference, out=fine[:, 1::2])
-            coarse = fine
-    return x
+    out = low.new_empty(*low.shape[:2], height, width)
+    form = haar_form(out.shape, len(high) // 3, out)
+    for part in form.parts():
+        details = [band[part] for band in high]
+        bands = [(low[part], details[i + 1], details[i], details[i + 2]) for i in range(0, len(high), 3)]
+        out = form.synthesise(form.pack(bands), out, part)
+    return out
 
 
 def _interleave(even: Tensor, odd: Tensor) -> Tensor:
@@ -156,7 +89,7 @@ def traced_analysis2d(x: Tensor, levels: int) -> tuple[Tensor, ...]:
 
 def traced_synthesis2d(height: int, width: int, low: Tensor, *high: Tensor) -> Tensor:
     """:class:`HaarSynthesis2d` for a tracer."""
-    sizes = _sizes(height, width, len(high) // 3)
+    sizes = [(height, width), *band_sizes((height, width), len(high) // 3)]
     for level in reversed(range(len(high) // 3)):
         horizontal, vertical, diagonal = high[3 * level : 3 * level + 3]
         rows, columns = sizes[level]

@@ -1,7 +1,8 @@
-"""Checks and dtypes shared by the transforms."""
+"""Checks, dtypes and sizes shared by the transforms."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,3 +27,11 @@ def check_axes(what: str, x: Tensor, wanted: str, ndim: int | None = None) -> No
 def widen(x: Tensor) -> Tensor:
     """Returns ``x`` in float32 if it is in half precision: sums over a map lose too many digits there."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def band_sizes(size: Sequence[int], depth: int) -> list[tuple[int, int]]:
+    """Returns (h, w) of the Haar bands of each level of maps of a size (H, W), finest level first."""
+    sizes = [(size[0], size[1])]
+    for _ in range(depth):
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    return sizes[1:]

@@ -21,7 +21,6 @@ from freekd_mm.frequency import (
     available_wavelets,
     dwt1d,
     dwt2d,
-    haar,
     idwt1d,
     idwt2d,
 )
@@ -159,16 +158,6 @@ def test_gradient_of_one_band_alone(used: int) -> None:
     (expected,) = torch.autograd.grad(wanted.square().sum(), x)
     (grad,) = torch.autograd.grad(tensors(dwt2d(x, 2))[used].square().sum(), x)
     torch.testing.assert_close(grad, expected)
-
-
-@pytest.mark.parametrize('chunk', [1, 7 * 11 * 2, 7 * 11 * 3, 7 * 11 * 7])
-def test_parts_for_the_cache_make_no_difference(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = images(5, 3, 7, 11)
-    whole = dwt2d(x)
-    back = idwt2d(whole)
-    monkeypatch.setattr(haar, 'CHUNK', chunk)
-    assert_close(tensors(dwt2d(x)), tensors(whole), atol=0, rtol=0)
-    torch.testing.assert_close(idwt2d(whole), back, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize('wavelet', ['haar', 'db2'])

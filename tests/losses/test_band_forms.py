@@ -1,4 +1,4 @@
-"""The two ways to walk over Haar bands, in blocks of a matrix and level by level in buffers, against whole bands."""
+"""The two forms of the Haar transform, and the passes of the losses over them, against whole bands."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d, idwt2d
-from freekd_mm.losses.bands import blocks, walk
-from freekd_mm.losses.bands.distance import band_sizes
+from freekd_mm.frequency import WaveletBands, WaveletDetail, blocks, dwt2d, haar, idwt2d, walk
+from freekd_mm.frequency.inputs import band_sizes
+from freekd_mm.losses.bands import distance
+from freekd_mm.losses.bands.distance import Level
 
 CASES = [
     ((2, 3, 8, 8), 3),
@@ -24,7 +25,7 @@ def case(shape, levels):
     generator = torch.Generator().manual_seed(0)
     make = lambda *size: torch.rand(*size, generator=generator, dtype=torch.float64)  # noqa: E731
     student, teacher = (make(*shape) - 0.5 for _ in range(2))
-    weights = [make(shape[0], 4, *size) for size in band_sizes(student, levels)]
+    weights = [make(shape[0], 4, *size) for size in band_sizes(shape[2:], levels)]
     return student, teacher, weights
 
 
@@ -47,14 +48,47 @@ def back(bands, shape):
     return total
 
 
-@pytest.mark.parametrize('size', [1, 50, 2**21])
+@pytest.fixture(params=[1, 50, 2**21])
+def forms(request, monkeypatch):
+    """Sets each form in turn, with parts of one size."""
+    for module in (walk, blocks):
+        monkeypatch.setattr(module, 'BLOCK', request.param)
+
+    def each():
+        for form in (walk.Walk, blocks.Blocks):
+            monkeypatch.setattr(haar, 'haar_form', form)
+            monkeypatch.setattr(distance, 'haar_form', form)
+            yield form
+
+    return each
+
+
+@pytest.mark.parametrize(('shape', 'levels'), CASES)
+def test_both_forms_are_one_transform(forms, shape, levels):
+    x, _, _ = case(shape, levels)
+    for form in forms():
+        bands, wanted = dwt2d(x, levels), listed(x, levels)
+        for level, detail in enumerate(bands.high):
+            found = torch.stack((detail.vertical, detail.horizontal, detail.diagonal), 2)
+            torch.testing.assert_close(found, wanted[level][:, :, 1:])
+        torch.testing.assert_close(idwt2d(bands), x)
+        transform = form(shape, levels, x)
+        for images, channels in transform.parts():
+            part = form((*x[images, channels].shape[:2], *shape[2:]), levels, x)
+            packed = part.analyse(x[images, channels])
+            values = [band.clone() for band in packed]
+            again = part.pack([[band.clone() for band in four] for four in part.unpack(packed)])
+            back_again, wanted_back = (
+                transform.synthesise(given, torch.zeros_like(x), (images, channels))[images, channels]
+                for given in (again, values)
+            )
+            torch.testing.assert_close(back_again, wanted_back)
+
+
 @pytest.mark.parametrize('weighted', [False, True])
 @pytest.mark.parametrize(('shape', 'levels'), CASES)
-def test_sums_of_products_and_their_gradient(monkeypatch, size, weighted, shape, levels):
-    for form in (walk, blocks):
-        monkeypatch.setattr(form, 'BLOCK', size)
+def test_sums_of_products_and_their_gradient(forms, weighted, shape, levels):
     student, teacher, weights = case(shape, levels)
-    given = weights if weighted else None
     own, other = torch.rand(2, shape[1], levels, 4, dtype=torch.float64) - 0.5
     own[:, :-1, 0] = other[:, :-1, 0] = 0  # the low band counts at the last level alone
     wanted, gradients = [], []
@@ -63,24 +97,28 @@ def test_sums_of_products_and_their_gradient(monkeypatch, size, weighted, shape,
         wanted.append(torch.stack([(weight * x * y).sum((0, 3, 4)) for x, y in ((b, b), (b, a), (a, a))], 2))
         gradients.append(weight * (own[:, level, :, None, None] * b - other[:, level, :, None, None] * a))
     wanted, gradient = torch.stack(wanted, 1), back(gradients, shape)
-    out = torch.empty_like(student)
-    sums = (
-        walk.correlate(student, teacher, levels, given, lambda channels, _: (own[channels], other[channels]), out),
-        blocks.correlate(student, teacher, levels, given),
-    )
-    outs = out, blocks.gradient(student, teacher, levels, given, torch.stack((own, other)))
-    for found, out in zip_equal(sums, outs):
-        torch.testing.assert_close(found[:, :, 1:], wanted[:, :, 1:])
-        torch.testing.assert_close(found[:, -1], wanted[:, -1])
+    wanted[:, :-1, 0] = 0
+    given = [Level(teacher, levels, [], weights if weighted else None)]
+    for form in forms():
+        torch.testing.assert_close(distance.sums_of([student], given, levels)[0], wanted)
+        (out,) = distance.gradients_of([student], given, torch.stack((own, other)).unsqueeze(1))
         torch.testing.assert_close(out, gradient)
+        if form is walk.Walk:
+            seen = []
+
+            def factors(level, channels, sums, seen=seen):
+                seen.append(sums.clone())
+                return torch.stack((own[channels], other[channels]))
+
+            sums, (out,) = distance._pass([student], given, levels, True, factors)
+            torch.testing.assert_close(torch.cat(seen), wanted)
+            torch.testing.assert_close(sums[0], wanted)
+            torch.testing.assert_close(out, gradient)
 
 
-@pytest.mark.parametrize('size', [1, 50, 2**21])
 @pytest.mark.parametrize('shared', [False, True])
 @pytest.mark.parametrize(('shape', 'levels'), CASES)
-def test_absolute_differences_and_their_gradient(monkeypatch, size, shared, shape, levels):
-    for form in (walk, blocks):
-        monkeypatch.setattr(form, 'BLOCK', size)
+def test_absolute_differences_and_their_gradient(forms, shared, shape, levels):
     student, teacher, weights = case(shape, levels)
     weights = [weight[:1] if shared else weight for weight in weights]
     for weight in weights[:-1]:
@@ -89,8 +127,11 @@ def test_absolute_differences_and_their_gradient(monkeypatch, size, shared, shap
     pairs = [(weight[:, None], band) for weight, band in zip_equal(weights, bands)]
     wanted = sum((weight * band.abs()).sum((2, 3, 4)) for weight, band in pairs)
     gradient = back([weight * band.sign() for weight, band in pairs], shape)
-    for form in (walk, blocks):
-        out = torch.empty_like(student)
-        torch.testing.assert_close(form.absolute(student, teacher, levels, weights, out), wanted)
+    level = Level(teacher, levels, [])
+    for _ in forms():
+        total, out = distance._planes(student, level, weights, True)
+        torch.testing.assert_close(total, wanted)
         torch.testing.assert_close(out, gradient)
-        torch.testing.assert_close(form.absolute(student, teacher, levels, weights, None), wanted)
+        total, out = distance._planes(student, level, weights, False)
+        torch.testing.assert_close(total, wanted)
+        assert out is None

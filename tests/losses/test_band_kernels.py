@@ -11,9 +11,11 @@ import torch
 
 from freekd_mm.compat.versions import torch_at_least, zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d, idwt2d
+from freekd_mm.frequency.blocks import Blocks, places
+from freekd_mm.frequency.inputs import band_sizes
 from freekd_mm.losses import FreeKDPlusLoss, WaveletLoss
-from freekd_mm.losses.bands import blocks, distance
-from freekd_mm.losses.bands.distance import Level, band_sizes
+from freekd_mm.losses.bands import distance
+from freekd_mm.losses.bands.distance import Level
 from freekd_mm.prompts import PromptFile, save_prompt
 
 pytest.importorskip('triton', reason='Triton is not installed: it has no release for this Python or system')
@@ -48,7 +50,7 @@ def case(depths, masked, students=torch.float32, teachers=torch.float32, sizes=S
         shape = 2, 3 + index, *size
         made.append(torch.randn(shape, generator=generator).to(students))
         teacher = torch.randn(shape, generator=generator).to(teachers)
-        masks = [torch.rand(2, 4, *band, generator=generator) for band in band_sizes(teacher, depth)]
+        masks = [torch.rand(2, 4, *band, generator=generator) for band in band_sizes(size, depth)]
         levels.append(Level(teacher, depth, [[1.0] * 4] * depth, masks if masked else None))
     return made, levels
 
@@ -175,10 +177,9 @@ def test_only_a_gpu_gets_them_and_a_variable_switches_them_off(monkeypatch):
 def test_plain_convolutions_have_the_order_of_the_kernels():
     """Both leave a coefficient where the transform in place leaves it: weights of the positions are shared."""
     x = torch.arange(64.0).view(1, 1, 8, 8)
-    bands = blocks._Blocks(x.shape, 3, x).analyse(x).view(8, 8)
+    bands = Blocks(x.shape, 3, x).analyse(x)[0].view(8, 8)
     whole = dwt2d(x, 3)
     for level, detail in enumerate(whole.high):
         for band, values in ((1, detail.vertical), (2, detail.horizontal), (3, detail.diagonal)):
-            rows, columns = blocks._places(level, band)
-            torch.testing.assert_close(bands[rows, columns], values[0, 0])
+            torch.testing.assert_close(bands[places(level, band)], values[0, 0])
     torch.testing.assert_close(bands[0, 0], whole.low[0, 0, 0, 0])

@@ -25,7 +25,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from freekd_mm.compat.versions import torch_at_least, uncompiled, zip_equal
-from freekd_mm.losses.bands import blocks, walk
+from freekd_mm.frequency.haar import haar_form
+from freekd_mm.frequency.inputs import band_sizes
+from freekd_mm.tensors import full_precision, to_device
 
 # A band whose mean square in the teacher is below this is constant, and has no information.
 TINY = 1e-12
@@ -36,14 +38,6 @@ LEAST = 1e-30
 
 #: Gives values (..., 4) and both factors, for means of products (..., 4, 3) and weights (..., 4).
 Judge = Callable[[Tensor, Tensor], Tuple[Tensor, Tensor, Tensor]]
-
-
-def band_sizes(features: Tensor, depth: int) -> list[tuple[int, int]]:
-    """Returns (h, w) of the bands of features (N, C, H, W), finest level first."""
-    sizes = [(features.shape[2], features.shape[3])]
-    for _ in range(depth):
-        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
-    return sizes[1:]
 
 
 class Level(NamedTuple):
@@ -95,34 +89,31 @@ class _Correlation(torch.autograd.Function):
         ctx: Any, levels: Sequence[Level], judge: Judge, most: int, scale: float | None, *students: Tensor
     ) -> Tensor:
         world, (weights, positions) = get_world_size(), _table(students, levels, most)
-        ctx.gradients, way = [None] * len(levels), _way(students, levels, most)
-        if scale is not None and world == 1 and students[0].device.type == 'cpu' and way[0] is sums_of:
-            # A block has all values of its channels: its gradient is made while it is in the cache.
-            ctx.gradients, ctx.scale = [_room(*pair) for pair in zip_equal(students, levels)], scale
-
-            def factors(level: int, sums: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.gradients, ctx.scale, ctx.way = None, scale, _way(students, levels, most)
+        if scale is not None and world == 1 and students[0].device.type == 'cpu' and ctx.way[0] is sums_of:
+            # A part has all values of its channels: its gradient is made while it is in the cache.
+            def factors(level: int, channels: slice, sums: Tensor) -> Tensor:
                 w, n = (table[level, : sums.shape[1]] for table in (weights, positions))
-                own, other = judge(sums / n.unsqueeze(1), scale * w)[1:]
-                return own / n, other / n
+                return torch.stack(judge(sums / n.unsqueeze(1), scale * w)[1:]) / n
 
-            sums = sums_of(students, levels, most, factors, ctx.gradients)
+            sums, ctx.gradients = _pass(students, levels, most, True, factors)
         else:
-            sums = way[0](students, levels, most)
+            sums = ctx.way[0](students, levels, most)
         if world > 1:
             sums, positions = _reduce(sums, positions)
         positions = positions.unsqueeze(1)
         values, own, other = judge(sums / positions.unsqueeze(4), weights.unsqueeze(1))
         ctx.save_for_backward(*students)
         # Means over all processes: DDP divides the gradients by their number.
-        ctx.levels, ctx.way, ctx.factors, ctx.world = levels, way, torch.stack((own, other)) / positions, world
+        ctx.levels, ctx.factors, ctx.world = levels, torch.stack((own, other)) / positions, world
         return values.sum((1, 2, 3))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, [None] * len(ctx.levels)
-        if gradients[0] is None:
-            # Without one, or for a second time through a retained graph.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            # Without them, or for a second time through a retained graph.
             factors = ctx.factors * (factor * ctx.world if ctx.world > 1 else factor).view(-1, 1, 1, 1)
             gradients = ctx.way[1](ctx.saved_tensors, ctx.levels, factors)
         else:
@@ -144,63 +135,76 @@ def _way(students: Sequence[Tensor], levels: Sequence[Level], most: int) -> tupl
     return sums_of, gradients_of
 
 
-def _room(student: Tensor, level: Level) -> Tensor:
-    """Returns a tensor for a gradient, in at least float32: it is not scaled yet. 0 if nothing is compared."""
-    make = torch.empty_like if level.depth else torch.zeros_like
-    dtype = torch.promote_types(student.dtype, torch.float32)
-    return make(student, dtype=dtype, memory_format=torch.contiguous_format)
-
-
 def _table(students: Sequence[Tensor], levels: Sequence[Level], most: int) -> tuple[Tensor, Tensor]:
     """Returns the weights (levels, most, 4) and the positions (levels, most, 1), sent to the device at once."""
     least, rows = float(get_world_size() == 1), []
     for level in levels:
-        sizes = [len(level.teacher) * height * width for height, width in band_sizes(level.teacher, level.depth)]
-        rows += [[*weights, max(least, n)] for weights, n in zip_equal(level.weights, sizes)]
+        sizes = band_sizes(level.teacher.shape[2:], level.depth)
+        counts = [max(least, len(level.teacher) * height * width) for height, width in sizes]
+        rows += [[*weights, count] for weights, count in zip_equal(level.weights, counts)]
         rows += [[0.0, 0.0, 0.0, 0.0, least]] * (most - level.depth)
-    like = students[0].new_empty(0, dtype=torch.promote_types(students[0].dtype, torch.float32))
-    table = blocks.to_device(rows, like).view(len(levels), most, 5)
+    table = to_device(rows, full_precision(students[0].new_empty(0))).view(len(levels), most, 5)
     return table[..., :4], table[..., 4:]
 
 
-def sums_of(
-    students: Sequence[Tensor],
-    levels: Sequence[Level],
-    most: int,
-    factors: Callable[[int, Tensor], tuple[Tensor, Tensor]] | None = None,
-    gradients: Sequence[Tensor] | None = None,
-) -> Tensor:
-    """Returns the sums of bb, ab and aa, (levels, C, most, 4, 3) with the most channels, 0 for what is not there.
-
-    On a CPU it fills gradients as well, if there are factors for the sums (k, depth, 4, 3) of some channels.
-    """
-    dtype = torch.promote_types(students[0].dtype, torch.float32)
-    out = students[0].new_zeros(len(levels), max(x.shape[1] for x in students), most, 4, 3, dtype=dtype)
-    for index, (student, (teacher, depth, _, masks)) in enumerate(zip_equal(students, levels)):
-        if not depth:
-            continue
-        if student.device.type == 'cpu':
-            part = (lambda _, sums, i=index: factors(i, sums)) if factors is not None else None
-            found = walk.correlate(student, teacher, depth, masks, part, gradients[index] if gradients else None)
-        else:
-            found = blocks.correlate(student, teacher, depth, masks)
-        out[index, : len(found), :depth] = found
-    return out
+def sums_of(students: Sequence[Tensor], levels: Sequence[Level], most: int) -> Tensor:
+    """Returns the sums of bb, ab and aa, (levels, C, most, 4, 3) with the most channels, 0 for what is not there."""
+    return _pass(students, levels, most, True, None)[0]
 
 
 def gradients_of(students: Sequence[Tensor], levels: Sequence[Level], factors: Tensor) -> list[Tensor]:
     """Returns the gradients with own * b - other * a in the bands, factors (2, levels, C, most, 4)."""
-    found = []
-    for student, level, factor in zip_equal(students, levels, factors.unbind(1)):
-        factor = factor[:, : student.shape[1], : level.depth]
-        if level.depth and student.device.type != 'cpu':
-            found.append(blocks.gradient(student, level.teacher, level.depth, level.masks, factor))
-            continue
-        found.append(_room(student, level))
-        if level.depth:
-            part = lambda channels, _, given=factor: tuple(given[:, channels])  # noqa: E731
-            walk.correlate(student, level.teacher, level.depth, level.masks, part, found[-1])
-    return found
+    part = lambda level, channels, _: factors[:, level, channels, : levels[level].depth]  # noqa: E731
+    return _pass(students, levels, factors.shape[3], False, part)[1]
+
+
+def _pass(
+    students: Sequence[Tensor], levels: Sequence[Level], most: int, summed: bool, factors: Callable[..., Tensor] | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Goes once over the bands of both maps: adds up their products, and combines them to gradients.
+
+    Args:
+        students: b of each level.
+        levels: What they are compared with.
+        most: The most wavelet levels.
+        summed: Whether sums are wanted.
+        factors: Gives the factors (2, k, depth, 4) of b and -a for a level, some channels, and their sums so far; None
+            for no gradients.
+    """
+    like = full_precision(students[0].new_empty(0))
+    sums = like.new_zeros(len(levels), max(x.shape[1] for x in students), most, 4, 3)
+    gradients: list[Any] = [None] * len(levels)
+    for index, (student, level) in enumerate(zip_equal(students, levels)):
+        form = haar_form(student.shape, level.depth, like)
+        roots = form.positions([mask.sqrt() for mask in level.masks or ()])
+        for part in form.parts() if level.depth else ():
+            own, other = (form.analyse(x[part], which) for which, x in enumerate((student, level.teacher)))
+            weights = [_images(root, part) for root in roots]
+            _weigh(own + other, weights * 2)
+            found = sums[index, part[1], : level.depth]
+            if summed:
+                found += form.products(own, other)
+            if factors is not None:
+                for b, a, both in zip_equal(own, other, form.spread(factors(index, part[1], found))):
+                    b.mul_(both[0]).addcmul_(a, both[1], value=-1)
+                    del b, a
+                _weigh(own, weights)
+                gradients[index] = form.synthesise(own, gradients[index], part)
+            del own, other  # else they would be there beside those of the next part
+        if factors is not None and gradients[index] is None:
+            gradients[index] = like.new_zeros(student.shape)
+    return sums, gradients
+
+
+def _weigh(bands: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Multiplies bands by weights of their positions, if there are any."""
+    for band, weight in zip(bands, weights):
+        band.mul_(weight)
+
+
+def _images(weights: Tensor, part: tuple[slice, slice]) -> Tensor:
+    """Returns the weights of the positions of the images in a part."""
+    return weights if len(weights) == 1 else weights[part[0]]
 
 
 def _reduce(*parts: Tensor) -> list[Tensor]:
@@ -224,8 +228,11 @@ def correlation(
         judge: What is computed from the means of products, see :func:`standardised`.
         scale: What the value will probably be multiplied by; it saves a pass over the gradients if it is.
     """
-    needed = torch.is_grad_enabled() and any(student.requires_grad for student in students)
-    return _Correlation.apply(levels, judge, most, scale if needed and scale else None, *students)
+    return _Correlation.apply(levels, judge, most, scale if _needed(students) and scale else None, *students)
+
+
+def _needed(students: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(student.requires_grad for student in students)
 
 
 class _Absolute(torch.autograd.Function):
@@ -234,40 +241,47 @@ class _Absolute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, levels: Sequence[Level], needed: bool, *students: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*students)
-        ctx.levels = levels
-        ctx.gradients = [_room(*pair) if needed else None for pair in zip_equal(students, levels)]
-        ctx.weights = _position_weights(students, levels)
-        return tuple(map(_planes, students, levels, ctx.weights, ctx.gradients))
+        ctx.levels, (table, _) = levels, _table(students, levels, max(level.depth for level in levels))
+        ctx.weights = [_of_positions(level, rows) for level, rows in zip_equal(levels, table.unbind())]
+        found = [_planes(x, level, w, needed) for x, level, w in zip_equal(students, levels, ctx.weights)]
+        ctx.gradients = [gradient for _, gradient in found] if needed else None
+        return tuple(total for total, _ in found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *factors: Tensor) -> tuple[Tensor | None, ...]:
-        found = []
-        for index, (student, level, factor) in enumerate(zip_equal(ctx.saved_tensors, ctx.levels, factors)):
-            gradient, ctx.gradients[index] = ctx.gradients[index], None
-            if gradient is None:
-                gradient = _room(student, level)
-                _planes(student, level, ctx.weights[index], gradient)
-            found.append(gradient.mul_(factor[:, :, None, None]).to(student.dtype))
-        return None, None, *found
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            given = zip_equal(ctx.saved_tensors, ctx.levels, ctx.weights)
+            gradients = [_planes(x, level, weights, True)[1] for x, level, weights in given]
+        found = zip_equal(gradients, factors, ctx.saved_tensors)
+        return None, None, *(each.mul_(factor[:, :, None, None]).to(x.dtype) for each, factor, x in found)
 
 
-def _planes(student: Tensor, level: Level, weights: list[Tensor], gradient: Tensor | None) -> Tensor:
-    if not level.depth:
-        return student.new_zeros(student.shape[:2], dtype=torch.promote_types(student.dtype, torch.float32))
-    form = walk if student.device.type == 'cpu' else blocks
-    return form.absolute(student, level.teacher, level.depth, weights, gradient)
+def _planes(student: Tensor, level: Level, weights: list[Tensor], needed: bool) -> tuple[Tensor, Tensor | None]:
+    """Returns the weighted sum of each plane (N, C), and its gradient (N, C, H, W) where needed."""
+    like, gradient = full_precision(student.new_empty(0)), None
+    total = like.new_zeros(student.shape[:2])
+    if level.depth:
+        form = haar_form(student.shape, level.depth, like)
+        scale = form.positions(weights)
+        for part in form.parts():
+            bands = form.analyse(student[part].to(like.dtype) - level.teacher[part])
+            weighed = [_images(weight, part) for weight in scale]
+            total[part] = form.weighted([band.abs() for band in bands], weighed)
+            if needed:
+                for band, weight in zip_equal(bands, weighed):
+                    band.sign_().mul_(weight)
+                gradient = form.synthesise(bands, gradient, part)
+    return total, like.new_zeros(student.shape) if needed and gradient is None else gradient
 
 
-def _position_weights(students: Sequence[Tensor], levels: Sequence[Level]) -> list[list[Tensor]]:
-    """Returns the weights of the bands and of their positions of each level, (N or 1, 4, h, w) per wavelet level."""
-    found, (table, _) = [], _table(students, levels, max(level.depth for level in levels))
-    for level, rows in zip_equal(levels, table.unbind()):
-        weights = [row.view(1, 4, 1, 1) for row in rows[: level.depth].unbind()]
-        sizes = band_sizes(level.teacher, level.depth)
-        masks = level.masks or [weight.new_ones(()).expand(1, 4, *size) for weight, size in zip_equal(weights, sizes)]
-        found.append([weight * mask for weight, mask in zip_equal(weights, masks)])
-    return found
+def _of_positions(level: Level, rows: Tensor) -> list[Tensor]:
+    """Returns the weights of the bands and of their positions, (N or 1, 4, h, w) per wavelet level."""
+    sizes = band_sizes(level.teacher.shape[2:], level.depth)
+    weights = [row.view(1, 4, 1, 1) for row in rows[: level.depth].unbind()]
+    masks = level.masks or [rows.new_ones(()).expand(1, 4, *size) for size in sizes]
+    return [weight * mask for weight, mask in zip_equal(weights, masks)]
 
 
 @uncompiled
@@ -278,5 +292,4 @@ def absolute(students: Sequence[Tensor], levels: Sequence[Level]) -> tuple[Tenso
         students: b of each level (N, C, H, W).
         levels: What they are compared with.
     """
-    needed = torch.is_grad_enabled() and any(student.requires_grad for student in students)
-    return _Absolute.apply(levels, needed, *students)
+    return _Absolute.apply(levels, _needed(students), *students)

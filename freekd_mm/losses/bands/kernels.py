@@ -2,7 +2,7 @@
 
 A program takes one channel of one level. It reads tiles of some blocks of both maps, makes the bands in registers, and
 adds up their products; for the gradient it combines the bands and transforms back. A tile has the rows of a block and
-the columns of several; a coefficient stays in its place as in :mod:`freekd_mm.losses.bands.blocks`.
+the columns of several; a coefficient stays in its place as in :mod:`freekd_mm.frequency.blocks`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from freekd_mm.frequency.blocks import in_place
 from freekd_mm.log import say
-from freekd_mm.losses.bands.blocks import to_device, weight_map
+from freekd_mm.tensors import to_device
 
 # Values of a tile of one map, and the most wavelet levels: more would not fit into registers.
 TILE = 1024
@@ -185,8 +186,8 @@ def _given(students: Sequence[Tensor], levels: Sequence[Any], most: int) -> list
     maps = []
     if any(level.masks is not None for level in levels):
         for student, level in zip(students, levels):
-            masks = [mask.float() for mask in level.masks or ()]
-            maps.append(weight_map(masks, student.shape[2:]) if masks else student.new_empty(0))
+            masks = [mask.float().unsqueeze(1).unbind(2) for mask in level.masks or ()]
+            maps.append(in_place(masks, student.shape[2:]) if masks else student.new_empty(0))
     return [list(students), [level.teacher for level in levels], maps, [level.depth for level in levels], most]
 
 

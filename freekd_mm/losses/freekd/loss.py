@@ -10,7 +10,8 @@ from torch import Tensor
 
 from freekd_mm.checks import check_choice
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.losses.bands.distance import Level, absolute, band_sizes
+from freekd_mm.frequency.inputs import band_sizes
+from freekd_mm.losses.bands.distance import Level, absolute
 from freekd_mm.losses.bands.loss import BandLoss, per_band
 from freekd_mm.losses.freekd.relation import Relation, RelationGate
 from freekd_mm.registry import MODELS
@@ -105,7 +106,7 @@ class FreeKDLoss(BandLoss):
         if self.mode == 'paper':
             return per_band(depth, 1.0, 1.0)
         planes = max(teacher.shape[0] * teacher.shape[1], 1)
-        sizes = band_sizes(teacher, depth)
+        sizes = band_sizes(teacher.shape[2:], depth)
         return [[0.0, *[1 / (3 * planes * height * width)] * 3] for height, width in sizes]
 
     def _position_weights(self, masks: list[Tensor] | None) -> list[Tensor] | None:
@@ -117,5 +118,5 @@ class FreeKDLoss(BandLoss):
 
 def _coefficients(level: Level) -> int:
     """Returns how many coefficients a feature level has in all its bands."""
-    sizes = [height * width for height, width in band_sizes(level.teacher, level.depth)]
+    sizes = [height * width for height, width in band_sizes(level.teacher.shape[2:], level.depth)]
     return level.teacher.shape[0] * level.teacher.shape[1] * (3 * sum(sizes) + sum(sizes[-1:]))
