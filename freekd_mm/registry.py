@@ -20,10 +20,7 @@ SCOPE = 'freekd_mm'
 class TableRegistry(mmengine.Registry):
     """A registry that imports the module of a name when it is asked for that name.
 
-    Args:
-        name: Name of the registry, as in mmengine.
-        parent: mmengine's registry of them.
-        table: The names that each module holds; the modules are written without ``freekd_mm.``.
+    ``table`` has the names that each module holds; the modules are written without ``freekd_mm.``.
     """
 
     def __init__(self, name: str, parent: mmengine.Registry, table: Mapping[str, Sequence[str]]) -> None:

@@ -9,8 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freekd_mm.checks import check_choice, check_positive
-from freekd_mm.datasets.objects import Sprite, bar, distractor, thing
-from freekd_mm.datasets.textures import Field, Rng, ground_pattern, light, random_colour, region_map
+from freekd_mm.datasets.objects import (
+    Field,
+    Rng,
+    Sprite,
+    bar,
+    distractor,
+    ground_pattern,
+    light,
+    random_colour,
+    region_map,
+    thing,
+)
 
 # Each pair of things shares its outline and its colours and differs by fine structure alone.
 _COLOURS = {

@@ -39,13 +39,8 @@ def write_scenes(
 
     The folder appears when it is complete; ``scenes.json`` in it says what was asked for.
 
-    Args:
-        root: Folder to write to. It must be new, empty, or made by the same call before.
-        num_train: Number of training pictures.
-        num_val: Number of validation pictures.
-        size: Width and height in pixels.
-        seed: Seed. A picture depends on the seed, its split, its number and the size alone.
-        force: Keep what ``root`` holds with ``.bak`` after its name, and write the data set in its place.
+    The options are those of ``tools/make_scenes.py``. A picture depends on the seed, its split, its number and the size
+    alone.
     """
     root = Path(root)
     counts = {'train': num_train, 'val': num_val}

@@ -31,27 +31,23 @@ def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tupl
     return {k: theirs[k][tuple(map(slice, own[k].shape))] for k in fitting}, own
 
 
-def inheritable_modules(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """Returns the modules, except the backbone, from which the student can take more than half of the weights.
+def choose_modules(student: nn.Module, teacher: nn.Module, modules: Sequence[str] = ()) -> list[str]:
+    """Checks the modules to inherit; without names all that fit, possibly none.
 
-    These are children of the student. For a segmenter whose head does not fit it is only the classifier.
+    These are the children of the student, except the backbone, of which the teacher has more than half of the weights.
+    For a segmenter whose head does not fit it is only the classifier.
     """
+    for module in modules:
+        _checked_weights(student, teacher, module)
+    if modules:
+        return list(modules)
 
     def fits(module: str) -> bool:
         found, own = (sum(map(Tensor.numel, part.values())) for part in fitting_weights(student, teacher, module))
         return found > own / 2
 
-    modules = [name for name, _ in student.named_children() if name not in OWN and fits(name)]
-    if 'decode_head' not in modules and fits(CLASSIFIER):
-        modules.append(CLASSIFIER)
-    return modules
-
-
-def choose_modules(student: nn.Module, teacher: nn.Module, modules: Sequence[str]) -> list[str]:
-    """Checks the modules to inherit; without names all that fit, possibly none."""
-    for module in modules:
-        _checked_weights(student, teacher, module)
-    return list(modules) or inheritable_modules(student, teacher)
+    fitting = [name for name, _ in student.named_children() if name not in OWN and fits(name)]
+    return fitting if 'decode_head' in fitting or not fits(CLASSIFIER) else [*fitting, CLASSIFIER]
 
 
 def _checked_weights(

@@ -199,13 +199,8 @@ def teacher_options(text: str, checkpoint: str | None = None) -> dict[str, str]:
 def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
     """Builds the teacher's model and loads its weights.
 
-    Args:
-        teacher: ``cfg_path`` (a config file, or ``'mmdet::...'``) or ``model`` (inline config), or a model of another
-            library, see :func:`freekd_mm.runtime.foreign.build_foreign`; ``checkpoint`` (file or URL) or
-            ``allow_random=True``; ``allow_mismatch``; ``dtype``; ``outputs``.
-
-    Returns:
-        The model and a line that says where its weights are from.
+    ``teacher`` has ``cfg_path`` (a config file, or ``'mmdet::...'``) or ``model`` (inline config), or is of another
+    library, see :func:`freekd_mm.runtime.foreign.build_foreign`. Returns also where the weights are from, in words.
     """
     sources = [key for key in SOURCES if key in teacher]
     foreign = bool(sources) and sources[0] in LIBRARIES

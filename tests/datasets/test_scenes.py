@@ -11,9 +11,8 @@ import pytest
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets import CLASSES, DET_METAINFO, SEG_METAINFO, STUFF, THINGS, render_scene
-from freekd_mm.datasets.objects import SHAPES, thing
+from freekd_mm.datasets.objects import SHAPES, ground_pattern, thing
 from freekd_mm.datasets.scenes import IGNORE_LABEL
-from freekd_mm.datasets.textures import ground_pattern
 
 
 def same(first, second):

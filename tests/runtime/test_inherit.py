@@ -10,7 +10,7 @@ import torch
 from distill_cases import L2, build, differing, distilled, save_weights, student_weights
 from mmengine.config import Config
 
-from freekd_mm.runtime.inherit import inheritable_modules, inherited_weights
+from freekd_mm.runtime.inherit import choose_modules, inherited_weights
 from freekd_mm.wizard.make_config import make_config
 
 STUDENT = tiny_configs.detector(Path('.'), head='gfl', width=8, channels=16)['model']
@@ -71,10 +71,10 @@ def test_a_part_of_a_module(checkpoint):
 
 def test_modules_that_fit():
     student, teacher = build(STUDENT), build(TEACHER)
-    assert inheritable_modules(student, teacher) == ['neck', 'bbox_head']
+    assert choose_modules(student, teacher) == ['neck', 'bbox_head']
     narrow = build(tiny_configs.detector(Path('.'), head='gfl', width=8, channels=8)['model'])
-    assert inheritable_modules(narrow, teacher) == ['neck', 'bbox_head']
-    assert inheritable_modules(teacher, narrow) == []
+    assert choose_modules(narrow, teacher) == ['neck', 'bbox_head']
+    assert choose_modules(teacher, narrow) == []
 
 
 def test_a_narrower_student_takes_the_weights_between_the_first_channels():
@@ -103,7 +103,7 @@ def test_a_head_is_not_inherited_for_its_small_parts():
     """Of a PSPNet on a narrower backbone only the norms and the classifier fit."""
     models = [tiny_configs.segmenter(Path('.'), width=width)['model'] for width in (8, 16)]
     student, teacher = (build(model, 'mmseg') for model in models)
-    assert inheritable_modules(student, teacher) == ['decode_head.conv_seg']
+    assert choose_modules(student, teacher) == ['decode_head.conv_seg']
     assert 'decode_head.conv_seg.weight' in inherited_weights(student, teacher, ['decode_head.conv_seg'])
 
 
