@@ -66,11 +66,12 @@ def write_pseudo_labels(
     workers: int = 2,
     device: str | None = None,
     force: bool = False,
+    root: str | os.PathLike | None = None,
 ) -> PseudoLabels:
     """Writes a detector's boxes (and masks) as one COCO file, a segmenter's label maps as PNG files.
 
     The options are those of ``tools/pseudo_label.py``; ``folder`` is as for ``freekd_mm.ImageFolder``. Names in the
-    COCO file are relative to the folder that holds all pictures.
+    COCO file are relative to ``root``, by default the folder that holds all pictures.
     """
     install()
     check_positive('score', score, zero=True)
@@ -88,9 +89,10 @@ def write_pseudo_labels(
     classes = model.dataset_meta.get('classes') or classes_of(dataset, dataset_class(dataset, scope))
     if not classes:
         raise ValueError(f'{checkpoint} or the test data of the config should name the classes, but neither does')
-    is_folder = isinstance(folder, (str, os.PathLike)) and Path(folder).is_dir()
-    parents = [folder] if is_folder else [file.parent.resolve() for file in pictures.files]
-    root = Path(os.path.commonpath(parents)).resolve()
+    if root is None:
+        is_folder = isinstance(folder, (str, os.PathLike)) and Path(folder).is_dir()
+        root = folder if is_folder else os.path.commonpath([file.parent.resolve() for file in pictures.files])
+    root = Path(root).resolve()
     is_map = hasattr(model, 'decode_head')
     if is_map != (out.suffix != '.json'):
         what = 'a folder for label maps' if is_map else 'a file like pseudo.json'

@@ -61,7 +61,7 @@ def places(level: int, band: int) -> tuple[Any, slice, slice]:
 @cache
 def _constant(table: Callable[[int], np.ndarray], depth: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Returns one of the tables above on a device, where it stays."""
-    return torch.as_tensor(table(depth), dtype=dtype, device=device)
+    return torch.as_tensor(table(depth), dtype=dtype).to(device)
 
 
 def in_place(bands: Sequence[Sequence[Tensor]], size: Sequence[int]) -> Tensor:

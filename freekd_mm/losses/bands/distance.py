@@ -175,9 +175,11 @@ def _pass(
     sums = like.new_zeros(len(levels), max(x.shape[1] for x in students), most, 4, 3)
     gradients: list[Any] = [None] * len(levels)
     for index, (student, level) in enumerate(zip_equal(students, levels)):
+        if not level.depth:
+            continue
         form = haar_form(student.shape, level.depth, like)
         roots = form.positions([mask.sqrt() for mask in level.masks or ()])
-        for part in form.parts() if level.depth else ():
+        for part in form.parts():
             own, other = (form.analyse(x[part], which) for which, x in enumerate((student, level.teacher)))
             weights = [_images(root, part) for root in roots]
             _weigh(own + other, weights * 2)
@@ -191,8 +193,9 @@ def _pass(
                 _weigh(own, weights)
                 gradients[index] = form.synthesise(own, gradients[index], part)
             del own, other  # else they would be there beside those of the next part
-        if factors is not None and gradients[index] is None:
-            gradients[index] = like.new_zeros(student.shape)
+    if factors is not None:
+        given = zip_equal(gradients, students)
+        gradients = [like.new_zeros(x.shape) if gradient is None else gradient for gradient, x in given]
     return sums, gradients
 
 
