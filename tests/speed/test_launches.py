@@ -22,7 +22,7 @@ LOSSES = {
     'WaveletLoss': 55,
     'WaveletLoss, Triton': 30,
     'WaveletLoss, masks': 156,
-    'WaveletLoss, masks, Triton': 115,
+    'WaveletLoss, masks, Triton': 103,
     'FreeKDLoss, paper': 252,
     'FreeKDLoss, paper, no relation': 98,
     'FreeKDLoss, code': 154,

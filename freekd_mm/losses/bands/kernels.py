@@ -1,8 +1,7 @@
 """Sums and gradients of Haar bands of all levels in one Triton kernel each. This file alone imports Triton.
 
-A program takes one channel of one level. It reads tiles of some blocks of both maps, makes the bands in registers, and
-adds up their products; for the gradient it combines the bands and transforms back. A tile has the rows of a block and
-the columns of several; a coefficient stays in its place as in :mod:`freekd_mm.frequency.blocks`.
+A program takes one channel of one level. It reads tiles of N blocks of both maps, makes the bands in registers, and
+adds up their products; for the gradient it combines the bands and transforms back. A thread has whole blocks.
 """
 
 from __future__ import annotations
@@ -15,14 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from freekd_mm.frequency.blocks import in_place
 from freekd_mm.log import say
 from freekd_mm.tensors import to_device
 
-# Values of a tile of one map, and the most wavelet levels: more would not fit into registers.
-TILE = 1024
-MOST = 4
-DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+# Values of a tile of one map, a block for each thread; the most wavelet levels that fit into a thread's registers.
+TILE = tl.constexpr(4096)
+WARPS, MOST = 2, 3
 # Differences of a gradient, over its largest value: other orders of addition, and the student's dtype.
 ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 #: Kinds of tensors that were compared, and whether the results agreed.
@@ -30,171 +27,187 @@ COMPARED: dict[Any, bool] = {}
 
 
 @triton.jit
-def _butterflies(x, STEP: tl.constexpr, TILE: tl.constexpr):
-    """Sum and difference of what lies STEP apart, in place, for values (TILE,)."""
-    pairs = tl.permute(tl.reshape(x, (TILE // (2 * STEP), 2, STEP)), (0, 2, 1))
-    first, second = tl.split(pairs)
-    return tl.reshape(tl.permute(tl.join(first + second, first - second), (0, 2, 1)), (TILE,))
+def _haar(x):
+    """One wavelet level from pixels to bands or back, in place: (2, 2, h, w, N), rows and columns first."""
+    top, bottom = tl.split(tl.permute(x, (1, 2, 3, 4, 0)))
+    left, right = tl.split(tl.permute(tl.join(top + bottom, top - bottom), (4, 1, 2, 3, 0)))
+    return 0.5 * tl.permute(tl.join(left + right, left - right), (0, 4, 1, 2, 3))
 
 
 @triton.jit
-def _step(x, bits, depth, LEVEL: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr):
-    """One wavelet level of a tile, in place; it is its own inverse."""
-    both = _butterflies(_butterflies(x, 1 << LEVEL, TILE), (TILE >> LEVELS) << LEVEL, TILE)
-    is_low = (bits & ((1 << LEVEL) - 1)) == 0
-    return tl.where(is_low & (depth > LEVEL), 0.5 * both, x)
+def _bands(x, HALF: tl.constexpr):
+    """Returns low, vertical, horizontal and diagonal (2, 2, h, w, N) of blocks (2 h, 2 w, N)."""
+    return _haar(tl.permute(tl.reshape(x, (HALF, 2, HALF, 2, x.shape[2])), (1, 3, 0, 2, 4)))
 
 
 @triton.jit
-def _band(rows, columns, depth, LEVELS: tl.constexpr):
-    """Returns 4 * level + band of the coefficients at rows and columns of a block; less than 0 without levels."""
-    found = 4 * (depth - 1) + 0 * rows
-    for level in tl.static_range(LEVELS - 1, -1, -1):
-        band = 2 * ((rows >> level) & 1) + ((columns >> level) & 1)
-        found = tl.where((band > 0) & (depth > level), 4 * level + band, found)
-    return found
+def _pixels(bands, HALF: tl.constexpr):
+    """Does the opposite of _bands."""
+    return tl.reshape(tl.permute(_haar(bands), (2, 0, 3, 1, 4)), (2 * HALF, 2 * HALF, bands.shape[4]))
 
 
 @triton.jit
-def _size(row, channel, LEVELS: tl.constexpr):
-    """Returns H, W, the blocks of a column, of a row, and of all images; none for a channel that is not there."""
-    height, width = tl.load(row + 6).to(tl.int32), tl.load(row + 7).to(tl.int32)
-    high, wide = (height + (1 << LEVELS) - 1) >> LEVELS, (width + (1 << LEVELS) - 1) >> LEVELS
-    count = tl.load(row + 4).to(tl.int32) * high * wide
-    return height, width, high, wide, tl.where(channel < tl.load(row + 5), count, 0)
+def _low(bands):
+    """Returns the low band (h, w, N) of bands (2, 2, h, w, N)."""
+    upper, _ = tl.split(tl.permute(bands, (1, 2, 3, 4, 0)))
+    low, _ = tl.split(tl.permute(upper, (1, 2, 3, 0)))
+    return low
 
 
 @triton.jit
-def _pixels(start, high, wide, LEVELS: tl.constexpr, TILE: tl.constexpr):
-    """Returns image, top of the block and x, (1, columns) each, of a tile whose first block is number ``start``."""
-    column = tl.arange(0, TILE >> LEVELS)
-    block = start + (column >> LEVELS)
-    inside = block % (high * wide)
-    x = (inside % wide << LEVELS) + (column & ((1 << LEVELS) - 1))
-    image, top = block // (high * wide), inside // wide << LEVELS
-    return image.to(tl.int64)[None, :], top.to(tl.int64)[None, :], x.to(tl.int64)[None, :]
+def _number():
+    """Returns the numbers of the four bands, (2, 2, 1, 1, 1)."""
+    return 2 * tl.arange(0, 2)[:, None, None, None, None] + tl.arange(0, 2)[None, :, None, None, None]
 
 
 @triton.jit
-def _bands(row, WHICH: tl.constexpr, at, fits, bits, DTYPE: tl.constexpr, LEVELS: tl.constexpr, TILE: tl.constexpr):
-    """Returns the bands of a tile of the student (0) or the teacher (1), (TILE,)."""
-    channel, image, top, x, y = at
-    strides, depth = row + 9 + 4 * WHICH, tl.load(row + 8).to(tl.int32)
-    place = image * tl.load(strides) + channel * tl.load(strides + 1)
-    place += top * tl.load(strides + 2) + x * tl.load(strides + 3)
-    address = tl.load(row + WHICH).to(tl.pointer_type(DTYPE)) + place
-    values = tl.load(address + y * tl.load(strides + 2), mask=fits, other=0.0)
-    found = tl.reshape(values.to(tl.float32), (TILE,))
-    for level in tl.static_range(LEVELS):
-        found = _step(found, bits, depth, level, LEVELS, TILE)
-    return found
+def _size(row, SIDE: tl.constexpr):
+    """Returns height, width, and the blocks of a row, of an image, and of all images; none without this channel."""
+    height, width = tl.load(row + 5).to(tl.int32), tl.load(row + 6).to(tl.int32)
+    across = (width + SIDE - 1) // SIDE
+    area = (height + SIDE - 1) // SIDE * across
+    return height, width, across, area, tl.where(tl.program_id(0) < tl.load(row + 4), tl.load(row + 3) * area, 0)
 
 
 @triton.jit
-def _weights(row, at, height, width, depth, TILE: tl.constexpr):
-    """Returns the weights of the coefficients of a tile (TILE,); their map ends with a block of this level's depth."""
-    _, image, top, x, y = at
-    side = 1 << depth
-    high, wide = (height + side - 1) // side * side, (width + side - 1) // side * side
-    address = tl.load(row + 2).to(tl.pointer_type(tl.float32)) + (image * high + top) * wide + x
-    fits = (image < tl.load(row + 4)) & (x < wide) & (y < high - top) & (depth > 0)
-    return tl.reshape(tl.load(address + y * wide, mask=fits, other=0.0), (TILE,))
+def _places(row, block, SIDE: tl.constexpr, LEVEL: tl.constexpr):
+    """Returns image, y, x, height, width and what is inside, for blocks (side, side, N) at a wavelet level."""
+    height, width, across, area, _ = _size(row, SIDE)
+    PIXELS: tl.constexpr = SIDE >> LEVEL
+    image, inside = (block // area)[None, None, :].to(tl.int64), block % area
+    y = (inside // across * PIXELS)[None, None, :] + tl.arange(0, PIXELS)[:, None, None]
+    x = (inside % across * PIXELS)[None, None, :] + tl.arange(0, PIXELS)[None, :, None]
+    height, width = (height + (1 << LEVEL) - 1) >> LEVEL, (width + (1 << LEVEL) - 1) >> LEVEL
+    return image, y, x, height, width, (image < tl.load(row + 3)) & (y < height) & (x < width)
 
 
 @triton.jit
-def kernel(
-    table,
-    values,
-    channels,
-    GRADIENT: tl.constexpr,
-    STUDENT: tl.constexpr,
-    TEACHER: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    LEVELS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Does one channel of one level.
-
-    Writes the sums of bb, ab and aa to ``values`` (levels, C, LEVELS, 4, 3); or the gradient to the address in the
-    table, with the factors in ``values`` (2, levels, C, LEVELS, 4).
-    """
-    channel, index = tl.program_id(0), tl.program_id(1)
-    row = table + 17 * index
-    depth = tl.load(row + 8).to(tl.int32)
-    rows, columns = tl.arange(0, TILE) // (TILE >> LEVELS), tl.arange(0, TILE) & ((1 << LEVELS) - 1)
-    height, width, high, wide, blocks = _size(row, channel, LEVELS)
-    y = tl.arange(0, 1 << LEVELS)[:, None]
-    band, place = _band(rows, columns, depth, LEVELS), (index * channels + channel) * 4 * LEVELS
-    own, cross, other = tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32)
-    if GRADIENT:
-        own = tl.load(values + place + band, mask=band >= 0, other=0.0)
-        place += tl.num_programs(1) * channels * 4 * LEVELS
-        other = tl.load(values + place + band, mask=band >= 0, other=0.0)
-    weights = tl.full((TILE,), 1.0, tl.float32)
-    for start in range(0, blocks, TILE >> 2 * LEVELS):
-        image, top, x = _pixels(start, high, wide, LEVELS, TILE)
-        at = channel, image, top, x, y
-        fits = (image < tl.load(row + 4)) & (x < width) & (y < height - top)
-        b = _bands(row, 0, at, fits, rows | columns, STUDENT, LEVELS, TILE)
-        a = _bands(row, 1, at, fits, rows | columns, TEACHER, LEVELS, TILE)
-        if WEIGHTED:
-            weights = _weights(row, at, height, width, depth, TILE)
-        if GRADIENT:
-            bands = weights * (own * b - other * a)
-            for level in tl.static_range(LEVELS - 1, -1, -1):
-                bands = _step(bands, rows | columns, depth, level, LEVELS, TILE)
-            address = ((image * tl.load(row + 5) + channel) * height + top) * width + x + y * width
-            tile = tl.reshape(bands, (1 << LEVELS, TILE >> LEVELS)).to(STUDENT)
-            tl.store(tl.load(row + 3).to(tl.pointer_type(STUDENT)) + address, tile, mask=fits)
-        else:
-            own += weights * b * b
-            cross += weights * b * a
-            other += weights * a * a
-    if not GRADIENT:
-        for number in tl.static_range(4 * LEVELS):
-            found = values + 3 * (place + number)
-            tl.store(found, tl.sum(tl.where(band == number, own, 0.0), 0))
-            tl.store(found + 1, tl.sum(tl.where(band == number, cross, 0.0), 0))
-            tl.store(found + 2, tl.sum(tl.where(band == number, other, 0.0), 0))
+def _tile(row, WHICH: tl.constexpr, like, block, SIDE: tl.constexpr):
+    """Returns blocks (side, side, N) of the student (0) or the teacher (1)."""
+    image, y, x, _, _, there = _places(row, block, SIDE, 0)
+    strides = row + 8 + 4 * WHICH
+    place = image * tl.load(strides) + tl.program_id(0) * tl.load(strides + 1) + y * tl.load(strides + 2)
+    address = tl.load(row + WHICH).to(like.dtype) + place + x * tl.load(strides + 3)
+    # They are not, but then a thread gets whole blocks: else values change threads by way of shared memory.
+    return tl.load(tl.max_contiguous(address, (1, 1, block.shape[0])), mask=there, other=0.0).to(tl.float32)
 
 
-SCHEMA = (
-    '(Tensor(a!) out, Tensor? factors, Tensor[] students, Tensor[] teachers, Tensor[] maps, int[] depths, int most)'
-)
+@triton.jit
+def _weights(row, values, block, WEIGHTED: tl.constexpr, SIDE: tl.constexpr, LEVEL: tl.constexpr):
+    """Returns the weights of the bands of a wavelet level, (2, 2, side, side, N)."""
+    weights = tl.full((2, 2, 1, 1, 1), 1.0, tl.float32)
+    if WEIGHTED:
+        image, y, x, height, width, there = _places(row, block, SIDE, LEVEL + 1)
+        band = (4 * image * tl.load(row + 16))[None, None] + _number()
+        place = (band * height + y[None, None]) * width + x[None, None]
+        address = tl.max_contiguous(tl.load(row + 17 + LEVEL).to(values.dtype) + place, (1, 1, 1, 1, block.shape[0]))
+        weights = tl.load(address, mask=there[None, None], other=0.0)
+    return weights
+
+
+@triton.jit
+def _combined(b, a, row, values, other, block, WEIGHTED: tl.constexpr, SIDE: tl.constexpr, LEVEL: tl.constexpr):
+    """Returns the gradient in the bands of a wavelet level, and the low bands of b and a."""
+    b, a, number = _bands(b, SIDE >> LEVEL + 1), _bands(a, SIDE >> LEVEL + 1), 4 * LEVEL + _number()
+    found = tl.load(values + number) * b - tl.load(values + other + number) * a
+    return _weights(row, values, block, WEIGHTED, SIDE, LEVEL) * found, _low(b), _low(a)
+
+
+@triton.jit
+def _write(row, values, other, student, teacher, WEIGHTED: tl.constexpr, DEPTH: tl.constexpr):
+    """Writes the gradient of a channel."""
+    SIDE: tl.constexpr = 1 << DEPTH
+    N: tl.constexpr = TILE >> 2 * DEPTH
+    _, _, _, _, blocks = _size(row, SIDE)
+    for start in range(0, blocks, N):
+        block = start + tl.arange(0, N)
+        bands = tl.zeros((SIDE, SIDE, N), tl.float32)
+        if DEPTH > 0:
+            b, a = _tile(row, 0, student, block, SIDE), _tile(row, 1, teacher, block, SIDE)
+            bands, b, a = _combined(b, a, row, values, other, block, WEIGHTED, SIDE, 0)
+            if DEPTH > 1:
+                below, b, a = _combined(b, a, row, values, other, block, WEIGHTED, SIDE, 1)
+                if DEPTH > 2:
+                    last, b, a = _combined(b, a, row, values, other, block, WEIGHTED, SIDE, 2)
+                    below = tl.where(_number() == 0, _pixels(last, SIDE // 8)[None, None], below)
+                bands = tl.where(_number() == 0, _pixels(below, SIDE // 4)[None, None], bands)
+            bands = _pixels(bands, SIDE // 2)
+        image, y, x, height, width, there = _places(row, block, SIDE, 0)
+        place = ((image * tl.load(row + 4) + tl.program_id(0)) * height + y) * width + x
+        address = tl.max_contiguous(tl.load(row + 2).to(student.dtype) + place, (1, 1, N))
+        tl.store(address, bands.to(student.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _add(row, values, student, teacher, WEIGHTED: tl.constexpr, MOST: tl.constexpr, DEPTH: tl.constexpr):
+    """Writes the sums of a channel."""
+    SIDE: tl.constexpr = 1 << DEPTH
+    N: tl.constexpr = TILE >> 2 * DEPTH
+    _, _, _, _, blocks = _size(row, SIDE)
+    level, bb = tl.arange(0, 4)[:, None, None, None], tl.zeros((4, 2, 2, N), tl.float32)
+    ab, aa = bb, bb
+    for start in range(0, blocks, N):
+        block = start + tl.arange(0, N)
+        b, a = _tile(row, 0, student, block, SIDE), _tile(row, 1, teacher, block, SIDE)
+        for number in tl.static_range(DEPTH):
+            b, a = _bands(b, SIDE >> number + 1), _bands(a, SIDE >> number + 1)
+            weights, here = _weights(row, values, block, WEIGHTED, SIDE, number), level == number
+            bb += tl.where(here, tl.sum(tl.sum(weights * b * b, 3), 2)[None], 0.0)
+            ab += tl.where(here, tl.sum(tl.sum(weights * b * a, 3), 2)[None], 0.0)
+            aa += tl.where(here, tl.sum(tl.sum(weights * a * a, 3), 2)[None], 0.0)
+            b, a = _low(b), _low(a)
+    level, band = tl.arange(0, 4)[:, None, None], 2 * tl.arange(0, 2)[None, :, None] + tl.arange(0, 2)[None, None, :]
+    # A low band counts only at the last level.
+    counts, known, place = (band > 0) | (level == DEPTH - 1), level < MOST, values + 3 * (4 * level + band)
+    tl.store(place, tl.where(counts, tl.sum(bb, 3), 0.0), mask=known)
+    tl.store(place + 1, tl.where(counts, tl.sum(ab, 3), 0.0), mask=known)
+    tl.store(place + 2, tl.where(counts, tl.sum(aa, 3), 0.0), mask=known)
+
+
+@triton.jit
+def kernel(table, values, student, teacher, GRADIENT: tl.constexpr, WEIGHTED: tl.constexpr, MOST: tl.constexpr):
+    """Writes sums to ``values`` (levels, C, MOST, 4, 3), or gradients with its factors (2, levels, C, MOST, 4)."""
+    row, place = table + (17 + MOST) * tl.program_id(1), tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    other, depth = tl.num_programs(1) * tl.num_programs(0) * 4 * MOST, tl.load(row + 7)
+    for deep in tl.static_range(MOST + 1):
+        if depth == deep:
+            if GRADIENT:
+                _write(row, values + 4 * MOST * place, other, student, teacher, WEIGHTED, deep)
+            else:
+                _add(row, values + 12 * MOST * place, student, teacher, WEIGHTED, MOST, deep)
+
+
+SCHEMA = '(Tensor(a!) out, Tensor? factors, Tensor[] own, Tensor[] other, Tensor[] masks, int[] depths, int most)'
 
 
 @torch.library.custom_op('freekd_mm::haar_bands', mutates_args=('out',), schema=f'{SCHEMA} -> ()')
 def _launch(out: Tensor, factors: Tensor | None, *given: Any) -> None:
     """Runs a program for each channel of each level; addresses, sizes and strides of the levels go in one table."""
-    students, teachers, maps, depths, most = given
-    sizes, rows = [student.numel() for student in students], []
-    gradients = out.split(sizes) if factors is not None else ()
-    for index, (student, teacher, depth) in enumerate(zip(students, teachers, depths)):
-        addresses = (some[index].data_ptr() if some else 0 for some in (students, teachers, maps, gradients))
-        rows.append([*addresses, *student.shape, depth, *student.stride(), *teacher.stride()])
-    table, channels = to_device(rows, out.new_empty(0, dtype=torch.int64)), max(x.shape[1] for x in students)
-    options = DTYPES[students[0].dtype], DTYPES[teachers[0].dtype], bool(maps), most, max(TILE, 4**most)
-    values, gradient = (out, False) if factors is None else (factors, True)
+    students, teachers, masks, depths, most = given
+    gradients = students if factors is None else out.split([student.numel() for student in students])
+    masks_left, rows = iter(masks), []
+    for student, teacher, gradient, depth in zip(students, teachers, gradients, depths):
+        own = [next(masks_left) for _ in range(depth if masks else 0)]
+        row = [*(x.data_ptr() for x in (student, teacher, gradient)), *student.shape, depth]
+        row += [*student.stride(), *teacher.stride(), bool(own) and len(own[0]) > 1]
+        rows.append([*row, *(mask.data_ptr() for mask in own), *[0] * (most - len(own))])
+    table = to_device(rows, out.new_empty(0, dtype=torch.int64))
+    grid, options = (max(x.shape[1] for x in students), len(rows)), (factors is not None, bool(masks), most)
     with torch.cuda.device_of(out):
-        kernel[(channels, len(rows))](table, values, channels, gradient, *options)
+        kernel[grid](table, out if factors is None else factors, students[0], teachers[0], *options, num_warps=WARPS)
 
 
 _launch.register_fake(lambda *given: None)
 
 
 def _given(students: Sequence[Tensor], levels: Sequence[Any], most: int) -> list[Any]:
-    maps = []
-    if any(level.masks is not None for level in levels):
-        for student, level in zip(students, levels):
-            masks = [mask.float().unsqueeze(1).unbind(2) for mask in level.masks or ()]
-            maps.append(in_place(masks, student.shape[2:]) if masks else student.new_empty(0))
-    return [list(students), [level.teacher for level in levels], maps, [level.depth for level in levels], most]
+    masks = [mask.float().contiguous() for level in levels for mask in level.masks or ()]
+    return [list(students), [level.teacher for level in levels], masks, [level.depth for level in levels], most]
 
 
 def sums_of(students: Sequence[Tensor], levels: Sequence[Any], most: int) -> Tensor:
     """Does what :func:`freekd_mm.losses.bands.distance.sums_of` does."""
-    shape = len(students), max(x.shape[1] for x in students), most, 4, 3
-    out = students[0].new_empty(shape, dtype=torch.float32)
+    out = students[0].new_empty(len(students), max(x.shape[1] for x in students), most, 4, 3, dtype=torch.float32)
     _launch(out, None, *_given(students, levels, most))
     return out
 
@@ -211,7 +224,7 @@ def serve(students: Sequence[Tensor], levels: Sequence[Any], most: int, plain: S
     """Whether these kernels can be used; the first time that such tensors come, they are compared with ``plain``."""
     dtypes = {(student.dtype, level.teacher.dtype) for student, level in zip(students, levels)}
     masked = {level.masks is not None for level in levels if level.depth}
-    if len(dtypes) > 1 or len(masked) != 1 or not set(*dtypes) <= set(DTYPES) or most > MOST or not len(students[0]):
+    if len(dtypes) > 1 or len(masked) != 1 or not set(*dtypes) <= set(ROUNDING) or most > MOST or not len(students[0]):
         return False
     key = students[0].device, most, *dtypes, *masked
     if key not in COMPARED:
