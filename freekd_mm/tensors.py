@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
-from typing import Union
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Union
 
 import torch
 from torch import Tensor
 
-from freekd_mm.compat.versions import zip_equal
+from freekd_mm.compat.versions import is_compiling, zip_equal
 
 Levels = Union[Tensor, typing.Sequence[Tensor]]
 
@@ -56,3 +57,19 @@ def to_device(values: Sequence, like: Tensor) -> Tensor:
     """Returns numbers as a tensor like another, without waiting for the device."""
     found = torch.as_tensor(values, dtype=like.dtype)
     return found.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else found.to(like.device)
+
+
+def constant(make: Callable[..., Tensor], like: Tensor, *arguments: Any) -> Tensor:
+    """Returns ``make(*arguments)`` on the device and in the dtype of a tensor; made once: do not write to it."""
+    if is_compiling():
+        return make(*arguments).to(like)
+    return _constant(make, arguments, like.device, like.dtype, type(like))
+
+
+# As many as some hundred sizes of the input need, in a training with pictures of many sizes.
+@lru_cache(maxsize=1024)
+def _constant(
+    make: Callable[..., Tensor], arguments: tuple[Any, ...], device: torch.device, dtype: torch.dtype, kind: type
+) -> Tensor:
+    with torch.inference_mode(False):
+        return make(*arguments).to(device, dtype)

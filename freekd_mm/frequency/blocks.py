@@ -11,38 +11,35 @@ level l and band k at (y, x) stands at pixel (y 2^(l+1) + 2^l (k // 2), x 2^(l+1
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from freekd_mm.compat.versions import cache
 from freekd_mm.frequency.inputs import band_sizes
+from freekd_mm.tensors import constant
 
 # Values of one map in a part: little memory beside the gradient.
 BLOCK = 9 * 2**18
 
 
-@cache
-def _filters(depth: int) -> np.ndarray:
+def _filters(depth: int) -> Tensor:
     """Returns H (4^depth, 1, side, side)."""
     side = 2**depth
-    x = np.eye(side * side).reshape(-1, side, side)
+    x = torch.eye(side * side, dtype=torch.float64).view(-1, side, side)
     for level in range(depth):
         low = x[:, :: 2**level, :: 2**level]
-        a, b, c, d = (low[:, i::2, j::2].copy() for i in (0, 1) for j in (0, 1))
+        a, b, c, d = (low[:, i::2, j::2].clone() for i in (0, 1) for j in (0, 1))
         low[:, 0::2, 0::2], low[:, 0::2, 1::2] = (a + b + c + d) / 2, (a - b + c - d) / 2
         low[:, 1::2, 0::2], low[:, 1::2, 1::2] = (a + b - c - d) / 2, (a - b - c + d) / 2
-    return x.reshape(side * side, -1).T.reshape(-1, 1, side, side)
+    return x.flatten(1).T.reshape(-1, 1, side, side)
 
 
-@cache
-def _members(depth: int) -> np.ndarray:
+def _members(depth: int) -> Tensor:
     """Returns which coefficients of a block are in which band, (4 * depth, 4^depth) of 0 and 1; 4 bands a level."""
-    found = np.zeros((depth, 4, 2**depth, 2**depth))
+    found = torch.zeros(depth, 4, 2**depth, 2**depth)
     for level, band in bands_of(depth):
         found[level, band][places(level, band)] = 1
     return found.reshape(4 * depth, -1)
@@ -56,12 +53,6 @@ def bands_of(depth: int) -> list[tuple[int, int]]:
 def places(level: int, band: int) -> tuple[Any, slice, slice]:
     """Returns an index of the pixels of the coefficients of a band."""
     return ..., slice(band // 2 << level, None, 2 << level), slice(band % 2 << level, None, 2 << level)
-
-
-@cache
-def _constant(table: Callable[[int], np.ndarray], depth: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Returns one of the tables above on a device, where it stays."""
-    return torch.as_tensor(table(depth), dtype=dtype).to(device)
 
 
 def in_place(bands: Sequence[Sequence[Tensor]], size: Sequence[int]) -> Tensor:
@@ -85,8 +76,8 @@ class Blocks:
 
     def __init__(self, shape: Sequence[int], depth: int, like: Tensor) -> None:
         self.shape, self.depth, self.side, self.like = tuple(shape), depth, 2**depth, like
-        self.filters = _constant(_filters, depth, like.device, like.dtype)
-        self.members = _constant(_members, depth, like.device, like.dtype)
+        self.filters = constant(_filters, like, depth)
+        self.members = constant(_members, like, depth)
         # A block of zeros before the map, so that the rest behind the whole blocks is one too.
         self.padding = tuple(self.side if length % self.side else 0 for length in shape[2:])
         self.rest = tuple(length % self.side for length in shape[2:])

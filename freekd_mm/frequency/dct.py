@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from freekd_mm.frequency.inputs import check_axes, check_floating, widen
+from freekd_mm.tensors import constant
 
 
 def dct_matrix(size: int, like: Tensor) -> Tensor:
@@ -15,11 +16,15 @@ def dct_matrix(size: int, like: Tensor) -> Tensor:
 
     :math:`D_{kn} = s_k \cos(\pi k (2n + 1) / 2N)` with :math:`s_0 = \sqrt{1/N}`, else :math:`\sqrt{2/N}`.
     """
+    return constant(_matrix, like, size)
+
+
+def _matrix(size: int) -> Tensor:
     # The angle in float64: in float32 k (2n + 1) loses the digits that matter for large sizes.
-    steps = torch.arange(size, dtype=torch.float64, device=like.device)
+    steps = torch.arange(size, dtype=torch.float64)
     matrix = torch.cos(math.pi / (2 * size) * steps[:, None] * (2 * steps + 1)) * math.sqrt(2 / size)
     matrix[0] *= math.sqrt(0.5)
-    return matrix.to(like.dtype)
+    return matrix
 
 
 def _transform(x: Tensor, inverse: bool) -> Tensor:

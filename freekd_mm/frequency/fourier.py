@@ -11,24 +11,25 @@ from torch import Tensor, nn
 
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.frequency.inputs import check_axes, check_floating, widen
+from freekd_mm.tensors import constant
 
 Mode = Literal['lowrank', 'depthwise', 'dense']
 Region = Literal['symmetric', 'code']
 
 
-def _is_low(size: int, cut: float, region: Region, like: Tensor) -> Tensor:
+def _is_low(size: int, cut: float, region: Region) -> Tensor:
     """Returns (size,), zero frequency first: 1 where a frequency of one axis is low, else 0."""
     centre = size // 2
-    frequency = torch.arange(-centre, size - centre, device=like.device).roll(-centre)
+    frequency = torch.arange(-centre, size - centre).roll(-centre)
     if region == 'code':
         reach = int(cut * centre)
         low = (frequency >= -reach) & (frequency < reach)
     else:
         low = frequency.abs() < cut * size / 2
-    return low.to(like.dtype)
+    return low.float()
 
 
-def high_pass_mask(height: int, width: int, cut: float, region: Region, like: Tensor) -> Tensor:
+def high_pass_mask(height: int, width: int, cut: float, region: Region) -> Tensor:
     """Returns (height, width), zero frequency first: 0 where both frequencies are low, else 1.
 
     Args:
@@ -38,9 +39,17 @@ def high_pass_mask(height: int, width: int, cut: float, region: Region, like: Te
         region: ``'symmetric'``: |f| < cut, with f in units of the half-width; zero frequency always is low.
             ``'code'``: rows and columns ``centre - r`` to ``centre + r - 1`` of the centred spectrum, with
             ``r = int(cut * (size // 2))``, as in FAM-KD's released code; empty for sizes below 2 / cut.
-        like: Tensor whose dtype and device the mask takes.
     """
-    return 1 - _is_low(height, cut, region, like)[:, None] * _is_low(width, cut, region, like)
+    return 1 - _is_low(height, cut, region)[:, None] * _is_low(width, cut, region)
+
+
+def _half_mask(height: int, width: int, cut: float, region: Region) -> Tensor:
+    """Returns the mask for ``rfft2`` (height, width // 2 + 1).
+
+    Of a mask that is not symmetric the real part of the full inverse keeps the mean at f and -f.
+    """
+    mask = high_pass_mask(height, width, cut, region)
+    return ((mask + _negate_frequencies(mask, -2, -1)) / 2)[:, : width // 2 + 1]
 
 
 def _negate_frequencies(x: Tensor, *dims: int) -> Tensor:
@@ -50,8 +59,26 @@ def _negate_frequencies(x: Tensor, *dims: int) -> Tensor:
 
 def _interpolation(knots: int, positions: Tensor) -> Tensor:
     """Returns (len(positions), knots): linear interpolation of ``knots`` equidistant samples, positions in [0, 1]."""
-    index = torch.arange(knots, dtype=positions.dtype, device=positions.device)
-    return (1 - (positions[:, None] * (knots - 1) - index).abs()).clamp(min=0)
+    return (1 - (positions[:, None] * (knots - 1) - torch.arange(knots)).abs()).clamp(min=0)
+
+
+def _rows(height: int, knots: int) -> Tensor:
+    """Returns what takes the rows of a grid to frequencies of ``rfft2``, (2, 1, height, 2 * knots).
+
+    Column 0, and the last one of an even width, hold f and -f both; irfft2 does not define its result for values there
+    that are not hermitian. So for each row of the grid there are two: one for the other columns, and one for these,
+    where the real part (0) is made even and the imaginary part (1) odd.
+    """
+    rows = _interpolation(knots, torch.fft.fftfreq(height, dtype=torch.float64) + 0.5)
+    mirrored = _negate_frequencies(rows, 0)
+    return torch.stack([torch.stack((rows, (rows + sign * mirrored) / 2), 2).flatten(1) for sign in (1, -1)])[:, None]
+
+
+def _columns(width: int, knots: int) -> Tensor:
+    """Returns what takes columns of a grid to the other columns, and to those that hold f and -f, (knots, 2 * w)."""
+    columns = _interpolation(knots, torch.fft.rfftfreq(width, dtype=torch.float64) * 2).mT
+    both = (2 * torch.arange(width // 2 + 1)) % width == 0
+    return torch.cat((columns * ~both, columns * both), 1)
 
 
 class SpectralFilter2d(nn.Module):
@@ -166,7 +193,7 @@ class SpectralFilter2d(nn.Module):
         weight = torch.view_as_complex(self.weight.to(x.dtype))
         y = torch.einsum('nihw,oihw->nohw', torch.fft.fft2(x), weight)
         if self.high_pass is not None:
-            y = y * high_pass_mask(*size, self.high_pass, self.region, x)
+            y = y * constant(high_pass_mask, x, *size, self.high_pass, self.region)
         return torch.fft.ifft2(y).real
 
     def _separable(self, x: Tensor) -> Tensor:
@@ -178,23 +205,11 @@ class SpectralFilter2d(nn.Module):
 
     def transfer(self, height: int, width: int, like: Tensor) -> Tensor:
         """Returns M g (filters, height, width // 2 + 1), complex, for ``rfft2`` (not in mode ``'dense'``)."""
-        columns = width // 2 + 1
-        vertical = torch.fft.fftfreq(height, dtype=like.dtype, device=like.device) + 0.5
-        horizontal = torch.fft.rfftfreq(width, dtype=like.dtype, device=like.device) * 2
         grid = self.spectrum.to(like.dtype)
-        real, imaginary = (
-            _interpolation(grid.shape[-2], vertical) @ grid @ _interpolation(grid.shape[-1], horizontal).mT
-        )
-        # Column 0, and the last one of an even width, hold f and -f both; irfft2 does not define its result for values
-        # there that are not hermitian.
-        column = torch.arange(columns, device=like.device)
-        own = (2 * column) % width == 0
-        real = torch.where(own, (real + _negate_frequencies(real, -2)) / 2, real)
-        imaginary = torch.where(own, (imaginary - _negate_frequencies(imaginary, -2)) / 2, imaginary)
+        rows, columns = constant(_rows, like, height, grid.shape[2]), constant(_columns, like, width, grid.shape[3])
+        real, imaginary = rows @ (grid @ columns).view(*grid.shape[:2], 2 * grid.shape[2], -1)
         if self.high_pass is not None:
-            mask = high_pass_mask(height, width, self.high_pass, self.region, like)
-            # Of a mask that is not symmetric the real part of the full inverse keeps the mean at f and -f.
-            mask = ((mask + _negate_frequencies(mask, -2, -1)) / 2)[:, :columns]
+            mask = constant(_half_mask, like, height, width, self.high_pass, self.region)
             real, imaginary = real * mask, imaginary * mask
         return torch.complex(real, imaginary)
 

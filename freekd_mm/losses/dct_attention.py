@@ -44,10 +44,10 @@ def _min_max(maps: Tensor, eps: float, by_max: bool = False) -> Tensor:
     """
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     span = high - low
-    constant = span <= eps * torch.maximum(high.abs(), low.abs())
+    constant = span <= eps * torch.maximum(high, -low)
     # 1 instead of 0 before the division: a masked infinity would still give a NaN gradient.
-    divisor = torch.where(constant, torch.ones_like(span), high if by_max else span)
-    return torch.where(constant, torch.zeros_like(maps), (maps - low) / divisor)
+    divisor = (high if by_max else span).masked_fill(constant, 1.0)
+    return ((maps - low) / divisor).masked_fill(constant, 0.0)
 
 
 def _low_frequencies(size: int, kept: int, device: torch.device) -> Tensor:
@@ -96,6 +96,7 @@ class DCTAttentionLoss(DistillLoss):
                 f'{tuple(student.shape)} from the student and {tuple(teacher.shape)} from the teacher'
             )
         size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+        # Apart, so that equal features give exactly 0; rounding would have a gradient as large as any difference.
         difference = self.spectrum(student, size) - self.spectrum(teacher, size)
         # vector_norm has the gradient 0 at 0, where the square root of a sum has NaN.
         return mean(torch.linalg.vector_norm(difference, dim=(1, 2)))
