@@ -8,7 +8,7 @@ import torch
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses import FreeKDLoss
-from freekd_mm.losses.freekd.relation import RelationGate, _pool, _Pooled
+from freekd_mm.losses.freekd.relation import RelationGate, _relations
 
 
 def levels(seed, channels=6, sizes=((16, 12), (8, 6), (4, 3))):
@@ -17,7 +17,7 @@ def levels(seed, channels=6, sizes=((16, 12), (8, 6), (4, 3))):
 
 
 def relation_of(levels, index, kind):
-    return _Pooled(levels).relation(index, kind)
+    return _relations(levels, kind)[index]
 
 
 def test_bounded_relation_is_a_softmax_of_correlations_at_the_deeper_levels_size():
@@ -39,17 +39,6 @@ def test_printed_relation_is_a_softmax_of_raw_products():
     torch.testing.assert_close(relation_of([fine, deep], 0, 'printed'), wanted)
     wanted = torch.softmax(torch.einsum('nchw,ndhw->ncd', deep, deep), 2)
     torch.testing.assert_close(relation_of([fine, deep], 1, 'printed'), wanted, msg='the deepest, to itself')
-
-
-@pytest.mark.parametrize('size', [(5, 7), (1, 4), (6, 1), (8, 9)])
-def test_pooling_keeps_means(size):
-    x = torch.randn(2, 3, *size)
-    half = ((size[0] + 1) // 2, (size[1] + 1) // 2)
-    assert _pool(x, size) is x
-    torch.testing.assert_close(_pool(torch.ones_like(x), half), torch.ones(2, 3, *half))
-    if not (size[0] % 2 or size[1] % 2):
-        torch.testing.assert_close(_pool(x, half), torch.nn.functional.avg_pool2d(x, 2))
-    assert _pool(x, (1, 1)).shape == (2, 3, 1, 1)
 
 
 def test_bounded_relation_does_not_depend_on_the_scale_of_the_features():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.tensors import full_precision
 
 Relation = Literal['bounded', 'printed']
@@ -23,47 +24,22 @@ MAX_PIXELS = 300
 FLOOR = 0.5
 
 
-def _pool(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Averages x (N, C, H, W) down to ``size``, which is at most (H, W)."""
-    while (x.shape[2] + 1) // 2 >= size[0] and (x.shape[3] + 1) // 2 >= size[1] and x.shape[2:] != size:
-        # A few adds: several times faster on a CPU than pooling.
-        x = _add_pairs(_add_pairs(x, 2), 3).mul_(0.25)
-    return x if (x.shape[2], x.shape[3]) == size else F.adaptive_avg_pool2d(x, size)
-
-
-def _add_pairs(x: Tensor, dim: int) -> Tensor:
-    """Adds neighbours along an axis; the last of an odd number counts twice."""
-    half, odd = divmod(x.shape[dim], 2)
-    pairs = x.narrow(dim, 0, 2 * half).unflatten(dim, (half, 2))
-    total = pairs.select(dim + 1, 0) + pairs.select(dim + 1, 1)
-    return torch.cat((total, 2 * x.narrow(dim, 2 * half, 1)), dim) if odd else total
-
-
-class _Pooled:
-    """Feature levels at any smaller size; each size is made once, from the next larger one."""
-
-    def __init__(self, features: Sequence[Tensor]) -> None:
-        self.maps = [{(level.shape[2], level.shape[3]): full_precision(level.detach())} for level in features]
-
-    def rows(self, level: int, size: tuple[int, int]) -> Tensor:
-        """Returns a level (N, C, H, W), averaged down to ``size``, as rows (N, C, hw)."""
-        made = self.maps[level]
-        if size not in made:
-            _, source = min((s[0] * s[1], s) for s in made if s[0] >= size[0] and s[1] >= size[1])
-            made[size] = _pool(made[source], size)
-        return made[size].flatten(2)
-
-    def relation(self, level: int, kind: Relation) -> Tensor:
-        """Returns the relation of a level to the next deeper one, (N, C_deeper, C)."""
-        deeper = min(level + 1, len(self.maps) - 1)
-        sizes = [next(iter(self.maps[index])) for index in (level, deeper)]
-        size = (min(sizes[0][0], sizes[1][0]), min(sizes[0][1], sizes[1][1]))
-        while kind == 'bounded' and size[0] * size[1] > MAX_PIXELS:
-            size = ((size[0] + 1) // 2, (size[1] + 1) // 2)
-        rows, others = self.rows(level, size), self.rows(deeper, size)
+def _relations(features: Sequence[Tensor], kind: Relation) -> list[Tensor]:
+    """Returns the relation of each level to the next deeper one, (N, C_deeper, C)."""
+    maps, pooled, found = [full_precision(level.detach()) for level in features], {}, []
+    for level in range(len(maps)):
+        deeper = min(level + 1, len(maps) - 1)
+        height, width = (min(lengths) for lengths in zip_equal(maps[level].shape[2:], maps[deeper].shape[2:]))
+        while kind == 'bounded' and height * width > MAX_PIXELS:
+            height, width = (height + 1) // 2, (width + 1) // 2
+        for index in (level, deeper):
+            if (index, height, width) not in pooled:
+                pooled[index, height, width] = F.adaptive_avg_pool2d(maps[index], (height, width)).flatten(2)
+        rows, others = (pooled[index, height, width] for index in (level, deeper))
         if kind == 'bounded':
             rows, others = (F.normalize(x - x.mean(2, keepdim=True), dim=2) / TEMPERATURE**0.5 for x in (rows, others))
-        return torch.softmax(torch.bmm(others, rows.transpose(1, 2)), 2)
+        found.append(torch.softmax(torch.bmm(others, rows.transpose(1, 2)), 2))
+    return found
 
 
 class RelationGate(nn.Module):
@@ -112,10 +88,9 @@ class RelationGate(nn.Module):
             students: All levels of the student, each (N, C, H, W), finest first.
             teachers: All levels of the teacher, in the same form.
         """
-        sides = [_Pooled(teachers), _Pooled(students)]
-        weights = []
-        for level in range(len(teachers)):
-            ours, theirs = (self.log_gate(side.relation(level, self.relation), level) for side in sides)
+        sides, weights = [_relations(side, self.relation) for side in (teachers, students)], []
+        for level, relations in enumerate(zip_equal(*sides)):
+            ours, theirs = (self.log_gate(relation, level) for relation in relations)
             if self.relation == 'printed':
                 weights.append((ours + theirs).exp())
             else:
