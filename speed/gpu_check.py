@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -198,9 +198,9 @@ def times(report: Report, options: Options) -> None:
     report.table(['forward and backward', 'ms', 'x plain MSE', 'x copy', 'memory beside the inputs (sizes)'], rows)
 
 
-def run(parts: dict[str, Part], options: Options, seconds: float) -> list[Report]:
+def run(parts: dict[str, Part], options: Options, seconds: float) -> Iterator[Report]:
     """Runs parts for at most so long; a part that fails or is skipped says why, and the next one goes on."""
-    reports, deadline = [], time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     for title, part in parts.items():
         report = Report('gpu-check', title)
         try:
@@ -213,9 +213,8 @@ def run(parts: dict[str, Part], options: Options, seconds: float) -> list[Report
         except Exception as error:
             outcome = f'FAILED: {type(error).__name__}: {" ".join(str(error).split())[:1000]}'
         report.say(f'Outcome: {outcome}')
-        reports.append(report)
         print(f'{title}: {outcome}', file=sys.stderr, flush=True)
-    return reports
+        yield report
 
 
 def text(reports: Sequence[Report], options: Options) -> str:
@@ -261,13 +260,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return subprocess.call(command, env={**os.environ, 'TRITON_INTERPRET': '1'})
     clock = 'wall' if device.type == 'cuda' else 'cpu'
     options = Options(device, clock=clock, rounds=1 if args.quick else 9, quick=args.quick)
-    reports = []
+    reports: list[Report] = []
     for layer in args.layer or LAYERS:
-        reports += run(LAYERS[layer], options, 60 * args.minutes if layer == '1' else float('inf'))
-    found = text(reports, options)
-    print(found)
-    if args.out:
-        args.out.write_text(found + '\n', encoding='utf-8')
+        for report in run(LAYERS[layer], options, 60 * args.minutes if layer == '1' else float('inf')):
+            reports.append(report)
+            # After each part: the machine may be taken away.
+            if args.out:
+                args.out.write_text(text(reports, options) + '\n', encoding='utf-8')
+            if len(report.blocks) > 1:
+                print(report.markdown(), file=sys.stderr, flush=True)
+    print(text(reports, options))
     return int(any('FAILED' in each.blocks[-1] for each in reports))
 
 

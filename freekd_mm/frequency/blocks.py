@@ -145,7 +145,9 @@ class Blocks:
         return [F.pixel_unshuffle(pixels, self.side).unflatten(1, (pixels.shape[1], 4**self.depth))]
 
 
-def _exactly(x: Tensor) -> Any:
-    """Convolutions of CUDA would round to 11 bits (TF32)."""
+@contextlib.contextmanager
+def _exactly(x: Tensor) -> Iterator[None]:
+    """A convolution would round: to half precision under autocast, and to 11 bits on CUDA (TF32)."""
     flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    return flags if x.is_cuda else contextlib.nullcontext()
+    with torch.autocast(x.device.type, enabled=False), flags if x.is_cuda else contextlib.nullcontext():
+        yield

@@ -8,6 +8,7 @@ import torch
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, blocks, dwt2d, haar, idwt2d, walk
 from freekd_mm.frequency.inputs import band_sizes
+from freekd_mm.losses import WaveletLoss
 from freekd_mm.losses.bands import distance
 from freekd_mm.losses.bands.distance import Level
 
@@ -135,3 +136,17 @@ def test_absolute_differences_and_their_gradient(forms, shared, shape, levels):
         total, out = distance._planes(student, level, weights, False)
         torch.testing.assert_close(total, wanted)
         assert out is None
+
+
+def test_autocast_rounds_in_neither_form(forms):
+    """It would round the convolution that is the transform of a GPU."""
+    x = torch.randn(2, 3, 13, 21, generator=torch.Generator().manual_seed(0))
+    wanted = dwt2d(x.double(), 2)
+    for _ in forms():
+        with torch.autocast('cpu', torch.bfloat16):
+            bands = dwt2d(x, 2)
+            torch.testing.assert_close(idwt2d(bands), x)
+            value = WaveletLoss(3, min_positions=0)([x], [x.flip(0)])
+        torch.testing.assert_close(bands.low, wanted.low.float())
+        torch.testing.assert_close(bands.high[0].diagonal, wanted.high[0].diagonal.float())
+        torch.testing.assert_close(value, WaveletLoss(3, min_positions=0)([x], [x.flip(0)]))

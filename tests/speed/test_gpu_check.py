@@ -98,7 +98,7 @@ def test_a_part_that_fails_or_is_skipped_says_why_and_the_next_one_runs():
     def works(report, options):
         report.table(['', 'ms'], [['copy', 1]])
 
-    reports = gpu_check.run({'A': skips, 'B': fails, 'C': works}, QUICK, 60)
+    reports = [*gpu_check.run({'A': skips, 'B': fails, 'C': works}, QUICK, 60)]
     reports += gpu_check.run({'D': works}, QUICK, -1 - time.monotonic())
     text = gpu_check.text(reports, QUICK)
     for row in ('A | skipped: there is one card', 'B | FAILED: RuntimeError: no memory', 'C | ok'):
@@ -112,6 +112,21 @@ def test_status_is_1_if_a_part_fails(monkeypatch, capsys):
     monkeypatch.setattr(gpu_check, 'LAYERS', {'1': {'A part': lambda *_: 1 / 0}})
     assert gpu_check.main(['--device', 'cpu', '--quick']) == 1
     assert 'A part: FAILED: ZeroDivisionError' in capsys.readouterr().err
+
+
+def test_what_is_measured_is_kept_when_the_machine_goes(monkeypatch, tmp_path, capsys):
+    def works(report, options):
+        report.table(['', 'ms'], [['copy', 17]])
+
+    def killed(report, options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv('TRITON_INTERPRET', '1')
+    monkeypatch.setattr(gpu_check, 'LAYERS', {'1': {'A': works, 'B': killed}})
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.main(['--device', 'cpu', '--quick', '--out', str(tmp_path / 'block.md')])
+    assert '| copy | 17 |' in (tmp_path / 'block.md').read_text(encoding='utf-8')
+    assert '| copy | 17 |' in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
