@@ -21,9 +21,9 @@ from freekd_mm.benchmark.records import Key
 from freekd_mm.checks import check_choice
 from freekd_mm.files import write_text
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
-from freekd_mm.runtime.config import load_config
+from freekd_mm.runtime.config import build_empty, load_config
 from freekd_mm.wizard.methods import PROMPTED, Wiring, method_entries, method_hooks
-from freekd_mm.wizard.places import build, find_wiring, probe_built
+from freekd_mm.wizard.places import find_wiring, probe_built
 
 PROBE_SIZE = (128, 128)
 # What the hash of a config leaves out: where things are and how they are logged.
@@ -137,9 +137,9 @@ class ConfigMaker:
     def wiring(self) -> Wiring:
         """Which features of student and teacher belong together, and what decode heads classify."""
         init_default_scope(self.student_cfg.get('default_scope', 'mmengine'))
-        student = probe_built(build(self.student_cfg), 'student', PROBE_SIZE)
-        teacher = probe_built(build(self.teacher_cfg), 'teacher', PROBE_SIZE)
-        return find_wiring(student, teacher, PROBE_SIZE, self.plan.head)
+        student = probe_built(build_empty(self.student_cfg), 'student', PROBE_SIZE)
+        teacher = probe_built(build_empty(self.teacher_cfg), 'teacher', PROBE_SIZE)
+        return find_wiring(student, teacher, self.plan.head)
 
     def student(self, seed: int, options: dict[str, Any] | None = None) -> Config:
         """Returns the config of the student alone, with the options of a row."""

@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets.unlabelled import IGNORED, ImageFolder
 from freekd_mm.engine.preflight import classes_of, dataset_class
 from freekd_mm.files import check_output, make_room, write_kept
-from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
+from freekd_mm.runtime.config import build_empty, default_scope
 from freekd_mm.runtime.probe import find_pipeline
 from freekd_mm.runtime.teacher import load_weights
 from freekd_mm.text import track
@@ -79,8 +79,7 @@ def write_pseudo_labels(
         raise ValueError(f'score should be at most 1, but got {score}')
     out = Path(out)
     check_output(out, [checkpoint], force)
-    model_cfg, scope = find_model(cfg)
-    model: Any = build_model(without_pretrained(model_cfg), scope)
+    scope, model = cfg.get('default_scope'), cast(Any, build_empty(cfg))
     load_weights(model, checkpoint)
     model = model.to(device or get_device()).eval()
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}

@@ -186,12 +186,11 @@ def measure(config: Path) -> list[str]:
     import torch
     from torch.utils.benchmark import Timer
 
-    from freekd_mm.runtime.config import build_model, find_model, without_pretrained
+    from freekd_mm.runtime.config import build_empty
 
-    model_cfg, scope = find_model(Config.fromfile(config))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
-        model = build_model(without_pretrained(model_cfg), scope).eval()
+        model = build_empty(Config.fromfile(config)).eval()
         found = {'model': model, 'image': torch.zeros(1, 3, 160, 160)}
         seconds = Timer('model(image, None, mode="tensor")', globals=found).timeit(20).median
     return [f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M', f'{1000 * seconds:.0f}']

@@ -103,6 +103,12 @@ def build_model(cfg: dict, scope: str | None = None) -> nn.Module:
             raise
 
 
+def build_empty(source: dict | Config) -> nn.Module:
+    """Builds the model of a config, see :func:`find_model`, without weights."""
+    model, scope = find_model(source)
+    return build_model(without_pretrained(model), scope)
+
+
 def raise_if_missing(error: Exception, what: str) -> None:
     """Raises an error of one line with the command that installs a missing package."""
     name = missing_package(str(error))

@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS
 from torch import nn
 
 from freekd_mm.checkpoints.fitting import PREFIX, WeightsMismatchError, load_whole, weights_of
-from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
+from freekd_mm.runtime.config import build_empty, default_scope
 from freekd_mm.text import some
 
 
@@ -41,12 +41,11 @@ def build_plain(cfg: Config, file: Any, source: str) -> tuple[nn.Module, list[st
 
     Returns also those weights of ``file``, the content of the checkpoint ``source``, that are second names of others.
     """
-    model_cfg, scope = find_model(cfg)
     weights = weights_of(file, source)
     for name in [name for name in weights if name.startswith(PREFIX)]:
         del weights[name]
     with quiet():
-        model = build_model(without_pretrained(model_cfg), scope)
+        model = build_empty(cfg)
     fit = load_whole(model, weights, source)
     # In training, DDQ's decoder gets branches of its head.
     used = [value for key, value in weights.items() if key not in fit.unused]

@@ -174,9 +174,9 @@ def probe_model(
             raise
         except Exception as error:
             # A head may refuse a dummy image; that does not matter if the taps are before it.
+            failure = recorder.failure = error
             if all(recorder.counts().values()):
                 return recorder.counts()
-            failure = error
         finally:
             model.to(parameter.device)
     said = str(failure).strip().rstrip('.')

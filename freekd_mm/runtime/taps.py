@@ -142,6 +142,8 @@ class TapRecorder:
             check_module(model, tap.path, role)
         #: What each module returned, one item for each run.
         self.outputs: dict[str, list[Any]] = {tap.path: [] for tap in taps}
+        #: What ended the forward pass after the taps that count.
+        self.failure: Exception | None = None
         self._entered = ExitStack()
 
     def counts(self) -> dict[str, int]:
@@ -154,13 +156,15 @@ class TapRecorder:
         for tap in taps:
             outputs = self.outputs[tap.path]
             if not outputs:
-                raise RuntimeError(f"tap '{tap}' of the {self.role} was not reached in the forward pass.")
+                why = '' if self.failure is None else f': {self.failure}'
+                raise RuntimeError(f"tap '{tap}' of the {self.role} was not reached in the forward pass{why}.")
             for output in outputs if runs is None else outputs[: runs[tap.path]]:
                 levels += flatten(tap.select(output), tap)
         return tuple(levels)
 
     def clear(self) -> None:
         """Drops the recorded tensors, so that they do not outlive their step."""
+        self.failure = None
         for outputs in self.outputs.values():
             outputs.clear()
 

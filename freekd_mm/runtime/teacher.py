@@ -15,7 +15,7 @@ from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_options
 from freekd_mm.compat.versions import is_autocast_enabled, zip_equal
 from freekd_mm.log import say
-from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
+from freekd_mm.runtime.config import build_empty, load_config
 from freekd_mm.runtime.foreign import LIBRARIES, build_foreign
 from freekd_mm.runtime.foreign import OPTIONS as FOREIGN_OPTIONS
 from freekd_mm.runtime.outputs import Outputs, SharedOutputs
@@ -211,14 +211,13 @@ def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
         )
     if foreign:
         return build_foreign(sources[0], teacher)
-    cfg, scope = find_model(load_config(teacher['cfg_path'])) if 'cfg_path' in teacher else (teacher['model'], None)
     checkpoint = teacher.get('checkpoint')
     if not checkpoint and not teacher.get('allow_random', False):
         raise ValueError(
             "teacher should have a 'checkpoint' (a file or a URL), but got none. "
             'To distil from an untrained teacher on purpose, set allow_random=True.'
         )
-    model = build_model(without_pretrained(cfg), scope)
+    model = build_empty(load_config(teacher['cfg_path']) if 'cfg_path' in teacher else {'model': teacher['model']})
     if checkpoint:
         return model, load_weights(model, checkpoint, bool(teacher.get('allow_mismatch', False)))
     return model, 'RANDOM weights (allow_random=True)'

@@ -19,12 +19,12 @@ from freekd_mm.engine.preflight import check_data
 from freekd_mm.files import check_output, write_kept
 from freekd_mm.prompts.prompt_file import PROMPT_FILE, load_prompt
 from freekd_mm.runtime.compatibility import check_prompt, swap_hint, warn_if_swapped
-from freekd_mm.runtime.config import load_config
+from freekd_mm.runtime.config import build_empty, load_config
 from freekd_mm.runtime.inherit import choose_modules
 from freekd_mm.runtime.probe import SMALL, Size, config_size
 from freekd_mm.runtime.teacher import build_teacher, load_weights, teacher_options
 from freekd_mm.wizard.methods import METHODS, PROMPTED, Wiring, method_entries, parse_methods
-from freekd_mm.wizard.places import Probed, at_level_of, build, find_wiring, probe_models
+from freekd_mm.wizard.places import Probed, at_level_of, find_wiring, probe_models
 from freekd_mm.wizard.sources import Style, distill_source, prompt_source
 
 
@@ -138,7 +138,7 @@ def plan_config(
         del configs['student']
         prompt = None
     taps = {'student': features[0], 'teacher': features[-1]} if features else {}
-    built = {role: build(cfg) for role, cfg in configs.items()}
+    built = {role: build_empty(cfg) for role, cfg in configs.items()}
     if foreign:
         built['teacher'] = build_teacher(options)[0]
         taps['teacher'] = features[1] if len(features) > 1 else 'backbone'
@@ -160,7 +160,7 @@ def plan_config(
         files[prompt_out] = prompt_source(style, options['checkpoint'], teacher.trained, stage1_dir, given)
     if student is None:
         return Plan(files, inputs, (teacher,))
-    wiring = find_wiring(student, teacher, size, head)
+    wiring = find_wiring(student, teacher, head)
     style = Style(student_cfg, out)
     file = style.file(prompt) if prompt else str(stage1_dir / PROMPT_FILE)
     entries = method_entries(method, wiring)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Tuple
 
 import torch
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.runtime.config import build_model, find_model, without_pretrained
 from freekd_mm.runtime.cross_head import find_head
 from freekd_mm.runtime.probe import ProbeError, Size, first_accepted, level_shapes, probe_model
-from freekd_mm.runtime.taps import Tap, TapRecorder, flatten
+from freekd_mm.runtime.taps import Tap, TapRecorder, flatten, parse_taps
 from freekd_mm.runtime.wiring import Shape, as_maps, match_levels, without_vectors
 from freekd_mm.runtime.wiring import size as as_text
 from freekd_mm.text import table
@@ -26,58 +23,58 @@ Levels = Tuple[Tensor, ...]
 Shapes = Tuple[Shape, ...]
 
 
-@dataclass(frozen=True)
-class Probed:
-    """A model without weights as its config describes it, and what a dummy image showed."""
-
-    model: nn.Module
-    #: Tap of its features in eval mode, as a teacher runs, and the shapes (C, H, W) of their levels.
-    features: str
-    shapes: Shapes
-    #: Tap of the same features in training, where some models return more.
-    trained: str
-    #: How many vectors among them are left out.
-    vectors: int
-    #: Shapes of what can be tapped, by module.
-    modules: dict[str, Shapes]
-
-    def listing(self) -> str:
-        """Returns the modules that can be tapped, with the shapes of their outputs, as a table."""
-        rows = [[path, _sizes(shapes)] for path, shapes in self.modules.items()]
-        return table(rows, [f'module of {type(self.model).__name__}', 'gives'])
-
-
 def _sizes(shapes: Shapes) -> str:
     return ', '.join(map(as_text, shapes))
 
 
 class Outputs(TapRecorder):
-    """Records the outputs of every module of a model, as tensors without values; for the probe."""
+    """Records what every module of a model gives for a dummy image, as tensors without values.
 
-    def __init__(self, model: nn.Module, role: str, size: Size) -> None:
+    The image must reach the chosen tap, or features where none is chosen.
+    """
+
+    def __init__(self, model: nn.Module, role: str, size: Size, chosen: str | None = None) -> None:
+        self.chosen = () if chosen is None else parse_taps(chosen)
         paths = [path for path, _ in model.named_modules() if path and 'data_preprocessor' not in path]
-        super().__init__(model, [Tap(path) for path in paths], role)
+        super().__init__(model, [*self.chosen, *map(Tap, paths)], role)
         self.size = size
+        self._made: dict[Any, tuple[str, Tensor]] = {}
+        self._classified = ''
 
     def counts(self) -> dict[str, int]:
         """Returns how many modules gave features; none if a neck refused the image: another image may fit."""
+        if self.chosen:
+            return {'chosen': len(self.outputs[self.chosen[0].path])}
         necks = [runs for path, runs in self.outputs.items() if path.split('.')[-1] == 'neck']
         refused = necks and not any(necks)
         return {'features': 0 if refused else sum(1 for _ in self.candidates())}
 
     def _record(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        try:
-            levels = flatten(output, Tap(path))
-        except TypeError:  # something other than tensors
-            levels = []
-        flat = isinstance(output, (tuple, list)) and len(output) == len(levels)
-        run = tuple(torch.empty_like(level, device='meta') for level in levels), flat
-        self.outputs[path] = [*self.outputs.pop(path), run]  # in the order in which modules finish
+        if path == 'decode_head.conv_seg':
+            self._classified, _ = self._made.get(_place(inputs[0]), ('', None))
+        # Modules that return their input (dropout in eval mode, activations in place) make nothing.
+        if path.startswith('decode_head.') and _place(output) not in map(_place, inputs):
+            self._made[_place(output)] = path, output  # kept, so that no other tensor gets its place
+        self.outputs[path] = [*self.outputs.pop(path), _without_values(output)]  # in the order in which modules finish
+
+    def __exit__(self, *exc_info: Any) -> None:
+        super().__exit__(*exc_info)
+        self._made.clear()
+
+    @property
+    def classified(self) -> str | None:
+        """The module whose output the classifier of the decode head reads, None if there is no such module."""
+        runs_once = self._classified and len(self.outputs[self._classified]) == 1
+        return self._classified if runs_once and self.given('decode_head')[0] else None
 
     def given(self, path: str) -> tuple[Levels, bool]:
         """Returns the output of a module that ran once, and whether an index counts its levels."""
-        runs = self.outputs[path]
-        return runs[0] if len(runs) == 1 else ((), False)
+        output, *others = self.outputs[path] or [None]
+        try:
+            levels = () if others else tuple(flatten(output, Tap(path)))
+        except TypeError:  # something other than tensors
+            levels = ()
+        return levels, isinstance(output, (tuple, list)) and len(output) == len(levels)
 
     def maps(self, path: str) -> Levels:
         """Returns the feature maps of one image that a module returned, none if it returned something else."""
@@ -108,10 +105,41 @@ class Outputs(TapRecorder):
         yield from (*sorted(named, key=rank), *shallow)
 
 
-def build(cfg: Config) -> nn.Module:
-    """Builds the model of a config without weights."""
-    model_cfg, scope = find_model(cfg)
-    return build_model(without_pretrained(model_cfg), scope)
+def _place(value: Any) -> Any:
+    return (value.data_ptr(), value.shape) if isinstance(value, Tensor) else None
+
+
+def _without_values(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return torch.empty_like(output, device='meta')
+    if isinstance(output, dict):
+        return {key: _without_values(item) for key, item in output.items()}
+    return [_without_values(item) for item in output] if isinstance(output, (tuple, list)) else output
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A model without weights as its config describes it, and what a dummy image showed."""
+
+    #: In eval mode.
+    outputs: Outputs
+    #: Tap of its features in eval mode, as a teacher runs, and the shapes (C, H, W) of their levels.
+    features: str
+    shapes: Shapes
+    #: Tap of the same features in training, where some models return more.
+    trained: str
+    #: How many vectors among them are left out.
+    vectors: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.outputs.model
+
+    def listing(self) -> str:
+        """Returns the modules that can be tapped, with the shapes of their outputs, as a table."""
+        rows = [[path, _sizes(shapes)] for path, shapes in self.outputs.shapes().items()]
+        return table(rows, [f'module of {type(self.model).__name__}', 'gives'])
 
 
 def probe_built(model: nn.Module, role: str, size: Size, features: str | None = None) -> Probed:
@@ -120,20 +148,22 @@ def probe_built(model: nn.Module, role: str, size: Size, features: str | None = 
     A neck is tapped whole. Without one: all levels of the backbone if their strides increase, else (as in
     dilated segmentation backbones) the last.
     """
-    trained, evaluated = (Outputs(model, role, size) for _ in range(2))
+    trained, evaluated = (Outputs(model, role, size, features) for _ in range(2))
     if features is not None:
-        given = _levels(model, features, role, size, training=role == 'student')
+        outputs = trained if role == 'student' else evaluated
+        probe_model(model, outputs, size, training=outputs is trained)
+        given = outputs.levels(outputs.chosen)
         kept = without_vectors(given)
-        shapes = level_shapes(as_maps(kept, size))
-        with suppress(ProbeError):  # only for the listing
-            probe_model(model, evaluated, size)
-        return Probed(model, features, shapes, features, len(given) - len(kept), evaluated.shapes())
+        if outputs is trained:
+            with suppress(ProbeError):  # only for the listing and the heads
+                probe_model(model, evaluated, size)
+        return Probed(evaluated, features, level_shapes(as_maps(kept, size)), features, len(given) - len(kept))
     for outputs in (trained, evaluated):
         probe_model(model, outputs, size, training=outputs is trained)
     for path in evaluated.candidates():
         found = _as_trained(path, trained, evaluated)
         if found is not None:
-            return Probed(model, *found, evaluated.shapes())
+            return Probed(evaluated, *found)
     given_by = '; '.join(f'{path}: {_sizes(shapes)}' for path, shapes in evaluated.shapes(depth=1).items())
     raise ValueError(
         f'the {role} should have a module that gives feature maps, the same in training as otherwise, but '
@@ -191,28 +221,19 @@ def at_level_of(student: Probed, teacher: Probed) -> Probed:
     return replace(student, features=tap, trained=tap, shapes=student.shapes[level : level + 1])
 
 
-def _levels(model: nn.Module, tap: str, role: str, size: Size, training: bool = False) -> Levels:
-    """Returns what a tap gives for a dummy image."""
-    taps = [Tap.parse(tap)]
-    recorder = TapRecorder(model, taps, role)
-    probe_model(model, recorder, size, training=training)
-    levels = recorder.levels(taps)
-    recorder.clear()
-    return levels
-
-
-def find_logits(student: nn.Module, teacher: nn.Module, size: Size) -> dict[str, Any]:
+def find_logits(student: Probed, teacher: Probed) -> dict[str, Any]:
     """Returns what :class:`Wiring` says about logits: tap, classes, sigmoids, other sizes, or why there is none."""
     none: dict[str, Any] = {'logits': None, 'num_classes': 0, 'use_sigmoid': False}
     for path, test in (('bbox_head[0]', _is_dense_head), ('decode_head', _is_decode_head)):
-        heads: list[Any] = [getattr(model, Tap.parse(path).path, None) for model in (student, teacher)]
+        tap = Tap.parse(path)
+        heads: list[Any] = [getattr(probed.model, tap.path, None) for probed in (student, teacher)]
         if not all(map(test, heads)):
             continue
         # Other classes are matched by name when the training starts.
         classes = [int(getattr(head, 'cls_out_channels', None) or head.out_channels) for head in heads]
         try:
-            shapes = [level_shapes(_levels(model, path, 'model', size)) for model in (student, teacher)]
-        except (ProbeError, TypeError, ValueError) as error:  # a feature method needs none
+            shapes = [level_shapes(probed.outputs.levels([tap])) for probed in (student, teacher)]
+        except (RuntimeError, TypeError, ValueError) as error:  # a feature method needs none
             return {**none, 'why_no_logits': str(error)}
         anchors = [[shape[0] // count for shape in own] for own, count in zip_equal(shapes, classes)]
         if anchors[0] != anchors[1]:
@@ -235,41 +256,7 @@ def _is_decode_head(head: Any) -> bool:
     return isinstance(getattr(head, 'conv_seg', None), nn.Module)
 
 
-def find_classified(model: nn.Module, size: Size) -> str | None:
-    """Returns the module whose output the classifier of the decode head reads, None if there is no such module.
-
-    Modules that return their input (dropout in eval mode, activations in place) do not count. If a module and its
-    last part return the same tensor, the whole is returned.
-    """
-    head: Any = getattr(model, 'decode_head', None)
-    if not _is_decode_head(head):
-        return None
-    outputs: list[tuple[str, Tensor]] = []
-    classified: list[Tensor] = []
-
-    def record(name: str, module: nn.Module, inputs: tuple, output: Any) -> None:
-        if isinstance(output, Tensor) and not any(_is_same(output, value) for value in inputs):
-            outputs.append((f'decode_head.{name}', output))
-
-    handles = [m.register_forward_hook(partial(record, name)) for name, m in head.named_modules() if name]
-    handles.append(head.conv_seg.register_forward_pre_hook(lambda _, inputs: classified.append(inputs[0])))
-    try:
-        _levels(model, 'decode_head', 'model', size)
-    except (ProbeError, TypeError, ValueError):  # a head that gives something other than logits
-        return None
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = [name for name, output in outputs if classified and _is_same(output, classified[-1])]
-    ran = [name for name, _ in outputs]
-    return found[-1] if found and ran.count(found[-1]) == 1 else None
-
-
-def _is_same(a: Tensor, b: Any) -> bool:
-    return isinstance(b, Tensor) and a.data_ptr() == b.data_ptr() and a.shape == b.shape
-
-
-def find_wiring(student: Probed, teacher: Probed, size: Size, head: bool = False) -> Wiring:
+def find_wiring(student: Probed, teacher: Probed, head: bool = False) -> Wiring:
     """Pairs the levels of both and finds what a logit loss could use; with ``head``, what decode heads classify."""
     chosen = any(Tap.parse(tap).index for tap in (student.trained, teacher.features))
     pairs = match_levels(student.shapes, teacher.shapes, 'features', chosen=chosen)
@@ -279,14 +266,13 @@ def find_wiring(student: Probed, teacher: Probed, size: Size, head: bool = False
         tuple(student.shapes[pair.student] for pair in pairs),
         tuple(teacher.shapes[pair.teacher] for pair in pairs),
         indices_t=None if len(pairs) == len(teacher.shapes) else tuple(pair.teacher for pair in pairs),
-        **find_logits(student.model, teacher.model, size),
+        **find_logits(student, teacher),
         dense_s=find_head(student.model),
         dense_t=find_head(teacher.model),
     )
-    own, theirs = (find_classified(probed.model, size) if head else None for probed in (student, teacher))
+    own, theirs = (probed.outputs.classified if head else None for probed in (student, teacher))
     if own is None or theirs is None:
         return wiring
-    shapes = level_shapes(_levels(student.model, own, 'student', size))
-    shapes_t = level_shapes(_levels(teacher.model, theirs, 'teacher', size))
+    shapes, shapes_t = (level_shapes(p.outputs.levels([Tap(path)])) for p, path in ((student, own), (teacher, theirs)))
     same = replace(wiring, features_s=own, features_t=theirs, shapes_s=shapes, shapes_t=shapes_t, indices_t=None)
     return replace(wiring, head=same)

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from freekd_mm.datasets.unlabelled import find_pictures
-from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
+from freekd_mm.runtime.config import build_empty, find_model, load_config
 from freekd_mm.runtime.foreign import LIBRARIES
 from freekd_mm.wizard.places import nearest_level, probe_built
 
@@ -47,7 +47,7 @@ def pretrain_source(
     distill = {'backbone': {'student': 'backbone[-1:]', 'teacher': tap, 'loss': loss}}
     if neck:
         encoder['neck'] = model['neck']
-        probed = probe_built(build_model(without_pretrained(encoder), scope), 'student', (size, size), 'neck')
+        probed = probe_built(build_empty({'model': encoder, 'default_scope': scope}), 'student', (size, size), 'neck')
         level = nearest_level(probed.shapes, size / STRIDE)
         distill['neck'] = {'student': f'neck[{level}]', 'teacher': tap, 'loss': loss}
     package = 'Seg' if scope == 'mmseg' else 'Det'

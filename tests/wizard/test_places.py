@@ -11,15 +11,15 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import nn
 
-from freekd_mm.runtime.config import build_model, find_model, load_config
+from freekd_mm.runtime.config import build_empty, build_model, find_model, load_config
 from freekd_mm.runtime.probe import ProbeError
-from freekd_mm.wizard.places import build, find_classified, find_wiring, probe_built
+from freekd_mm.wizard.places import find_wiring, probe_built
 
 SIZE = (64, 64)
 
 
 def probe_config(cfg, role, size):
-    return probe_built(build(cfg), role, size)
+    return probe_built(build_empty(cfg), role, size)
 
 
 @pytest.mark.parametrize(
@@ -33,15 +33,15 @@ def probe_config(cfg, role, size):
     ],
 )
 def test_it_is_found_in_the_configs_of_mmseg(config: str, classified: str | None) -> None:
-    model = probe_config(load_config(f'mmseg::{config}'), 'student', SIZE).model
-    assert find_classified(model, SIZE) == classified
-    parts = [module for name, module in model.named_modules() if name.startswith('decode_head.')]
+    probed = probe_config(load_config(f'mmseg::{config}'), 'student', SIZE)
+    assert probed.outputs.classified == classified
+    parts = [module for name, module in probed.model.named_modules() if name.startswith('decode_head.')]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in parts)
 
 
 def test_a_detector_has_none(det_config: Callable[..., Path]) -> None:
-    model = probe_config(Config.fromfile(det_config(name='student', head='gfl', width=8)), 'student', SIZE).model
-    assert find_classified(model, SIZE) is None
+    probed = probe_config(Config.fromfile(det_config(name='student', head='gfl', width=8)), 'student', SIZE)
+    assert probed.outputs.classified is None
 
 
 def mmseg_config(name: str) -> Config:
@@ -92,12 +92,10 @@ def test_a_tap_of_the_user_is_taken() -> None:
 
 
 def test_a_head_that_refuses_the_image_stops_no_feature_method() -> None:
-    student, teacher = (
-        probe_config(load_config('mmdet::ddod/ddod_r50_fpn_1x_coco.py'), role, SIZE) for role in ('student', 'teacher')
-    )
-    for probed in (student, teacher):
-        probed.model.bbox_head.forward = refuse
-    wiring = find_wiring(student, teacher, SIZE)
+    models = [build_empty(load_config('mmdet::ddod/ddod_r50_fpn_1x_coco.py')) for _ in range(2)]
+    for model in models:
+        model.bbox_head.forward = refuse
+    wiring = find_wiring(*(probe_built(model, role, SIZE) for model, role in zip(models, ('student', 'teacher'))))
     assert wiring.features_s == 'neck'
     assert wiring.logits is None
     assert 'too small for the head' in wiring.why_no_logits
