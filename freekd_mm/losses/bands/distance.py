@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from freekd_mm.compat.versions import torch_at_least, uncompiled, zip_equal
 from freekd_mm.frequency.haar import haar_form
 from freekd_mm.frequency.inputs import band_sizes
-from freekd_mm.tensors import full_precision, to_device
+from freekd_mm.tensors import constant, full_precision
 
 # A band whose mean square in the teacher is below this is constant, and has no information.
 TINY = 1e-12
@@ -136,15 +136,19 @@ def _way(students: Sequence[Tensor], levels: Sequence[Level], most: int) -> tupl
 
 
 def _table(students: Sequence[Tensor], levels: Sequence[Level], most: int) -> tuple[Tensor, Tensor]:
-    """Returns the weights (levels, most, 4) and the positions (levels, most, 1), sent to the device at once."""
+    """Returns the weights (levels, most, 4) and the positions (levels, most, 1)."""
     least, rows = float(get_world_size() == 1), []
     for level in levels:
         sizes = band_sizes(level.teacher.shape[2:], level.depth)
         counts = [max(least, len(level.teacher) * height * width) for height, width in sizes]
-        rows += [[*weights, count] for weights, count in zip_equal(level.weights, counts)]
-        rows += [[0.0, 0.0, 0.0, 0.0, least]] * (most - level.depth)
-    table = to_device(rows, full_precision(students[0].new_empty(0))).view(len(levels), most, 5)
+        rows += [(*weights, count) for weights, count in zip_equal(level.weights, counts)]
+        rows += [(0.0, 0.0, 0.0, 0.0, least)] * (most - level.depth)
+    table = constant(_numbers, full_precision(students[0].new_empty(0)), *rows).view(len(levels), most, 5)
     return table[..., :4], table[..., 4:]
+
+
+def _numbers(*rows: tuple[float, ...]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def sums_of(students: Sequence[Tensor], levels: Sequence[Level], most: int) -> Tensor:
