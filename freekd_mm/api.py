@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from freekd_mm.compat import install
+
 if TYPE_CHECKING:
     from freekd_mm.report.runs import Run
     from freekd_mm.runtime.export import Export
@@ -51,8 +53,6 @@ def distill(
         wizard: Other options of :func:`freekd_mm.wizard.make_config.plan_config`, like ``dict(features=['neck'])``.
         overrides: Settings of the config, like ``train_cfg=dict(max_epochs=3)``.
     """
-    from freekd_mm.compat import install
-
     install()
     from freekd_mm.wizard.make_config import plan_config
 
@@ -99,8 +99,6 @@ def pretrain(
         The files ``backbone.pth`` (and ``neck.pth``) by the names of their modules, for the ``init_cfg`` of each:
         ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
     """
-    from freekd_mm.compat import install
-
     install()
     from freekd_mm.files import check_output, write_kept
     from freekd_mm.runtime.export import export_parts
@@ -157,8 +155,6 @@ def export(
         images: How many test images to compare predictions on.
         force: Replace a file that a person made; it is kept with ``.bak`` after its name.
     """
-    from freekd_mm.compat import install
-
     install()
     from mmengine.config import Config
 

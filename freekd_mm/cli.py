@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import Any, Callable
 
 from freekd_mm.checks import check_file
+from freekd_mm.compat import install
 from freekd_mm.doctor.checkup import obstacle
 
 #: Packages that raise errors to say what is wrong with a config or a command.
@@ -102,8 +103,6 @@ def add_common_options(parser: Parser) -> None:
 def prepare_config(args: argparse.Namespace) -> Any:
     """Loads the config and applies the common options."""
     from mmengine.config import Config
-
-    from freekd_mm.compat import install
 
     install()
     check_file('config', args.config)

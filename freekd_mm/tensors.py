@@ -34,7 +34,7 @@ def shapes(levels: Sequence[Tensor]) -> str:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Returns ``x`` in float32, or in float64 if it is that already."""
+    """Returns ``x`` in float32, or in float64 if it is that already: sums in half precision lose too many digits."""
     return x if x.dtype == torch.float64 else x.float()
 
 

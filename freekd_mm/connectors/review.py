@@ -68,7 +68,6 @@ class FAMReviewConnector(FAMConnector):
     Args:
         in_channels: Channels of the student's levels, finest first; one integer for all or one per level.
         out_channels: Channels of the teacher's levels, in the same form.
-        num_levels: Number of levels; None takes the length of the channels, or 1.
         num_heads: Heads of the attention; they must divide the channels of every level but the deepest.
             None: four, or two or one if four do not divide; with ``variant='code'`` one per channel.
         variant: ``'ours'``: heads with a scaled dot product, a plain 1x1 convolution between levels. ``'code'``:
@@ -80,7 +79,6 @@ class FAMReviewConnector(FAMConnector):
         self,
         in_channels: int | Sequence[int],
         out_channels: int | Sequence[int],
-        num_levels: int | None = None,
         num_heads: int | None = None,
         variant: Variant = 'ours',
         **fam: Any,
@@ -88,7 +86,7 @@ class FAMReviewConnector(FAMConnector):
         check_choice('variant', variant, ('ours', 'code'))
         if variant == 'code':
             fam = {'post': 'bn_relu', 'region': 'code', **fam}
-        super().__init__(in_channels, out_channels, num_levels, **fam)
+        super().__init__(in_channels, out_channels, **fam)
         self.fusions = nn.ModuleList(
             ReviewFusion(channels, deeper, num_heads, variant)
             for channels, deeper in zip_equal(self.in_channels[:-1], self.in_channels[1:])

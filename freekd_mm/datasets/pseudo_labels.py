@@ -29,23 +29,14 @@ from freekd_mm.text import track
 
 
 class PseudoLabels(NamedTuple):
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        path: The COCO file, or the folder of label maps.
-        root: The folder that the names in it are relative to.
-        pictures: How many pictures were looked at.
-        labelled: How many of them have labels.
-        counts: Boxes, or pixels, by class.
-        unit: Which of the two.
-    """
-
-    path: Path
-    root: Path
-    pictures: int
-    labelled: int
-    counts: dict[str, int]
-    unit: str
+    path: Path  # the COCO file, or the folder of label maps
+    root: Path  # the folder that the names in it are relative to
+    pictures: int  # how many were looked at
+    labelled: int  # how many of them have labels
+    counts: dict[str, int]  # boxes, or pixels, by class
+    unit: str  # which of the two
 
     def __str__(self) -> str:
         total = max(sum(self.counts.values()), 1)

@@ -29,6 +29,12 @@ from freekd_mm.runtime.teacher import forward_features
 from freekd_mm.text import some
 
 POLICIES = ('error', 'skip')
+#: By whether the loss is scaled, as in mixed precision.
+ADVICE = {
+    True: ' Lower the learning rate, clip the gradients, or train in full precision.',
+    False: ' No weight was changed. Lower the learning rate or the weight of the loss, clip the gradients, look at the '
+    "images, or skip such steps: reliability = dict(nonfinite='skip').",
+}
 
 
 class NonFiniteError(RuntimeError):
@@ -134,7 +140,7 @@ class NonFiniteHook(Hook):
             return True
         if self.policy == 'error' or too_many:
             often = f' It happened {self.in_a_row} times in a row.' if too_many else ''
-            raise NonFiniteError(f'{finding}{often}{_advice(scaled)}')
+            raise NonFiniteError(f'{finding}{often}{ADVICE[scaled]}')
         self.skipped.append(runner.iter)
         warn(f'{finding} The step is skipped.')
         return False
@@ -148,15 +154,6 @@ def _gradients_are_finite(optimizer: torch.optim.Optimizer) -> Tensor:
     if not gradients:
         return torch.tensor(True)
     return torch.isfinite(torch.stack([norm.float() for norm in torch._foreach_norm(gradients, math.inf)])).all()
-
-
-def _advice(scaled: bool) -> str:
-    if scaled:
-        return ' Lower the learning rate, clip the gradients, or train in full precision.'
-    return (
-        ' No weight was changed. Lower the learning rate or the weight of the loss, clip the gradients, look at the '
-        "images, or skip such steps: reliability = dict(nonfinite='skip')."
-    )
 
 
 def diagnose(model: nn.Module, losses: dict[str, Any], batch: Any) -> str:

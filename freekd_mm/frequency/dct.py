@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from freekd_mm.frequency.inputs import check_axes, check_floating, widen
-from freekd_mm.tensors import constant
+from freekd_mm.frequency.inputs import check_axes
+from freekd_mm.tensors import constant, full_precision
 
 
 def dct_matrix(size: int, like: Tensor) -> Tensor:
@@ -28,10 +28,9 @@ def _matrix(size: int) -> Tensor:
 
 
 def _transform(x: Tensor, inverse: bool) -> Tensor:
-    check_floating('x', x)
     check_axes('x', x, '(..., H, W)')
     with torch.autocast(x.device.type, enabled=False):
-        wide = widen(x)
+        wide = full_precision(x)
         rows, columns = dct_matrix(x.shape[-2], wide), dct_matrix(x.shape[-1], wide)
         if inverse:
             rows, columns = rows.mT, columns.mT
@@ -39,18 +38,10 @@ def _transform(x: Tensor, inverse: bool) -> Tensor:
 
 
 def dct2d(x: Tensor) -> Tensor:
-    """Orthonormal DCT-II over the last two axes, any size.
-
-    Args:
-        x: (..., H, W).
-    """
+    """Returns the orthonormal DCT-II of x (..., H, W) over the last two axes, of any size."""
     return _transform(x, inverse=False)
 
 
 def idct2d(x: Tensor) -> Tensor:
-    """Orthonormal DCT-III over the last two axes: the inverse of :func:`dct2d`.
-
-    Args:
-        x: (..., H, W).
-    """
+    """Returns the orthonormal DCT-III of x (..., H, W): the inverse of :func:`dct2d`."""
     return _transform(x, inverse=True)

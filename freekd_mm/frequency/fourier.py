@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freekd_mm.checks import check_choice, check_positive
-from freekd_mm.frequency.inputs import check_axes, check_floating, widen
-from freekd_mm.tensors import constant
+from freekd_mm.frequency.inputs import check_axes
+from freekd_mm.tensors import constant, full_precision
 
 Mode = Literal['lowrank', 'depthwise', 'dense']
 Region = Literal['symmetric', 'code']
@@ -172,7 +172,6 @@ class SpectralFilter2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Filters x (N, C_in, H, W) and returns (N, C_out, H, W) in the dtype of x."""
-        check_floating('x', x)
         check_axes('x', x, f'(N, {self.in_channels}, H, W)', ndim=4)
         if x.shape[1] != self.in_channels:
             raise ValueError(f'x should have {self.in_channels} channels, but got {x.shape[1]} in {tuple(x.shape)}')
@@ -180,7 +179,7 @@ class SpectralFilter2d(nn.Module):
             # An FFT of an empty tensor is an error; one added zero keeps all parameters in the graph, as DDP wants.
             return self.forward(F.pad(x, (0, 0, 0, 0, 0, 0, 0, 1)))[:0]
         with torch.autocast(x.device.type, enabled=False):
-            y = self._dense(widen(x)) if self.mode == 'dense' else self._separable(widen(x))
+            y = self._dense(full_precision(x)) if self.mode == 'dense' else self._separable(full_precision(x))
         return y.to(x.dtype)
 
     def _dense(self, x: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -18,15 +17,11 @@ def check_floating(what: str, x: Any) -> None:
 
 
 def check_axes(what: str, x: Tensor, wanted: str, ndim: int | None = None) -> None:
-    """Raises ValueError unless ``x`` has ``ndim`` axes (at least 2 if None), the last two of length >= 1."""
+    """Raises an error unless ``x`` is real and has ``ndim`` axes (at least 2 if None), the last two of length >= 1."""
+    check_floating(what, x)
     fits = x.ndim >= 2 if ndim is None else x.ndim == ndim
     if not fits or x.shape[-1] < 1 or x.shape[-2] < 1:
         raise ValueError(f'{what} should be of shape {wanted} with H, W >= 1, but got {tuple(x.shape)}')
-
-
-def widen(x: Tensor) -> Tensor:
-    """Returns ``x`` in float32 if it is in half precision: sums over a map lose too many digits there."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def band_sizes(size: Sequence[int], depth: int) -> list[tuple[int, int]]:

@@ -18,54 +18,34 @@ from torch import Tensor
 from freekd_mm.checks import check_positive, did_you_mean
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency.haar import HaarAnalysis1d, HaarAnalysis2d, HaarSynthesis1d, HaarSynthesis2d
-from freekd_mm.frequency.inputs import check_axes, check_floating, widen
+from freekd_mm.frequency.inputs import check_axes, check_floating
+from freekd_mm.tensors import full_precision
 
 
 class WaveletDetail(NamedTuple):
-    """High bands of one level of a 2D transform, each (N, C, h, w).
+    """High bands of one level of a 2D transform, each (N, C, h, w)."""
 
-    Attributes:
-        horizontal: Differences along the height, which respond to horizontal edges (PyWavelets' cH).
-        vertical: Differences along the width, which respond to vertical edges (cV).
-        diagonal: Differences along both (cD).
-    """
-
-    horizontal: Tensor
-    vertical: Tensor
-    diagonal: Tensor
+    horizontal: Tensor  # differences along the height, which respond to horizontal edges (PyWavelets' cH)
+    vertical: Tensor  # differences along the width, which respond to vertical edges (cV)
+    diagonal: Tensor  # differences along both (cD)
 
 
 class WaveletBands(NamedTuple):
-    """Bands of a 2D transform.
+    """Bands of a 2D transform."""
 
-    Attributes:
-        low: Low band of the last level (N, C, h, w).
-        high: One :class:`WaveletDetail` per level, finest first.
-        shape: (H, W) of the transformed tensor.
-        wavelet: Name of the wavelet.
-    """
-
-    low: Tensor
-    high: tuple[WaveletDetail, ...]
-    shape: tuple[int, int]
+    low: Tensor  # of the last level, (N, C, h, w)
+    high: tuple[WaveletDetail, ...]  # by level, finest first
+    shape: tuple[int, int]  # (H, W) of the transformed tensor
     wavelet: str = 'haar'
 
 
 class WaveletBands1d(NamedTuple):
-    """Bands of a 1D transform.
+    """Bands of a 1D transform."""
 
-    Attributes:
-        low: Low band of the last level.
-        high: One high band per level, finest first.
-        length: Length of the transformed axis.
-        dim: The transformed axis, counted from the end.
-        wavelet: Name of the wavelet.
-    """
-
-    low: Tensor
-    high: tuple[Tensor, ...]
-    length: int
-    dim: int = -1
+    low: Tensor  # of the last level
+    high: tuple[Tensor, ...]  # by level, finest first
+    length: int  # of the transformed axis
+    dim: int = -1  # the transformed axis, counted from the end
     wavelet: str = 'haar'
 
 
@@ -139,10 +119,9 @@ def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
         levels: Number of levels, also beyond the maximum that PyWavelets recommends.
         wavelet: A discrete wavelet of PyWavelets, see :func:`available_wavelets`.
     """
-    check_floating('x', x)
     check_axes('x', x, '(N, C, H, W)', ndim=4)
     check_positive('levels', levels, integer=True)
-    low = widen(x)
+    low = full_precision(x)
     if is_haar(wavelet):
         low, *bands = HaarAnalysis2d.apply(low, levels)
         high = [WaveletDetail(*bands[start : start + 3]) for start in range(0, len(bands), 3)]
@@ -157,15 +136,11 @@ def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
 
 
 def idwt2d(bands: WaveletBands) -> Tensor:
-    """Inverse of :func:`dwt2d`: returns (N, C, H, W).
-
-    Args:
-        bands: What :func:`dwt2d` returned, changed or not.
-    """
+    """Inverse of :func:`dwt2d`, of what that returned, changed or not: (N, C, H, W)."""
     _check_bands2d(bands)
     dtype = bands.low.dtype
-    low = widen(bands.low)
-    high = [[widen(band) for band in details] for details in bands.high]
+    low = full_precision(bands.low)
+    high = [[full_precision(band) for band in details] for details in bands.high]
     if is_haar(bands.wavelet):
         return HaarSynthesis2d.apply(*bands.shape, low, *(band for details in high for band in details)).to(dtype)
     ptwt = _optional('ptwt')
@@ -226,7 +201,7 @@ def dwt1d(x: Tensor, levels: int = 1, wavelet: str = 'haar', dim: int = -1) -> W
     length = x.shape[dim]
     if length < 1:
         raise ValueError(f'x should have a length of at least 1 along axis {dim}, but got {tuple(x.shape)}')
-    low = widen(x)
+    low = full_precision(x)
     high: list[Tensor] = []
     if is_haar(wavelet):
         for _ in range(levels):
@@ -241,14 +216,10 @@ def dwt1d(x: Tensor, levels: int = 1, wavelet: str = 'haar', dim: int = -1) -> W
 
 
 def idwt1d(bands: WaveletBands1d) -> Tensor:
-    """Inverse of :func:`dwt1d`.
-
-    Args:
-        bands: What :func:`dwt1d` returned, changed or not.
-    """
+    """Inverse of :func:`dwt1d`, of what that returned, changed or not."""
     lengths = _check_bands1d(bands)
-    low = widen(bands.low)
-    high = [widen(band) for band in bands.high]
+    low = full_precision(bands.low)
+    high = [full_precision(band) for band in bands.high]
     if is_haar(bands.wavelet):
         for detail, length in zip_equal(reversed(high), reversed(lengths[:-1])):
             low = HaarSynthesis1d.apply(length, bands.dim, low, detail)

@@ -25,19 +25,12 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class DenseHead:
-    """One detector's head.
+    """One detector's head."""
 
-    Attributes:
-        boxes: ``'distribution'``, ``'deltas'`` or ``'distances'``, see :class:`freekd_mm.losses.CrossKDLoss`.
-        bins: Bins of the distribution of an edge, 0 without one.
-        stds: What the deltas are multiplied with.
-        tower: Convolutions in each of the towers ``cls_convs`` and ``reg_convs``, 0 without such towers.
-    """
-
-    boxes: str
-    bins: int = 0
-    stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
-    tower: int = 0
+    boxes: str  # 'distribution', 'deltas' or 'distances', see freekd_mm.losses.CrossKDLoss
+    bins: int = 0  # of the distribution of an edge, 0 without one
+    stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # what the deltas are multiplied with
+    tower: int = 0  # convolutions in each of the towers cls_convs and reg_convs, 0 without such towers
 
 
 def find_head(model: nn.Module) -> DenseHead | str:

@@ -106,7 +106,7 @@ class Entry(nn.Module):
             for count, what in ((len(maps) - len(self.pairs), 'level(s)'), (len(given) - len(maps), 'vector(s)'))
             if count
         ]
-        paired_s, paired_t = [maps_s[pair.student] for pair in self.pairs], [maps_t[p.teacher] for p in self.pairs]
+        paired_s, paired_t = [maps_s[s] for s, _ in self.pairs], [maps_t[t] for _, t in self.pairs]
         self._check_batch(paired_s, paired_t)
         shapes_s, shapes_t = level_shapes(paired_s), level_shapes(paired_t)
         self.connector = self._build_connector(shapes_s, shapes_t, getattr(losses[0], 'any_shape', False))
@@ -210,8 +210,8 @@ class Entry(nn.Module):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Returns what the loss compares: the student's levels after the connector, and the teacher's paired ones."""
         students, teachers = self._crossed(students, image), self._maps(teachers, image)
-        teachers = tuple(teachers[pair.teacher] for pair in self.pairs)
-        features = self._connect([students[pair.student] for pair in self.pairs])
+        teachers = tuple(teachers[t] for _, t in self.pairs)
+        features = self._connect([students[s] for s, _ in self.pairs])
         if self.connector is not None:
             features = tuple(resize(s, t.shape[-2:]) for s, t in zip_equal(features, teachers))
         return features, teachers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Tuple
 
 import torch.nn.functional as F
@@ -15,18 +14,10 @@ from freekd_mm.compat.versions import zip_equal
 Shape = Tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One teacher level and the student level that learns from it."""
-
-    student: int
-    teacher: int
-
-
 def match_levels(
     students: Sequence[Shape], teachers: Sequence[Shape], name: str, logits: bool = False, chosen: bool = False
-) -> tuple[Pair, ...]:
-    """Pairs levels of the same resolution; as many levels of both in order, unless all resolutions are shifted.
+) -> tuple[tuple[int, int], ...]:
+    """Pairs levels (student, teacher) of one resolution; as many of both in order, unless all resolutions are shifted.
 
     Args:
         students: Shapes (C, H, W) of the student's levels for one image size.
@@ -41,13 +32,13 @@ def match_levels(
             f'but got {_list(students)} and {_list(teachers)}'
         )
     pairs = [
-        Pair(s, t)
+        (s, t)
         for t, teacher in enumerate(teachers)
         for s, student in enumerate(students)
         if len(student) == len(teacher) == 3 and student[1:] == teacher[1:]
     ]
-    once = len({pair.student for pair in pairs}) == len(pairs) == len({pair.teacher for pair in pairs})
-    in_order = len(students) == len(teachers) and (chosen or any(pair.student == pair.teacher for pair in pairs))
+    once = all(len(set(own)) == len(pairs) for own in zip(*pairs))
+    in_order = len(students) == len(teachers) and (chosen or any(s == t for s, t in pairs))
     if pairs and once and not in_order:
         return tuple(pairs)
     if len(students) != len(teachers):
@@ -62,7 +53,7 @@ def match_levels(
                 f"distill '{name}': at level {level} the student's {_list([student])} and the teacher's "
                 f'{_list([teacher])} should both be maps or both be vectors; tap a module before its pooling'
             )
-    return tuple(Pair(index, index) for index in range(len(students)))
+    return tuple((index, index) for index in range(len(students)))
 
 
 def tokens_to_map(tokens: Tensor, like: tuple[int, int]) -> Tensor:

@@ -96,8 +96,6 @@ class FrequencyPromptHook(Hook):
         self.probe_size, self.allow_random_teacher = probe_size, allow_random_teacher
         self.measured: dict[str, Any] = {}
 
-    # ------------------------------------------------------------------ before training
-
     def before_run(self, runner: Runner) -> None:
         """Loads and freezes the teacher, adds the prompts, and lets the runner follow the recipe."""
         wrapped = is_model_wrapper(runner.model)
@@ -134,8 +132,6 @@ class FrequencyPromptHook(Hook):
             f'teacher {type(model).__name__} is frozen'
         )
 
-    # ------------------------------------------------------------------ training
-
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Checks that the prompts were reached."""
         if outputs is not None and 'loss_prompt_dissimilarity' not in outputs:
@@ -167,8 +163,6 @@ class FrequencyPromptHook(Hook):
             folder = path.with_suffix('')
             mask_pictures(image, {place: groups for place, groups in masks.items() if groups}, folder)
             say(f'pictures of the masks are in {folder}')
-
-    # ------------------------------------------------------------------ checkpoints
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Leaves the teacher out of the checkpoint, and puts its name and hash in."""

@@ -263,9 +263,9 @@ def find_wiring(student: Probed, teacher: Probed, head: bool = False) -> Wiring:
     wiring = Wiring(
         student.trained,
         teacher.features,
-        tuple(student.shapes[pair.student] for pair in pairs),
-        tuple(teacher.shapes[pair.teacher] for pair in pairs),
-        indices_t=None if len(pairs) == len(teacher.shapes) else tuple(pair.teacher for pair in pairs),
+        tuple(student.shapes[s] for s, _ in pairs),
+        tuple(teacher.shapes[t] for _, t in pairs),
+        indices_t=None if len(pairs) == len(teacher.shapes) else tuple(t for _, t in pairs),
         **find_logits(student, teacher),
         dense_s=find_head(student.model),
         dense_t=find_head(teacher.model),

@@ -27,7 +27,7 @@ def test_is_its_formula_with_and_without_masks(tmp_path):
     student, teacher = (side.double() for side in pair())
     student.requires_grad_()
     for refine in (None, False, True):
-        loss = FreeKDPlusLoss(4, 2, min_positions=0, prompt=prompt(tmp_path, 2) if refine is not None else None)
+        loss = FreeKDPlusLoss(4, levels=2, min_positions=0, prompt=prompt(tmp_path, 2) if refine is not None else None)
         loss.refine = refine
         own, other = dwt2d(student, 2), dwt2d(teacher, 2)
         masks = [loss.masks([side.detach()])[0] for side in (teacher, student)] if refine is not None else None
@@ -59,7 +59,7 @@ def test_high_bands_are_relaxed_and_the_low_band_is_strong():
     _, teacher = pair()
     bands = dwt2d(teacher, 2)
     tripled = teacher + 2 * idwt2d(bands._replace(low=torch.zeros_like(bands.low)))
-    loss = FreeKDPlusLoss(4, 2, min_positions=0)
+    loss = FreeKDPlusLoss(4, levels=2, min_positions=0)
     assert loss(tripled, teacher) < 1e-3, 'the scale of the high bands is free'
     torch.testing.assert_close(loss(3 * teacher, teacher), torch.tensor(4.0), rtol=1e-3, atol=0)
     assert loss(teacher, teacher) < 1e-6

@@ -7,21 +7,21 @@ import torch
 import torch.nn.functional as F
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.runtime.wiring import Pair, alignment, as_maps, match_levels, resize, tokens_to_map
+from freekd_mm.runtime.wiring import alignment, as_maps, match_levels, resize, tokens_to_map
 from freekd_mm.text import table
 
 PYRAMID = ((16, 32, 32), (16, 16, 16), (16, 8, 8), (16, 4, 4), (16, 2, 2))
 
 
 def test_levels_of_the_same_resolution_are_paired():
-    assert match_levels(PYRAMID[1:4], PYRAMID, 'kd') == (Pair(0, 1), Pair(1, 2), Pair(2, 3))
-    assert match_levels(PYRAMID, PYRAMID[2:], 'kd') == (Pair(2, 0), Pair(3, 1), Pair(4, 2))
+    assert match_levels(PYRAMID[1:4], PYRAMID, 'kd') == ((0, 1), (1, 2), (2, 3))
+    assert match_levels(PYRAMID, PYRAMID[2:], 'kd') == ((2, 0), (3, 1), (4, 2))
     # As many levels, of other strides: CondInst begins with stride 8, Cascade R-CNN with 4.
-    assert match_levels(PYRAMID[1:], PYRAMID[:4], 'kd') == (Pair(0, 1), Pair(1, 2), Pair(2, 3))
+    assert match_levels(PYRAMID[1:], PYRAMID[:4], 'kd') == ((0, 1), (1, 2), (2, 3))
 
 
 def test_as_many_levels_are_paired_in_order_where_resolutions_do_not_say_it():
-    in_order = (Pair(0, 0), Pair(1, 1), Pair(2, 2))
+    in_order = ((0, 0), (1, 1), (2, 2))
     assert match_levels(PYRAMID[:3], ((8, 31, 31), (8, 15, 15), (8, 7, 7)), 'kd') == in_order
     assert match_levels(PYRAMID[:3], ((8, 32, 32), (8, 31, 31), (8, 16, 16)), 'kd') == in_order
     # A dilated backbone has levels of one resolution.

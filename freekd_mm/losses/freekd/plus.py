@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses.bands.distance import TINY, standardised
 from freekd_mm.losses.bands.loss import of_mean_one, per_band
-from freekd_mm.losses.wavelet import LevelWeights, WaveletLoss
+from freekd_mm.losses.wavelet import WaveletLoss
 from freekd_mm.registry import MODELS
 
 
@@ -47,27 +46,17 @@ class FreeKDPlusLoss(WaveletLoss):
 
     Args:
         channels: Channels of the features: one number, or one per feature level.
-        levels: Wavelet levels.
-        level_weights: As in :class:`~freekd_mm.losses.WaveletLoss`.
-        min_positions: As in :class:`~freekd_mm.losses.WaveletLoss`.
-        prompt: As in :class:`~freekd_mm.losses.WaveletLoss`.
         refine: Refine the masks with the student's.
         loss_weight: Factor on the returned value.
+        **wavelet: Other options of :class:`~freekd_mm.losses.WaveletLoss`.
     """
 
     compares_low = True
 
     def __init__(
-        self,
-        channels: int | Sequence[int],
-        levels: int = 3,
-        level_weights: LevelWeights = 'root',
-        min_positions: int = 16,
-        prompt: str | os.PathLike | dict | None = None,
-        refine: bool = True,
-        loss_weight: float = 1.0,
+        self, channels: int | Sequence[int], *, refine: bool = True, loss_weight: float = 1.0, **wavelet: Any
     ) -> None:
-        super().__init__(channels, levels, level_weights, min_positions, prompt, loss_weight)
+        super().__init__(channels, loss_weight=loss_weight, **wavelet)
         self.refine = refine
 
     def position_masks(

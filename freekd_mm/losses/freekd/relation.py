@@ -82,12 +82,7 @@ class RelationGate(nn.Module):
         return F.logsigmoid(mlp(columns).squeeze(2)).to(relation.dtype)
 
     def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> list[Tensor]:
-        """Returns the weights of the channels of each level, (N, C) each.
-
-        Args:
-            students: All levels of the student, each (N, C, H, W), finest first.
-            teachers: All levels of the teacher, in the same form.
-        """
+        """Returns the weights (N, C) of the channels of each level, for the levels (N, C, H, W), finest first."""
         sides, weights = [_relations(side, self.relation) for side in (teachers, students)], []
         for level, relations in enumerate(zip_equal(*sides)):
             ours, theirs = (self.log_gate(relation, level) for relation in relations)
