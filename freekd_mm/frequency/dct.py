@@ -38,10 +38,18 @@ def _transform(x: Tensor, inverse: bool) -> Tensor:
 
 
 def dct2d(x: Tensor) -> Tensor:
-    """Returns the orthonormal DCT-II of x (..., H, W) over the last two axes, of any size."""
+    """Orthonormal DCT-II over the last two axes, any size.
+
+    Args:
+        x: (..., H, W).
+    """
     return _transform(x, inverse=False)
 
 
 def idct2d(x: Tensor) -> Tensor:
-    """Returns the orthonormal DCT-III of x (..., H, W): the inverse of :func:`dct2d`."""
+    """Orthonormal DCT-III over the last two axes: the inverse of :func:`dct2d`.
+
+    Args:
+        x: (..., H, W).
+    """
     return _transform(x, inverse=True)

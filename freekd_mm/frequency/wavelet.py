@@ -23,29 +23,50 @@ from freekd_mm.tensors import full_precision
 
 
 class WaveletDetail(NamedTuple):
-    """High bands of one level of a 2D transform, each (N, C, h, w)."""
+    """High bands of one level of a 2D transform, each (N, C, h, w).
 
-    horizontal: Tensor  # differences along the height, which respond to horizontal edges (PyWavelets' cH)
-    vertical: Tensor  # differences along the width, which respond to vertical edges (cV)
-    diagonal: Tensor  # differences along both (cD)
+    Attributes:
+        horizontal: Differences along the height, which respond to horizontal edges (PyWavelets' cH).
+        vertical: Differences along the width, which respond to vertical edges (cV).
+        diagonal: Differences along both (cD).
+    """
+
+    horizontal: Tensor
+    vertical: Tensor
+    diagonal: Tensor
 
 
 class WaveletBands(NamedTuple):
-    """Bands of a 2D transform."""
+    """Bands of a 2D transform.
 
-    low: Tensor  # of the last level, (N, C, h, w)
-    high: tuple[WaveletDetail, ...]  # by level, finest first
-    shape: tuple[int, int]  # (H, W) of the transformed tensor
+    Attributes:
+        low: Low band of the last level (N, C, h, w).
+        high: One :class:`WaveletDetail` per level, finest first.
+        shape: (H, W) of the transformed tensor.
+        wavelet: Name of the wavelet.
+    """
+
+    low: Tensor
+    high: tuple[WaveletDetail, ...]
+    shape: tuple[int, int]
     wavelet: str = 'haar'
 
 
 class WaveletBands1d(NamedTuple):
-    """Bands of a 1D transform."""
+    """Bands of a 1D transform.
 
-    low: Tensor  # of the last level
-    high: tuple[Tensor, ...]  # by level, finest first
-    length: int  # of the transformed axis
-    dim: int = -1  # the transformed axis, counted from the end
+    Attributes:
+        low: Low band of the last level.
+        high: One high band per level, finest first.
+        length: Length of the transformed axis.
+        dim: The transformed axis, counted from the end.
+        wavelet: Name of the wavelet.
+    """
+
+    low: Tensor
+    high: tuple[Tensor, ...]
+    length: int
+    dim: int = -1
     wavelet: str = 'haar'
 
 
@@ -136,7 +157,11 @@ def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
 
 
 def idwt2d(bands: WaveletBands) -> Tensor:
-    """Inverse of :func:`dwt2d`, of what that returned, changed or not: (N, C, H, W)."""
+    """Inverse of :func:`dwt2d`: returns (N, C, H, W).
+
+    Args:
+        bands: What :func:`dwt2d` returned, changed or not.
+    """
     _check_bands2d(bands)
     dtype = bands.low.dtype
     low = full_precision(bands.low)
@@ -216,7 +241,11 @@ def dwt1d(x: Tensor, levels: int = 1, wavelet: str = 'haar', dim: int = -1) -> W
 
 
 def idwt1d(bands: WaveletBands1d) -> Tensor:
-    """Inverse of :func:`dwt1d`, of what that returned, changed or not."""
+    """Inverse of :func:`dwt1d`.
+
+    Args:
+        bands: What :func:`dwt1d` returned, changed or not.
+    """
     lengths = _check_bands1d(bands)
     low = full_precision(bands.low)
     high = [full_precision(band) for band in bands.high]

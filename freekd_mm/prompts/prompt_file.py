@@ -29,20 +29,31 @@ RELEASED = 'released'
 
 @dataclass
 class PromptFile:
-    """A trained frequency prompt and where it belongs."""
+    """A trained frequency prompt and where it belongs.
 
-    #: Tokens (groups, T, C) by module of the teacher, then by index of the level in the module's output.
+    Attributes:
+        tokens: Tokens (groups, T, C) by module of the teacher, then by index of the level in the module's output.
+        levels: Number of wavelet levels.
+        grouping: ``'level'`` or ``'band'``.
+        num_tokens: T.
+        evidence: ``'band'`` or ``'magnitude'``.
+        bias: Bias (groups, T) of the masks, by module and index as the tokens; empty for none.
+        teacher: Checkpoint of the teacher, as named in stage 1.
+        teacher_sha256: Hash of that file.
+        schedule: How the prompt was trained.
+        measured: How selective it was at the end of its training, see :mod:`freekd_mm.stage1.selectivity`.
+    """
+
     tokens: dict[str, dict[int, Tensor]]
-    levels: int = 3  # of the wavelet transform
-    grouping: Grouping = 'level'  # or 'band'
-    num_tokens: int = 2  # T
-    evidence: Evidence = 'band'  # or 'magnitude'
-    #: Bias (groups, T) of the masks, by module and index as the tokens; empty for none.
+    levels: int = 3
+    grouping: Grouping = 'level'
+    num_tokens: int = 2
+    evidence: Evidence = 'band'
     bias: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    teacher: str = ''  # its checkpoint, as named in stage 1
-    teacher_sha256: str = ''  # hash of that file
-    schedule: dict[str, Any] = field(default_factory=dict)  # how the prompt was trained
-    measured: dict[str, Any] = field(default_factory=dict)  # by freekd_mm.stage1.selectivity, after its training
+    teacher: str = ''
+    teacher_sha256: str = ''
+    schedule: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_positive('levels of the prompt', self.levels, integer=True)
@@ -91,7 +102,12 @@ def _plain(value: Any) -> Any:
 
 
 def save_prompt(prompt: PromptFile, path: str | os.PathLike) -> Path:
-    """Writes a prompt file; a reader never sees half of it."""
+    """Writes a prompt file; a reader never sees half of it.
+
+    Args:
+        prompt: The prompt.
+        path: The file to write.
+    """
     return write_atomically(path, lambda part: torch.save(prompt_content(prompt), part))
 
 
@@ -135,6 +151,9 @@ def load_prompt(source: str | os.PathLike) -> PromptFile:
 
     Reads our files, and FreeKD's released format: ``mask_modules.{i}.mask_token`` of shape (levels + 1, T, C), in
     a state dict or inside a checkpoint, with or without a prefix before ``mask_modules``.
+
+    Args:
+        source: A file or URL.
     """
     path = Path(fetch(str(source)))
     if not path.is_file():

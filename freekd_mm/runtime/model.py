@@ -133,5 +133,9 @@ def DistilledModel(  # noqa: N802 - built by config like a class
 
 
 def student_state_dict(state: dict) -> dict:
-    """Returns the plain student's part of a distilled student's state dict."""
+    """Returns the plain student's part of a distilled student's state dict.
+
+    Args:
+        state: The distilled student's state dict.
+    """
     return {key: value for key, value in state.items() if not key.startswith(PREFIX)}
