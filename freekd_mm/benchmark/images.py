@@ -25,20 +25,16 @@ RUN_DRAWS, IMAGE_DRAWS = 10_000, 400
 
 
 def interval(differences: Sequence[float]) -> Interval:
-    """Returns the 95 % percentile bootstrap interval of the mean over the runs, drawn always in the same way.
-
-    With few runs it hardly leaves their range, and is too narrow.
-    """
+    """Returns the 95 % percentile bootstrap interval of the mean over the runs, drawn always in the same way."""
+    # With few runs it hardly leaves their range, and is too narrow.
     values = np.asarray(differences, dtype=float)
     picked = np.random.default_rng(0).integers(len(values), size=(RUN_DRAWS, len(values)))
     return _percentiles(values[picked].mean(1))
 
 
 def image_interval(pairs: Sequence[Metric], images: int) -> Interval:
-    """Returns the interval if runs and test images are both drawn again; all pairs see the same images in one draw.
-
-    A pair of runs is the difference of their metrics.
-    """
+    """Returns the interval if runs and test images are both drawn again; all pairs see the same images in one draw."""
+    # A pair of runs is the difference of their metrics.
     generator = np.random.default_rng(0)
     means = []
     for _ in range(IMAGE_DRAWS):
@@ -49,10 +45,8 @@ def image_interval(pairs: Sequence[Metric], images: int) -> Interval:
 
 
 def p_value(differences: Sequence[float]) -> float:
-    """Returns the two-sided p-value of a sign-flip test: how often random signs give a mean as far from zero.
-
-    With n runs it is never below 2 / 2 ** n: 0.25 for three, 0.03 for six.
-    """
+    """Returns the two-sided p-value of a sign-flip test: how often random signs give a mean as far from zero."""
+    # With n runs it is never below 2 / 2 ** n: 0.25 for three, 0.03 for six.
     values = np.asarray(differences, dtype=float)
     if len(values) <= EXACT:
         signs = np.array(list(itertools.product((1, -1), repeat=len(values))))

@@ -52,10 +52,8 @@ def _move(content: Any, old: str, new: str) -> Any:
 
 
 def config_hash(cfg: Config, work_dir: str | Path) -> str:
-    """Returns 12 digits that distinguish experiments, no matter where they and their data are.
-
-    The names of the teacher's checkpoint and the prompts in the work directory hold the hash of what made them.
-    """
+    """Returns 12 digits that distinguish experiments, no matter where they and their data are."""
+    # The names of the teacher's checkpoint and the prompts in the work directory hold the hash of what made them.
     content: Any = {key: value for key, value in cfg.to_dict().items() if key not in NOT_HASHED}
     content = _move(content, f'{work_dir}/', '<work_dir>/')
     if cfg.get('data_root'):
@@ -69,8 +67,7 @@ class FewLabels(NamedTuple):
 
     folder: Path
     share: float
-    #: The data set with all labels.
-    dataset: dict[str, Any]
+    dataset: dict[str, Any]  # with all labels
 
     @property
     def kept(self) -> Path:

@@ -157,10 +157,8 @@ def _range(bounds: tuple[float, float] | None) -> str:
 
 
 def write_plots(records: Sequence[Record], plan: Plan, folder: Path) -> list[Path]:
-    """Writes ``<plan>_val.png``, ``<plan>_test.png`` and ``<plan>_training.png``; returns those written.
-
-    They show the kind of machine that has the most lines: means over several would compare other seeds.
-    """
+    """Writes ``<plan>_val.png``, ``<plan>_test.png`` and ``<plan>_training.png``; returns those written."""
+    # They show the kind of machine that has the most lines: means over several would compare other seeds.
     folder.mkdir(parents=True, exist_ok=True)
     records = max(by_kind(records).values(), key=len)
     figures = {split: _bars(records, plan, split) for split in ('val', 'test')}

@@ -46,10 +46,8 @@ def short_hash(path: str | os.PathLike) -> str:
 
 
 def fetch(source: str) -> str:
-    """Returns a local path: the file itself, or the verified copy of a URL in PyTorch's hub cache.
-
-    Under ``torchrun`` one process of a machine downloads while the others wait.
-    """
+    """Returns a local path: the file itself, or the verified copy of a URL in PyTorch's hub cache."""
+    # Under ``torchrun`` one process of a machine downloads while the others wait.
     if not _is_url(source):
         return os.path.expanduser(source)
     target = _cached(source)

@@ -34,10 +34,8 @@ class Patch(NamedTuple):
     """A change of the whole process; the documentation of the function that makes it is the reason."""
 
     changes: str
-    #: What does not hold without it.
-    lost: str
-    #: The test that fails when the change is no longer needed.
-    until: str
+    lost: str  # what does not hold without it
+    until: str  # the test that fails when the change is no longer needed
     make: Callable[[], None]
 
 
@@ -99,10 +97,8 @@ def load_as_data() -> None:
 
 
 def load_checkpoint(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
-    """Loads a file, also from the web; renames ``meta['config']``, which mmengine runs as Python when it resumes.
-
-    Only mmcv 1.x wrote that.
-    """
+    """Loads a file, also from the web; renames ``meta['config']``, which mmengine runs as Python when it resumes."""
+    # Only mmcv 1.x wrote that.
     content = load_checkpoint_file(fetch(filename), map_location=map_location)
     meta = content.get('meta') if isinstance(content, dict) else None
     if isinstance(meta, dict) and 'config' in meta:

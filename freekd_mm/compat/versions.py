@@ -81,10 +81,8 @@ def torch_at_least(major: int, minor: int) -> bool:
 
 
 def uncompiled(function: Any) -> Any:
-    """Keeps a function out of ``torch.compile`` of PyTorch 2.1.
-
-    Code that writes into buffers, or has faster kernels of its own, runs as it is within a compiled model.
-    """
+    """Keeps a function out of ``torch.compile`` of PyTorch 2.1."""
+    # Code that writes into buffers, or has faster kernels of its own, runs as it is within a compiled model.
     import torch
 
     # torch.compiler.disable would import the compiler now, this one does it at the first call.
@@ -92,10 +90,8 @@ def uncompiled(function: Any) -> Any:
 
 
 def is_compiling() -> bool:
-    """Whether torch.compile or torch.export traces the code; ``torch.compiler.is_compiling`` of PyTorch 2.3.
-
-    Traced code must not branch on a size or write into slices; the compiler fuses the steps of plain formulas.
-    """
+    """Whether torch.compile or torch.export traces the code; ``torch.compiler.is_compiling`` of PyTorch 2.3."""
+    # Traced code must not branch on a size or write into slices; the compiler fuses the steps of plain formulas.
     import torch
 
     if hasattr(torch, 'compiler') and hasattr(torch.compiler, 'is_compiling'):

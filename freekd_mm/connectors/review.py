@@ -20,14 +20,7 @@ HEADS = 4
 
 
 class ReviewFusion(nn.Module):
-    """Fuses one level with the result of the deeper one by :class:`LocalCrossAttention`.
-
-    Args:
-        channels: Channels of this level.
-        deeper_channels: Channels of the deeper level's result.
-        num_heads: Heads of the attention, see :class:`FAMReviewConnector`.
-        variant: ``'ours'`` or ``'code'``, see there.
-    """
+    """Fuses a level with the result of the deeper one by attention; options as in :class:`FAMReviewConnector`."""
 
     def __init__(self, channels: int, deeper_channels: int, num_heads: int | None, variant: Variant) -> None:
         super().__init__()

@@ -59,10 +59,8 @@ def _lines(phase: Field) -> Field:
 
 
 def ground_pattern(rng: Rng, name: str, size: int) -> Field:
-    """Returns the texture of one kind of stuff, (size, size), roughly in [-1, 1].
-
-    Sand and gravel differ by the grain alone; planks and weave by the second direction of their lines.
-    """
+    """Returns the texture of one kind of stuff, (size, size), roughly in [-1, 1]."""
+    # Sand and gravel differ by the grain alone; planks and weave by the second direction of their lines.
     if name == 'sand':
         return 0.5 * fine_noise(rng, size, 0.6)
     if name == 'gravel':

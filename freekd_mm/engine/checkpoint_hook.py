@@ -124,10 +124,8 @@ class ResumePoint:
     epoch: int
     iteration: int
     seed: int | None = None
-    #: Batches of the epoch that were done.
-    batches: int = 0
-    #: Whether the evaluation that follows was done.
-    evaluated: bool = False
+    batches: int = 0  # of the epoch, that were done
+    evaluated: bool = False  # whether the evaluation that follows was done
 
     @classmethod
     def of(cls, content: dict, path: str = '') -> ResumePoint:
@@ -190,10 +188,8 @@ def hook_of(cfg: Any) -> dict:
 
 
 def checkpoints_in(work_dir: Path, hook: dict) -> list[Path]:
-    """Returns the checkpoints in the folders of a run, from the last written on.
-
-    Times count, not numbers: the folder may hold files of an earlier run that got further.
-    """
+    """Returns the checkpoints in the folders of a run, from the last written on."""
+    # Times count, not numbers: the folder may hold files of an earlier run that got further.
     names = {*NAMES, INTERRUPTED, hook.get('filename_tmpl') or NAMES[0]}
     patterns = [re.escape(name).replace(re.escape('{}'), r'\d+') for name in names]
     folders = {work_dir.absolute()}

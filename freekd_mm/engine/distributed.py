@@ -29,10 +29,8 @@ def has_whole_weights(runner: Any) -> bool:
 
 
 def prepare_cpu_processes(cfg: Config) -> None:
-    """Lets ``--launcher pytorch`` run on CPUs: joins the processes with gloo and wraps the model without devices.
-
-    mmengine 0.10.7 sets a CUDA device for each process, and gives DDP and FSDP its number.
-    """
+    """Lets ``--launcher pytorch`` run on CPUs: joins the processes with gloo and wraps the model without devices."""
+    # mmengine 0.10.7 sets a CUDA device for each process, and gives DDP and FSDP its number.
     if cfg.get('launcher') != 'pytorch' or get_device() != 'cpu':
         return
     if not dist.is_initialized():
@@ -56,11 +54,9 @@ def _without_devices(wrapper: dict | None, kind: str, defaults: dict | None = No
 
 
 def leave_process_group() -> None:
-    """Ends the process of a finished run on CPUs; does nothing without a process group of gloo.
-
-    The threads of gloo can outlive the interpreter, which then aborts with SIGABRT after the work is done, and
-    torchrun reports a failure. So what is registered for the end runs here, and the interpreter's own end is left out.
-    """
+    """Ends the process of a finished run on CPUs; does nothing without a process group of gloo."""
+    # The threads of gloo can outlive the interpreter, which then aborts with SIGABRT after the work is done. So what is
+    # registered for the end runs here, and the interpreter's own end is left out.
     if not (dist.is_available() and dist.is_initialized() and 'gloo' in dist.get_backend()):
         return
     dist.destroy_process_group()
@@ -80,10 +76,8 @@ class OtherProcessError(RuntimeError):
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Tells the other processes about an error, or says which of them had an error first.
-
-    When a process fails, the others only see a closed connection, and their messages cannot name the cause.
-    """
+    """Tells the other processes about an error, or says which of them had an error first."""
+    # When a process fails, the others only see a closed connection, and their messages cannot name the cause.
     try:
         yield
     except Exception as error:

@@ -58,11 +58,9 @@ def quiet_building() -> Iterator[None]:
 
 
 def clean_up(runner: Any) -> None:
-    """Forgets the visualizer of a run that has ended, and ends its data loading processes.
-
-    mmengine finds visualizers by name, and nearly all configs call theirs the same: stage 2 would log into the
-    folder of stage 1, and a second evaluation into that of the first, which may be gone.
-    """
+    """Forgets the visualizer of a run that has ended, and ends its data loading processes."""
+    # mmengine finds visualizers by name, and nearly all configs call theirs the same: stage 2 would log into the folder
+    # of stage 1, and a second evaluation into that of the first, which may be gone.
     visualizer: Any = runner.visualizer
     for kind in type(visualizer).__mro__:
         instances: dict[str, Any] = getattr(kind, '_instance_dict', {})

@@ -43,10 +43,8 @@ def is_first_process(launcher: str = 'none') -> bool:
 
 @contextmanager
 def own_work_dir(path: str | os.PathLike, launcher: str = 'none') -> Iterator[Path]:
-    """Holds a work directory for one run, by its first process; frees it when the run ends, no matter how.
-
-    The lock belongs to the process, so it is gone when the process is killed.
-    """
+    """Holds a work directory for one run, by its first process; frees it when the run ends, no matter how."""
+    # The lock belongs to the process, so it is gone when the process is killed.
     path = Path(path)
     if not is_first_process(launcher):
         yield path

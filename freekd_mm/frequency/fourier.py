@@ -44,10 +44,8 @@ def high_pass_mask(height: int, width: int, cut: float, region: Region) -> Tenso
 
 
 def _half_mask(height: int, width: int, cut: float, region: Region) -> Tensor:
-    """Returns the mask for ``rfft2`` (height, width // 2 + 1).
-
-    Of a mask that is not symmetric the real part of the full inverse keeps the mean at f and -f.
-    """
+    """Returns the mask for ``rfft2`` (height, width // 2 + 1)."""
+    # Of a mask that is not symmetric the real part of the full inverse keeps the mean at f and -f.
     mask = high_pass_mask(height, width, cut, region)
     return ((mask + _negate_frequencies(mask, -2, -1)) / 2)[:, : width // 2 + 1]
 

@@ -100,10 +100,8 @@ def key(label: str, style: int) -> tuple[str, str, str]:
 
 
 def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str, dots: bool = False) -> Markup:
-    """Returns a chart with its caption; an empty text if there is nothing to draw.
-
-    What is not finite is left out. Dots mark each point: for few, exact values.
-    """
+    """Returns a chart with its caption; an empty text if there is nothing to draw."""
+    # What is not finite is left out. Dots mark each point: for few, exact values.
     lines = [line for line in lines if len(thin(line.points))]
     if not lines:
         return Markup()

@@ -60,11 +60,9 @@ def mask_logits(bands: WaveletBands, tokens: Tensor, grouping: Grouping, evidenc
 
 
 def transform(features: Tensor, tokens: Tensor, levels: int, evidence: Evidence) -> WaveletBands:
-    """Returns the bands that :func:`mask_logits` takes.
-
-    The tokens mix channels, the transform mixes positions. If the order does not matter, the features are
-    first projected on the tokens, and only those few maps are transformed: no band of all C channels is made.
-    """
+    """Returns the bands that :func:`mask_logits` takes."""
+    # The tokens mix channels, the transform mixes positions. If the order does not matter, the features are first
+    # projected on the tokens, and only those few maps are transformed: no band of all C channels is made.
     if evidence == 'band':
         projected = torch.matmul(tokens.flatten(0, 1), features.flatten(2))
         features = projected.unflatten(2, features.shape[2:])

@@ -134,11 +134,9 @@ def _rename(part: Any, old: str, new: str) -> None:
 
 
 def new_prompt_file(cfg: Any) -> Path:
-    """Returns where a new prompt of ``frequency_prompt = dict(file=...)`` goes: to where every later start finds it.
-
-    That is below the current folder if the config is below it too, else beside the config. Nothing is written into an
-    installed package or a folder that is read-only: then it is the current folder.
-    """
+    """Returns where a new prompt of ``frequency_prompt = dict(file=...)`` goes: to where every later start finds it."""
+    # That is below the current folder if the config is below it too, else beside the config. Nothing is written into an
+    # installed package or a folder that is read-only: then it is the current folder.
     current = Path.cwd()
     beside = Path(cfg.filename).absolute().parent if cfg.filename else current
     is_package = any(part in ('site-packages', 'dist-packages') for part in beside.parts)

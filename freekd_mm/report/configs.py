@@ -31,10 +31,8 @@ EMPTY = '\u2013'
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Reads the assignments of a config that mmengine dumped; empty if there is none.
-
-    It is parsed, not run: a work directory may come from a stranger.
-    """
+    """Reads the assignments of a config that mmengine dumped; empty if there is none."""
+    # It is parsed, not run: a work directory may come from a stranger.
     try:
         source = file.read_text(encoding='utf-8')
         with warnings.catch_warnings():

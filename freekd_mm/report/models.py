@@ -43,11 +43,9 @@ BEFORE = (
 
 
 def shown_models(runs: Sequence[Run], count: int) -> list[tuple[str, list[Markup]]]:
-    """Returns the sections with the predictions of all runs, and with what was distilled.
-
-    This builds the models of the runs' configs, so use it only for your own runs. The pictures are evenly spread over
-    the test data of the first run.
-    """
+    """Returns the sections with the predictions of all runs, and with what was distilled."""
+    # This builds the models of the runs' configs, so use it only for your own runs. The pictures are evenly spread over
+    # the test data of the first run.
     found = [(run, Config(run.config), run.checkpoint) for run in runs if run.config.get('model') and run.checkpoint]
     if not found:
         return [('Predictions', [parts.remark('No run has both a config and a checkpoint in its folder.')])]

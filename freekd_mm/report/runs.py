@@ -149,10 +149,8 @@ class Run:
 
 
 def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None) -> tuple[list[Run], list[str]]:
-    """Reads work directories; returns the runs, and one line per folder that is left out.
-
-    Without names the runs are called by what tells their paths apart.
-    """
+    """Reads work directories; returns the runs, and one line per folder that is left out."""
+    # Without names the runs are called by what tells their paths apart.
     paths = [Path(folder) for folder in folders]
     if names is None:
         parts = [path.resolve().parts for path in paths]
@@ -218,11 +216,9 @@ def _rows(file: Path) -> list[dict[str, float]]:
 
 
 def _add(run: Run, rows: Sequence[dict[str, float]]) -> None:
-    """Adds what one start of a run logged.
-
-    A training value has a learning rate or an iteration, an evaluation has none. What is logged after a resume replaces
-    all from its first step on, which did not lead to its weights.
-    """
+    """Adds what one start of a run logged."""
+    # A training value has a learning rate or an iteration, an evaluation has none. What is logged after a resume
+    # replaces all from its first step on, which did not lead to its weights.
     last = None
     for row in rows:
         if 'iter' in row or 'lr' in row:

@@ -62,10 +62,8 @@ def check_prompt(what: str, prompt: PromptFile, checkpoint: str, tolerant: bool 
 
 
 def check_boxes(entry: Any, student: nn.Module, teacher: nn.Module) -> None:
-    """Raises an error if a loss expects other boxes than the head predicts: shapes do not always show it.
-
-    The teacher's head makes both predictions if the entry goes through it.
-    """
+    """Raises an error if a loss expects other boxes than the head predicts: shapes do not always show it."""
+    # The teacher's head makes both predictions if the entry goes through it.
     boxes = getattr(entry.losses[0], 'boxes', None)
     for model, role in ((teacher, 'teacher'), *(((student, 'student'),) if entry.through is None else ())):
         head = find_head(model)

@@ -74,10 +74,8 @@ def is_distilled(model: dict) -> bool:
 
 
 def find_model(source: dict | Config) -> tuple[dict, str | None]:
-    """Returns the model's config and its default scope.
-
-    The student of a distillation config counts as the model, so that a distilled student can be a teacher.
-    """
+    """Returns the model's config and its default scope."""
+    # The student of a distillation config counts as the model, so that a distilled student can be a teacher.
     if 'model' not in source:
         raise ValueError("config should define 'model', but has " + ', '.join(sorted(source)))
     model = source['model']

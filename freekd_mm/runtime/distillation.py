@@ -230,10 +230,8 @@ def is_unlabelled(data_samples: Any) -> bool:
 
 
 def _idle(entries: Iterable[Entry], inputs: Tensor) -> dict[str, Tensor]:
-    """Returns the zeros of entries that do not take part in this step.
-
-    Under DDP every parameter must: here they do, times zero.
-    """
+    """Returns the zeros of entries that do not take part in this step."""
+    # Under DDP every parameter must: here they do, times zero.
     logs = {key: value for entry in entries for key, value in entry.idle(inputs).items()}
     return logs if get_world_size() == 1 else {**logs, 'distill.loss_idle': _zero(entries).to(inputs.device)}
 

@@ -32,11 +32,9 @@ def fitting_weights(student: nn.Module, teacher: nn.Module, module: str) -> tupl
 
 
 def choose_modules(student: nn.Module, teacher: nn.Module, modules: Sequence[str] = ()) -> list[str]:
-    """Checks the modules to inherit; without names all that fit, possibly none.
-
-    These are the children of the student, except the backbone, of which the teacher has more than half of the weights.
-    For a segmenter whose head does not fit it is only the classifier.
-    """
+    """Checks the modules to inherit; without names all that fit, possibly none."""
+    # These are the children of the student, except the backbone, of which the teacher has more than half of the
+    # weights. For a segmenter whose head does not fit it is only the classifier.
     for module in modules:
         _checked_weights(student, teacher, module)
     if modules:
@@ -71,10 +69,8 @@ def _checked_weights(
 
 
 def inherited_weights(student: nn.Module, teacher: nn.Module, modules: Sequence[str]) -> dict[str, Tensor]:
-    """Returns copies of the weights of some modules that a student starts with.
-
-    What differs inside them (the lateral convolutions of an FPN on a narrower backbone) stays the student's own.
-    """
+    """Returns copies of the weights of some modules that a student starts with."""
+    # What differs inside them (the lateral convolutions of an FPN on a narrower backbone) stays the student's own.
     if isinstance(modules, str):
         raise TypeError(f'inherit should be a list of module names, but got {modules!r}; write [{modules!r}]')
     found: dict[str, Tensor] = {}

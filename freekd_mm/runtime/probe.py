@@ -30,10 +30,8 @@ class ProbeError(RuntimeError):
 
 
 def config_size(cfg: Any) -> Size:
-    """Returns the size of a dummy image from a config: what the training pipeline cuts or scales to, made smaller.
-
-    The long side is divided by an integer to about 256; a side of less than 128 says little about deep levels.
-    """
+    """Returns the size of a dummy image from a config: what the training pipeline cuts or scales to, made smaller."""
+    # The long side is divided by an integer to about 256; a side of less than 128 says little about deep levels.
     size = _pipeline_size(cfg.get('train_pipeline')) or _pipeline_size(find_pipeline(cfg.get('train_dataloader')))
     if size is None:
         return SMALL, SMALL

@@ -72,13 +72,7 @@ class Pull:
         return 0.0 if self.waiting else self.target / self.ratio
 
     def measure(self, loss: Tensor, task: Tensor, levels: Sequence[Tensor]) -> None:
-        """Takes a measurement into account, the same on all processes.
-
-        Args:
-            loss: The entry's loss, its weight left out.
-            task: Sum of the student's own losses.
-            levels: The student's features at the taps.
-        """
+        """Compares the entry's loss, its weight left out, with the student's own losses, the same on all processes."""
         if self.off:
             return
         try:

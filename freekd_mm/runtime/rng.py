@@ -15,9 +15,8 @@ from mmengine.dist import get_rank
 def isolated_rng(seed: int | None = None) -> Iterator[None]:
     """Restores Python's, NumPy's and PyTorch's random states (CPU and current device) on exit.
 
-    Args:
-        seed: Seed inside; None continues with the present states. A student that draws no random numbers has
-            the same states at every step, so what is to differ from step to step needs a seed.
+    Without a seed the present states continue inside. A student that draws no random numbers has the same states at
+    every step, so what is to differ from step to step needs a seed.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

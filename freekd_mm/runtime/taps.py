@@ -101,10 +101,8 @@ def flatten(output: Any, tap: Tap) -> list[Tensor]:
 
 @contextmanager
 def hooks_on_forward(module: nn.Module) -> Iterator[None]:
-    """While entered, a direct ``module.forward(x)`` runs the module's hooks as ``module(x)`` does.
-
-    mmdet and mmseg call their heads in this way: outside of training, and mmseg also in training.
-    """
+    """While entered, a direct ``module.forward(x)`` runs the module's hooks as ``module(x)`` does."""
+    # mmdet and mmseg call their heads in this way: outside of training, and mmseg also in training.
     forward, own = module.forward, module.__dict__.get('forward')
     called = False
 

@@ -34,10 +34,8 @@ class _Reached(Exception):  # noqa: N818 - not an error: it ends the forward pas
 
 
 def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
-    """Tells whether a device computes in a half precision itself.
-
-    A CPU without such instructions emulates them, and takes some twenty times as long as in float32.
-    """
+    """Tells whether a device computes in a half precision itself."""
+    # A CPU without such instructions emulates them, and takes some twenty times as long as in float32.
     if device.type != 'cpu':
         return True
     name = {torch.bfloat16: 'bf16', torch.float16: 'fp16'}[dtype]
@@ -139,10 +137,8 @@ class FrozenTeacher:
             forward_features(self.model, inputs.to(self.dtype or inputs.dtype), data_samples)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """Returns the precision that the teacher's modules run in.
-
-        Autocast also for a half precision teacher: so float32 values that a model makes (position encodings) still fit.
-        """
+        """Returns the precision that the teacher's modules run in."""
+        # Also for a half precision teacher: so float32 values that a model makes (position encodings) still fit.
         half = self.dtype is not None or is_autocast_enabled(device.type)
         return torch.autocast(device.type, dtype=self.dtype, enabled=half)
 

@@ -19,12 +19,8 @@ def match_levels(
 ) -> tuple[tuple[int, int], ...]:
     """Pairs levels (student, teacher) of one resolution; as many of both in order, unless all resolutions are shifted.
 
-    Args:
-        students: Shapes (C, H, W) of the student's levels for one image size.
-        teachers: Shapes of the teacher's levels for the same image.
-        name: Name of the distillation entry, for messages.
-        logits: Logits are never projected, so their channels must match.
-        chosen: The user named the levels: as many of both are paired in order.
+    The shapes (C, H, W) are for one image size. Logits are never projected, so their channels must match. Where the
+    user has chosen the levels, as many of both are paired in order.
     """
     if logits and [shape[0] for shape in students] != [shape[0] for shape in teachers]:
         raise ValueError(

@@ -44,10 +44,8 @@ def stage1_recipe(wrapper: dict, optimizer: dict, max_iters: int) -> dict[str, A
 
 
 def follow(runner: Runner, recipe: dict[str, Any], prompts: nn.Module) -> None:
-    """Builds the parts of a runner again, from the recipe; its optimizer gets the prompts.
-
-    mmengine has built them from the teacher's config before any hook runs, in every tool.
-    """
+    """Builds the parts of a runner again, from the recipe; its optimizer gets the prompts."""
+    # mmengine has built them from the teacher's config before any hook runs, in every tool.
     runner._train_dataloader = runner.train_dataloader  # built already: not a second time
     runner._train_loop = runner.build_train_loop(recipe['train_cfg'])
     runner.optim_wrapper = build_optim_wrapper(prompts, recipe['optim_wrapper'])
@@ -62,11 +60,9 @@ def follow(runner: Runner, recipe: dict[str, Any], prompts: nn.Module) -> None:
 
 
 def teacher_and_resume_point(runner: Runner) -> tuple[str, str | None]:
-    """Returns the teacher's checkpoint ('' for none), and that of stage 1 to resume from.
-
-    The config's ``load_from`` is the teacher. A run that resumes may name a checkpoint of stage 1 there, or nothing:
-    such a checkpoint says which teacher it belongs to.
-    """
+    """Returns the teacher's checkpoint ('' for none), and that of stage 1 to resume from."""
+    # The config's ``load_from`` is the teacher. A run that resumes may name a checkpoint of stage 1 there, or nothing:
+    # such a checkpoint says which teacher it belongs to.
     source = runner._load_from or ''
     if not runner._resume:
         return source, None

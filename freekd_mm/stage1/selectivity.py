@@ -65,14 +65,10 @@ def selects(
 ) -> dict[str, float | None]:
     """Returns how the weight of one group of bands, the mean of its masks over the tokens, differs over the positions.
 
+    The masks are (N, T, h, w) of each batch, the edges and the objects themselves (N, 1, H, W) of 0 and 1, or None.
     ``edges`` and ``inside`` are the mean weight at the positions that an edge of an object crosses, and at those mostly
     within objects, over the mean elsewhere; None where one of the two has no positions. ``spread`` is the deviation
     over the mean.
-
-    Args:
-        masks: (N, T, h, w) of each batch.
-        edges: (N, 1, H, W) of 0 and 1 of each batch, None if unknown.
-        inside: The objects themselves, likewise.
     """
     weight = torch.cat([mask.mean(1).flatten() for mask in masks])
 
@@ -96,10 +92,8 @@ def of_masks(masks: Masks) -> dict[str, Any]:
 
 
 def object_maps(sample: Any, size: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the edges of a sample's objects and the objects themselves, (1, H, W) of 0 and 1; None if unknown.
-
-    A detector's are its boxes; a segmenter's edges are where the labels change.
-    """
+    """Returns the edges of a sample's objects and the objects themselves, (1, H, W) of 0 and 1; None if unknown."""
+    # A detector's are its boxes; a segmenter's edges are where the labels change.
     if 'gt_instances' in sample and 'bboxes' in sample.gt_instances:
         boxes = sample.gt_instances.bboxes
         return _box_maps(getattr(boxes, 'tensor', boxes).cpu(), size)

@@ -67,10 +67,8 @@ def overviews(view: View, before: View | None = None) -> list[tuple[str, np.ndar
 
 
 def _band_tiles(seen: Seen, level: int, image: np.ndarray, before: Seen | None) -> list[Tile]:
-    """Returns the pyramids of teacher, student and their difference, all on the scale of the teacher's bands.
-
-    They have the proportions of the image (H, W, 3).
-    """
+    """Returns the pyramids of teacher, student and their difference, all on the scale of the teacher's bands."""
+    # They have the proportions of the image (H, W, 3).
     after, first = seen.bands[level], before.bands[level] if before else None
     drawn = [(seen.teacher, after.teacher)]
     for name in ('student', 'difference'):
@@ -86,11 +84,8 @@ def _band_tiles(seen: Seen, level: int, image: np.ndarray, before: Seen | None) 
 def pyramid(bands: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     """Returns all bands in one RGB picture: the low band top left, around it the details of finer and finer levels.
 
-    Of each level the horizontal detail is top right, the vertical bottom left, the diagonal bottom right.
-
-    Args:
-        bands: Values in [0, 1]: low band, then horizontal, vertical, diagonal from the finest level on.
-        shape: Height and width, for the proportions.
+    Of each level the horizontal detail is top right, the vertical bottom left, the diagonal bottom right. The values
+    are in [0, 1]: low band, then horizontal, vertical, diagonal from the finest level on; the shape is the image's.
     """
     levels = (len(bands) - 1) // 3
     height, width = (max(2**levels, round(length * SIDE / max(shape))) for length in shape)

@@ -177,11 +177,9 @@ def plan_config(
 def _check_inputs(
     student: nn.Module | None, teacher: nn.Module, checkpoint: str | None, prompt: str | None, configs: Sequence[Config]
 ) -> None:
-    """Raises errors that training would find later; warns if teacher and student look swapped.
-
-    The teacher gets its weights, unless it has them (no checkpoint); a URL is checked if its file is in the cache. The
-    student is None for stage 1 alone.
-    """
+    """Raises errors that training would find later; warns if teacher and student look swapped."""
+    # The teacher gets its weights, unless it has them (no checkpoint); a URL is checked if its file is in the cache.
+    # The student is None for stage 1 alone.
     if checkpoint is not None and is_here(checkpoint):
         try:
             load_weights(teacher, checkpoint)

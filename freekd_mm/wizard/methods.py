@@ -34,12 +34,9 @@ class Wiring:
     num_classes: int
     use_sigmoid: bool
     why_no_logits: str = ''
-    #: Whether the teacher's logits have another size.
-    resize: bool = False
-    #: Which of the teacher's levels are paired; None for all of them.
-    indices_t: tuple[int, ...] | None = None
-    #: The same for what the decode heads classify, if that is compared too.
-    head: Wiring | None = None
+    resize: bool = False  # whether the teacher's logits have another size
+    indices_t: tuple[int, ...] | None = None  # which of the teacher's levels are paired; None for all of them
+    head: Wiring | None = None  # the same for what the decode heads classify, if that is compared too
     #: The dense heads, or why there is none.
     dense_s: DenseHead | str = 'not probed'
     dense_t: DenseHead | str = 'not probed'
@@ -95,12 +92,9 @@ class Method:
 
     summary: str
     entries: Callable[[Wiring], Entries]
-    #: Mode of the prompt that stage 1 makes for it; None for a method with one stage.
-    prompt: str | None = None
-    #: Share of the training over which its weight grows.
-    warmup: float = 0.0
-    #: Whether what the decode heads classify is compared too.
-    with_head: bool = True
+    prompt: str | None = None  # mode of the prompt that stage 1 makes for it; None for a method with one stage
+    warmup: float = 0.0  # share of the training over which its weight grows
+    with_head: bool = True  # whether what the decode heads classify is compared too
 
 
 def _features(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:

@@ -121,15 +121,12 @@ def _without_values(output: Any) -> Any:
 class Probed:
     """A model without weights as its config describes it, and what a dummy image showed."""
 
-    #: In eval mode.
-    outputs: Outputs
+    outputs: Outputs  # in eval mode
     #: Tap of its features in eval mode, as a teacher runs, and the shapes (C, H, W) of their levels.
     features: str
     shapes: Shapes
-    #: Tap of the same features in training, where some models return more.
-    trained: str
-    #: How many vectors among them are left out.
-    vectors: int
+    trained: str  # tap of the same features in training, where some models return more
+    vectors: int  # how many among them are left out
 
     @property
     def model(self) -> nn.Module:
@@ -143,11 +140,9 @@ class Probed:
 
 
 def probe_built(model: nn.Module, role: str, size: Size, features: str | None = None) -> Probed:
-    """Finds the tap of the features of a built model, unless the user chose one.
-
-    A neck is tapped whole. Without one: all levels of the backbone if their strides increase, else (as in
-    dilated segmentation backbones) the last.
-    """
+    """Finds the tap of the features of a built model, unless the user chose one."""
+    # A neck is tapped whole. Without one: all levels of the backbone if their strides increase, else (as in dilated
+    # segmentation backbones) the last.
     trained, evaluated = (Outputs(model, role, size, features) for _ in range(2))
     if features is not None:
         outputs = trained if role == 'student' else evaluated
