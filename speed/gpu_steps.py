@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from speed.launches import has_triton
 from speed.tables import Report
 from speed.timing import Options, peak_bytes, take_turns
 
@@ -77,6 +78,10 @@ def steps(report: Report, options: Options) -> None:
             report.record(f'{name}, {precision}', milliseconds=turns.milliseconds(name), peak_mib=round(peak))
         report.table([f'step, {precision}', 'ms', 'x plain student', 'memory beside the weights (MiB)'], rows)
         _check_weights(models, amp)
+    if has_triton():
+        from freekd_mm.losses.bands.kernels import COMPARED
+
+        report.say(f'The Triton kernels in the process, by the check at their first use: {COMPARED or "not used"}.')
 
 
 def _check_weights(models: dict[str, Any], amp: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from freekd_mm.runtime.config import build_model, load_config, without_pretrained
+from freekd_mm.runtime.plain import quiet
 from speed.loss import save_random_prompt
 
 STUDENT = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
@@ -37,14 +37,10 @@ def config_of(name: str, quick: bool) -> ConfigDict:
 
 def build(model: dict, seed: int = 0) -> Any:
     """Builds a model in training mode, in silence: the same weights for the same seed."""
-    logging.disable(logging.WARNING)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            built = build_model(copy.deepcopy(model), 'mmdet')
-            built.init_weights()
-    finally:
-        logging.disable(logging.NOTSET)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = build_model(copy.deepcopy(model), 'mmdet')
+        built.init_weights()
     built.train()
     return built
 

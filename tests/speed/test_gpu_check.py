@@ -70,6 +70,7 @@ def test_layer_2_takes_steps(monkeypatch):
     (report,) = gpu_check.run({'Steps': gpu_steps.steps}, QUICK, 60)
     assert report.blocks[-1] == 'Outcome: ok'
     assert {record['what'].partition(',')[0] for record in report.records} >= {'plain student', 'WaveletLoss'}
+    assert any(block.endswith('their first use: not used.') for block in report.blocks) is has_triton()
     monkeypatch.setattr('mmcv.ops.nms', lambda *_: 1 / 0)
     (report,) = gpu_check.run({'Steps': gpu_steps.steps}, QUICK, 60)
     assert report.blocks == [
