@@ -278,11 +278,11 @@ def test_channels_last():
 @pytest.mark.parametrize(
     ('arguments', 'options', 'error', 'message'),
     [
-        ((6, 6, 2), {'num_heads': 4}, ValueError, 'num_heads should divide the channels 6, but got 4'),
-        ((4, 4, 2), {'num_heads': 'channels'}, TypeError, 'num_heads should be an integer'),
-        ((4, 4, 2), {'num_heads': 0}, ValueError, 'num_heads should be greater than 0'),
-        ((4, 4, 2), {'variant': 'cod'}, ValueError, "variant should be one of 'ours', 'code'.*Did you mean 'code'"),
-        ((4, 4, 2), {'rnk': 2}, TypeError, "unexpected keyword argument 'rnk'"),
+        ((6, 6), {'num_levels': 2, 'num_heads': 4}, ValueError, 'num_heads should divide the channels 6, but got 4'),
+        ((4, 4), {'num_levels': 2, 'num_heads': 'channels'}, TypeError, 'num_heads should be an integer'),
+        ((4, 4), {'num_levels': 2, 'num_heads': 0}, ValueError, 'num_heads should be greater than 0'),
+        ((4, 4), {'variant': 'cod'}, ValueError, "variant should be one of 'ours', 'code'.*Did you mean 'code'"),
+        ((4, 4), {'rnk': 2}, TypeError, "unexpected keyword argument 'rnk'"),
     ],
 )
 def test_wrong_options(arguments, options, error, message):
