@@ -110,7 +110,8 @@ def tests(report: Report, options: Options) -> None:
         raise SkippedError('they are run for a GPU')
     if not find_spec('pytest'):
         raise SkippedError('pytest is not here: pip install -r requirements/test.txt')
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-k', 'cuda', *TESTS]
+    chosen = ['-rf', '--tb=short', '-W', 'ignore', '-p', 'no:cacheprovider', '-k', 'cuda']
+    command = [sys.executable, '-m', 'pytest', *chosen, *TESTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     report.say(f'```text\n{done.stdout.strip()[-1500:]}\n```')
     if done.returncode:
