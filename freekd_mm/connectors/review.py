@@ -72,6 +72,7 @@ class FAMReviewConnector(FAMConnector):
         self,
         in_channels: int | Sequence[int],
         out_channels: int | Sequence[int],
+        *,
         num_heads: int | None = None,
         variant: Variant = 'ours',
         **fam: Any,

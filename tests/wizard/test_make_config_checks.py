@@ -240,7 +240,7 @@ def test_configs_of_imports_are_inherited_by_their_like(
     teacher = pair / 'teacher.py'
     if both:
         config = tiny_configs.detector(scenes_root, head='gfl', width=16, channels=24, levels=4)
-        teacher = as_imports(config, tmp_path / 'teacher.py')
+        teacher = as_imports({**config, 'env_cfg': {}}, tmp_path / 'teacher.py')
     (tmp_path / 'kd').mkdir()
     out = tmp_path / 'kd/kd.py'
     method = ['--method', 'freekd', '--prompt-iters', '1']
