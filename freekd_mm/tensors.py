@@ -63,6 +63,7 @@ def constant(make: Callable[..., Tensor], like: Tensor, *arguments: Any) -> Tens
     """Returns ``make(*arguments)`` on the device and in the dtype of a tensor; made once: do not write to it."""
     if is_compiling():
         return make(*arguments).to(like)
+    # A tensor without values gets one of its kind.
     return _constant(make, arguments, like.device, like.dtype, type(like))
 
 

@@ -1,4 +1,4 @@
-"""Checks, dtypes and sizes shared by the transforms."""
+"""Checks and sizes shared by the transforms."""
 
 from __future__ import annotations
 

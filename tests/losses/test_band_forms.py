@@ -150,3 +150,14 @@ def test_autocast_rounds_in_neither_form(forms):
         torch.testing.assert_close(bands.low, wanted.low.float())
         torch.testing.assert_close(bands.high[0].diagonal, wanted.high[0].diagonal.float())
         torch.testing.assert_close(value, WaveletLoss(3, min_positions=0)([x], [x.flip(0)]))
+
+
+def test_the_convolution_has_the_order_of_the_transform_in_place():
+    """It leaves a coefficient where the transform in place leaves it: weights of the positions go there too."""
+    x = torch.arange(64.0).view(1, 1, 8, 8)
+    bands = blocks.Blocks(x.shape, 3, x).analyse(x)[0].view(8, 8)
+    whole = dwt2d(x, 3)
+    for level, detail in enumerate(whole.high):
+        for band, values in ((1, detail.vertical), (2, detail.horizontal), (3, detail.diagonal)):
+            torch.testing.assert_close(bands[blocks.places(level, band)], values[0, 0])
+    torch.testing.assert_close(bands[0, 0], whole.low[0, 0, 0, 0])

@@ -11,7 +11,6 @@ import torch
 
 from freekd_mm.compat.versions import torch_at_least, zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d, idwt2d
-from freekd_mm.frequency.blocks import Blocks, places
 from freekd_mm.frequency.inputs import band_sizes
 from freekd_mm.losses import FreeKDPlusLoss, WaveletLoss
 from freekd_mm.losses.bands import distance
@@ -176,14 +175,3 @@ def test_only_a_gpu_gets_them_and_a_variable_switches_them_off(monkeypatch):
     assert distance._way([OnGPU()], levels, 2) == (kernels().sums_of, kernels().gradients_of)
     monkeypatch.setenv('FREEKD_MM_TRITON', '0')
     assert distance._way([OnGPU()], levels, 2) == plain
-
-
-def test_plain_convolutions_have_the_order_of_the_kernels():
-    """Both leave a coefficient where the transform in place leaves it: weights of the positions are shared."""
-    x = torch.arange(64.0).view(1, 1, 8, 8)
-    bands = Blocks(x.shape, 3, x).analyse(x)[0].view(8, 8)
-    whole = dwt2d(x, 3)
-    for level, detail in enumerate(whole.high):
-        for band, values in ((1, detail.vertical), (2, detail.horizontal), (3, detail.diagonal)):
-            torch.testing.assert_close(bands[places(level, band)], values[0, 0])
-    torch.testing.assert_close(bands[0, 0], whole.low[0, 0, 0, 0])

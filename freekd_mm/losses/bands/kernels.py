@@ -139,7 +139,7 @@ def _write(row, values, other, student, teacher, WEIGHTED: tl.constexpr, DEPTH: 
 
 
 @triton.jit
-def _add(row, values, student, teacher, WEIGHTED: tl.constexpr, MOST: tl.constexpr, DEPTH: tl.constexpr):
+def _add(row, values, student, teacher, WEIGHTED: tl.constexpr, LEVELS: tl.constexpr, DEPTH: tl.constexpr):
     """Writes the sums of a channel."""
     SIDE: tl.constexpr = 1 << DEPTH
     N: tl.constexpr = TILE >> 2 * DEPTH
@@ -158,23 +158,23 @@ def _add(row, values, student, teacher, WEIGHTED: tl.constexpr, MOST: tl.constex
             b, a = _low(b), _low(a)
     level, band = tl.arange(0, 4)[:, None, None], 2 * tl.arange(0, 2)[None, :, None] + tl.arange(0, 2)[None, None, :]
     # A low band counts only at the last level.
-    counts, known, place = (band > 0) | (level == DEPTH - 1), level < MOST, values + 3 * (4 * level + band)
+    counts, known, place = (band > 0) | (level == DEPTH - 1), level < LEVELS, values + 3 * (4 * level + band)
     tl.store(place, tl.where(counts, tl.sum(bb, 3), 0.0), mask=known)
     tl.store(place + 1, tl.where(counts, tl.sum(ab, 3), 0.0), mask=known)
     tl.store(place + 2, tl.where(counts, tl.sum(aa, 3), 0.0), mask=known)
 
 
 @triton.jit
-def kernel(table, values, student, teacher, GRADIENT: tl.constexpr, WEIGHTED: tl.constexpr, MOST: tl.constexpr):
-    """Writes sums to ``values`` (levels, C, MOST, 4, 3), or gradients with its factors (2, levels, C, MOST, 4)."""
-    row, place = table + (17 + MOST) * tl.program_id(1), tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    other, depth = tl.num_programs(1) * tl.num_programs(0) * 4 * MOST, tl.load(row + 7)
-    for deep in tl.static_range(MOST + 1):
+def kernel(table, values, student, teacher, GRADIENT: tl.constexpr, WEIGHTED: tl.constexpr, LEVELS: tl.constexpr):
+    """Writes sums to ``values`` (levels, C, LEVELS, 4, 3), or gradients with its factors (2, levels, C, LEVELS, 4)."""
+    row, place = table + (17 + LEVELS) * tl.program_id(1), tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    other, depth = tl.num_programs(1) * tl.num_programs(0) * 4 * LEVELS, tl.load(row + 7)
+    for deep in tl.static_range(LEVELS + 1):
         if depth == deep:
             if GRADIENT:
-                _write(row, values + 4 * MOST * place, other, student, teacher, WEIGHTED, deep)
+                _write(row, values + 4 * LEVELS * place, other, student, teacher, WEIGHTED, deep)
             else:
-                _add(row, values + 12 * MOST * place, student, teacher, WEIGHTED, MOST, deep)
+                _add(row, values + 12 * LEVELS * place, student, teacher, WEIGHTED, LEVELS, deep)
 
 
 SCHEMA = '(Tensor(a!) out, Tensor? factors, Tensor[] own, Tensor[] other, Tensor[] masks, int[] depths, int most)'
