@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from freekd_mm.connectors.attention import LocalCrossAttention
 from freekd_mm.connectors.fam import FAM, FAMConnector
-from freekd_mm.connectors.review import FAMReviewConnector
+from freekd_mm.connectors.review import FAMReviewConnector, LocalCrossAttention
 
 __all__ = ['FAM', 'FAMConnector', 'FAMReviewConnector', 'LocalCrossAttention']

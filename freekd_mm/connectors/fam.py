@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Sequence
-from typing import Any, Tuple, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,26 +14,13 @@ from freekd_mm.frequency import SpectralFilter2d
 from freekd_mm.registry import MODELS
 from freekd_mm.tensors import Levels, as_levels
 
-Sizes = Union[Tuple[int, int], typing.Sequence[Tuple[int, int]], None]
 
-
-def _per_level(what: str, value: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
-    """Returns one positive integer per level from an integer (the same for all) or a sequence."""
-    values = (value,) * num_levels if isinstance(value, int) else tuple(value)
-    for item in values:
-        check_positive(what, item, integer=True)
+def _per_level(what: str, value: Any, num_levels: int, is_one: bool) -> tuple[Any, ...]:
+    """Returns a value per level, from one for all or from a sequence."""
+    values = (value,) * num_levels if is_one else tuple(value)
     if len(values) != num_levels:
-        raise ValueError(f'{what} should be an integer or {num_levels} integers, one per level, but got {value!r}')
+        raise ValueError(f'{what} should be one for all or a list of {num_levels}, one per level, but got {value!r}')
     return values
-
-
-def _sizes(size: Sizes, num_levels: int) -> list[Any]:
-    """Returns one (H, W) or None per level from None, from (H, W) for all levels, or from a sequence of (H, W)."""
-    same = size is None or all(isinstance(item, int) for item in size)
-    sizes: list[Any] = [size] * num_levels if same else list(size or ())
-    if len(sizes) != num_levels or any(isinstance(pair, int) or len(pair) != 2 for pair in sizes if pair is not None):
-        raise ValueError(f'size should be (H, W) or {num_levels} pairs (H, W), one per level, but got {size!r}')
-    return sizes
 
 
 class FAM(nn.Module):
@@ -94,7 +80,7 @@ class FAMConnector(nn.Module):
         in_channels: int | Sequence[int],
         out_channels: int | Sequence[int],
         num_levels: int | None = None,
-        size: Sizes = None,
+        size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         **fam: Any,
     ) -> None:
         super().__init__()
@@ -102,11 +88,11 @@ class FAMConnector(nn.Module):
             num_levels = next((len(each) for each in (in_channels, out_channels) if not isinstance(each, int)), 1)
         check_positive('num_levels', num_levels, integer=True)
         self.num_levels = num_levels
-        self.in_channels = _per_level('in_channels', in_channels, num_levels)
-        self.out_channels = _per_level('out_channels', out_channels, num_levels)
+        self.in_channels = _per_level('in_channels', in_channels, num_levels, isinstance(in_channels, int))
+        out_channels = _per_level('out_channels', out_channels, num_levels, isinstance(out_channels, int))
+        sizes = _per_level('size', size, num_levels, size is None or isinstance(size[0], int))
         self.levels = nn.ModuleList(
-            FAM(*channels, size=own, **fam)
-            for *channels, own in zip_equal(self.in_channels, self.out_channels, _sizes(size, num_levels))
+            FAM(*channels, size=own, **fam) for *channels, own in zip_equal(self.in_channels, out_channels, sizes)
         )
 
     def forward(self, features: Levels) -> Tensor | tuple[Tensor, ...]:

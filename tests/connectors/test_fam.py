@@ -250,11 +250,11 @@ def test_data_parallel(tmp_path):
         (
             ([3, 4], 3),
             {'num_levels': 3},
-            r'in_channels should be an integer or 3 integers, one per level, but got \[3, 4\]',
+            r'in_channels should be one for all or a list of 3, one per level, but got \[3, 4\]',
         ),
-        (([3, 4], [3, 4, 5]), {}, 'out_channels should be an integer or 2 integers'),
+        (([3, 4], [3, 4, 5]), {}, 'out_channels should be one for all or a list of 2'),
         ((0, 3), {}, 'in_channels should be greater than 0, but got 0'),
-        ((3, 3), {'num_levels': 2, 'mode': 'dense', 'size': [(4, 4)]}, r'size should be \(H, W\) or 2 pairs'),
+        ((3, 3), {'num_levels': 2, 'mode': 'dense', 'size': [(4, 4)]}, 'size should be one for all or a list of 2'),
     ],
 )
 def test_wrong_options(arguments, options, message):

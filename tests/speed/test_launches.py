@@ -34,8 +34,8 @@ LOSSES = {
 OTHERS = {
     'FAM': 111,
     'FAM, depthwise': 101,
-    'review': 224,
-    'review, code': 234,
+    'review': 286,
+    'review, code': 289,
     'prompt, paper': 336,
     'prompt, code': 236,
     'prompt, selective': 357,
