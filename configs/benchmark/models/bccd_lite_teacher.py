@@ -1,4 +1,4 @@
-# The teacher of BCCD with ImageNet weights: EfficientNet-Lite2, trained for twice as long.
+# The teacher of BCCD with ImageNet weights: EfficientNet-Lite2, trained for five times as long.
 _base_ = ['./bccd_lite_student.py']
 
 max_epochs = 20
