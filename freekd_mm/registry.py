@@ -45,7 +45,7 @@ MODELS = TableRegistry(
     'model',
     mmengine.MODELS,
     {
-        'prompts.generator': ['PoIMaskGenerator'],
+        'prompts.prompt_file': ['PoIMaskGenerator'],
         'losses.dct_attention': ['DCTAttentionLoss'],
         'losses.figkd': ['FiGKDLoss'],
         'losses.freekd.loss': ['FreeKDLoss'],

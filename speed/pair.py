@@ -11,8 +11,8 @@ import torch
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
+from freekd_mm.log import quiet
 from freekd_mm.runtime.config import build_model, load_config, without_pretrained
-from freekd_mm.runtime.plain import quiet
 from speed.loss import save_random_prompt
 
 STUDENT = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'

@@ -19,7 +19,7 @@ BOTH = {
     'no checkpoint there': (f'{MAKE} teachr.pth --method mse -o new.py', 'checkpoint should be an existing file, but'),
     'checkpoint of the student': (
         f'{MAKE} student.pth --method mse -o new.py',
-        'student.pth should fit |but only |It fits the student: are teacher and student swapped?',
+        'student.pth should fit |but only |Check that config and checkpoint belong together',
     ),
     'checkpoint that is empty': (
         f'{MAKE} empty.pth --method mse -o new.py',

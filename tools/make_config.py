@@ -89,7 +89,7 @@ def main() -> None:
     """Writes the config and says what to run."""
     args = parse_args()
     install()
-    from freekd_mm.runtime.plain import quiet
+    from freekd_mm.log import quiet
     from freekd_mm.wizard.make_config import plan_config
 
     if not args.dry_run:

@@ -106,14 +106,10 @@ class FAMReviewConnector(FAMConnector):
     """Adapts the student's levels by knowledge review with :class:`freekd_mm.connectors.FAM`.
 
     From the deepest level up: the deeper result, upsampled to this level's size, attends to this level's 3x3
-    neighbourhoods (local cross attention with relative positions); the fused features go up to the next
-    level, and through this level's FAM to the loss. The deepest level has nothing to fuse.
-
-    From FAM-KD's released code: the top-down order, queries from the deeper result, keys and
-    values from this level, nearest-neighbour upsampling, fused features (before FAM) going up, one FAM per
-    level. ``variant='code'`` follows the released code in everything else too: a softmax per channel, relative
-    positions of deviation 1, batch norm and ReLU where the channels of two levels differ and after FAM, its
-    high-pass and its initial values. With ``mode='dense'`` it computes exactly what that code does, for one input size.
+    neighbourhoods; the fused features go up to the next level, and through this level's FAM to the loss. The deepest
+    level has nothing to fuse. ``variant='code'`` also has the released code's softmax per channel, relative positions
+    of deviation 1, batch norm and ReLU where the channels of two levels differ and after FAM, its high-pass and its
+    initial values. With ``mode='dense'`` it computes exactly what that code does, for one input size.
 
     Args:
         in_channels: Channels of the student's levels, finest first; one integer for all or one per level.

@@ -29,7 +29,7 @@ PROBES = (
     'freekd_mm.losses',
     'freekd_mm.prompts',
     'freekd_mm.connectors',
-    'freekd_mm.runtime',
+    'freekd_mm.runtime.model',
 )
 HEADLESS = 'opencv-python-headless'
 OPENCV = (HEADLESS, 'opencv-python', 'opencv-contrib-python', 'opencv-contrib-python-headless')

@@ -25,8 +25,7 @@ from freekd_mm.registry import HOOKS as OUR_HOOKS
 from freekd_mm.registry import MODELS as OUR_MODELS
 from freekd_mm.registry import SCOPE
 from freekd_mm.runtime.compatibility import check_classes
-from freekd_mm.runtime.components import check_component
-from freekd_mm.runtime.config import find_model, is_distilled
+from freekd_mm.runtime.config import check_component, find_model, is_distilled
 from freekd_mm.text import some
 
 #: Settings that a config need not have.

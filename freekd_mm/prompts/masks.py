@@ -59,16 +59,6 @@ def mask_logits(bands: WaveletBands, tokens: Tensor, grouping: Grouping, evidenc
     return found
 
 
-def transform(features: Tensor, tokens: Tensor, levels: int, evidence: Evidence) -> WaveletBands:
-    """Returns the bands that :func:`mask_logits` takes."""
-    # The tokens mix channels, the transform mixes positions. If the order does not matter, the features are first
-    # projected on the tokens, and only those few maps are transformed: no band of all C channels is made.
-    if evidence == 'band':
-        projected = torch.matmul(tokens.flatten(0, 1), features.flatten(2))
-        features = projected.unflatten(2, features.shape[2:])
-    return dwt2d(features, levels)
-
-
 def as_bands(groups: list[Tensor], shape: tuple[int, int], grouping: Grouping) -> WaveletBands:
     """Returns one tensor per group as bands; the orientations of a level share theirs if they are one group."""
     size = 1 if grouping == 'level' else 3
@@ -106,8 +96,12 @@ def poi_masks(
     with torch.autocast(features.device.type, enabled=False):
         wide = full_precision(features)
         tokens = tokens[: num_groups(levels, grouping)].to(wide.dtype)
+        if evidence == 'band':
+            # The tokens mix channels, the transform mixes positions, so the order does not matter: only the few maps
+            # of the projected features are transformed, no band of all C channels is made.
+            wide = torch.matmul(tokens.flatten(0, 1), wide.flatten(2)).unflatten(2, wide.shape[2:])
         if bands is None or evidence == 'band':
-            bands = transform(wide, tokens, levels, evidence)
+            bands = dwt2d(wide, levels)
         found = mask_logits(bands, tokens, grouping, evidence)
         if callable(bias):
             found = [bias(logits, group) for group, logits in enumerate(found)]

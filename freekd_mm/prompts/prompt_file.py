@@ -1,28 +1,31 @@
-"""Prompt files: what stage 1 writes for stage 2. They load as data only."""
+"""Prompt files, which load as data only: what stage 1 writes, and the masks that stage 2 gets from them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_atomically
-from freekd_mm.prompts.masks import EVIDENCES, Evidence, Grouping, num_groups
+from freekd_mm.frequency import WaveletBands
+from freekd_mm.prompts.masks import EVIDENCES, Evidence, Grouping, num_groups, poi_masks
+from freekd_mm.registry import MODELS
+from freekd_mm.tensors import Levels, as_levels
 
 #: The one name of stage 1: the key of a config, the child of the teacher, its part of a checkpoint, and
 #: its file in the work directory.
 NAME = 'frequency_prompt'
 PROMPT_FILE = f'{NAME}.pth'
 FORMAT = f'freekd_mm.{NAME}'
-FORMAT_VERSION = 1
 #: Name of a prompt in the format of FreeKD's released checkpoints: 'mask_modules.<level>.mask_token'.
 RELEASED = 'released'
 
@@ -40,7 +43,6 @@ class PromptFile:
         bias: Bias (groups, T) of the masks, by module and index as the tokens; empty for none.
         teacher: Checkpoint of the teacher, as named in stage 1.
         teacher_sha256: Hash of that file.
-        schedule: How the prompt was trained.
         measured: How selective it was at the end of its training, see :mod:`freekd_mm.stage1.selectivity`.
     """
 
@@ -52,7 +54,6 @@ class PromptFile:
     bias: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     teacher: str = ''
     teacher_sha256: str = ''
-    schedule: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,11 +71,6 @@ class PromptFile:
                         f'tokens of {module}[{index}] should be of shape {(*wanted, "C")} for {self.levels} wavelet '
                         f'levels, grouping {self.grouping!r} and {self.num_tokens} tokens, but got {got}'
                     )
-                bias = self.bias.get(module, {}).get(index)
-                if bias is not None and tuple(bias.shape) != wanted:
-                    raise ValueError(
-                        f'bias of {module}[{index}] should be of shape {wanted}, but got {tuple(bias.shape)}'
-                    )
 
     def places(self) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Returns tokens and bias by place, e.g. ``'neck[0]'``, in the order of the levels."""
@@ -86,28 +82,18 @@ class PromptFile:
 
 
 def prompt_content(prompt: PromptFile) -> dict[str, Any]:
-    """Returns a prompt as a dict of tensors, strings and numbers."""
-    return _plain({'format': FORMAT, 'format_version': FORMAT_VERSION, **vars(prompt)})
-
-
-def _plain(value: Any) -> Any:
-    """Returns nested dicts, lists, tensors on the CPU and numbers, which load as data; everything else as its text."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().clone()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    """Returns a prompt as a dict of tensors on the CPU, strings and numbers."""
+    content = {'format': FORMAT, **vars(prompt)}
+    for name in ('tokens', 'bias'):
+        content[name] = {
+            module: {index: value.detach().cpu().clone() for index, value in levels.items()}
+            for module, levels in content[name].items()
+        }
+    return content
 
 
 def save_prompt(prompt: PromptFile, path: str | os.PathLike) -> Path:
-    """Writes a prompt file; a reader never sees half of it.
-
-    Args:
-        prompt: The prompt.
-        path: The file to write.
-    """
+    """Writes a prompt file; a reader never sees half of it."""
     return write_atomically(path, lambda part: torch.save(prompt_content(prompt), part))
 
 
@@ -149,9 +135,6 @@ def load_prompt(source: str | os.PathLike) -> PromptFile:
 
     Reads our files, and FreeKD's released format: ``mask_modules.{i}.mask_token`` of shape (levels + 1, T, C), in
     a state dict or inside a checkpoint, with or without a prefix before ``mask_modules``.
-
-    Args:
-        source: A file or URL.
     """
     path = Path(fetch(str(source)))
     if not path.is_file():
@@ -160,22 +143,13 @@ def load_prompt(source: str | os.PathLike) -> PromptFile:
             f'has {NAME} = dict(cfg_path=..., file=...); to train only a prompt, run it with the config of stage 1'
         )
     content = load_checkpoint_file(path)
-    if not isinstance(content, Mapping):
-        raise ValueError(f'{source} should be a prompt file, but holds a {type(content).__name__}')
-    if content.get('format') == FORMAT:
-        return _read_ours(content, source)
-    if isinstance(content.get(NAME), Mapping):
-        # A training checkpoint of stage 1 holds the same beside the optimizer.
-        return _read_ours(content[NAME], source)
-    return _read_released(content, source)
+    content = content if isinstance(content, Mapping) else {}
+    # A training checkpoint of stage 1 holds the same beside the optimizer.
+    content = content.get(NAME, content)
+    return _read_ours(content, source) if content.get('format') == FORMAT else _read_released(content, source)
 
 
 def _read_ours(content: Mapping[str, Any], source: Any) -> PromptFile:
-    if content.get('format_version') != FORMAT_VERSION:
-        raise ValueError(
-            f'{source} should be a prompt file of version {FORMAT_VERSION}, but got '
-            f'{content.get("format_version")!r}: it was made by another version of freekd_mm'
-        )
     names = PromptFile.__dataclass_fields__
     missing = [name for name in names if name not in content]
     if missing:
@@ -190,10 +164,7 @@ def _read_ours(content: Mapping[str, Any], source: Any) -> PromptFile:
 
 
 def _read_released(content: Mapping[str, Any], source: Any) -> PromptFile:
-    state = content.get('state_dict', content)
-    if not isinstance(state, Mapping):
-        raise ValueError(f'{source} should hold a state_dict of tensors, but it is a {type(state).__name__}')
-    tokens = {}
+    state, tokens = content.get('state_dict', content), {}
     for key, value in state.items():
         parts = str(key).split('.')
         if parts[-1] == 'mask_token' and len(parts) > 2 and parts[-3] == 'mask_modules' and parts[-2].isdigit():
@@ -208,3 +179,76 @@ def _read_released(content: Mapping[str, Any], source: Any) -> PromptFile:
     if not isinstance(first, Tensor) or first.ndim != 3 or first.shape[0] < 2:
         raise ValueError(f"{source}: 'mask_token' should be a tensor of shape (levels + 1, T, C)")
     return PromptFile({RELEASED: tokens}, levels=first.shape[0] - 1, num_tokens=first.shape[1])
+
+
+@MODELS.register_module()
+class PoIMaskGenerator(nn.Module):
+    """Holds the frozen tokens of all feature levels and computes their masks.
+
+    Any module with this ``forward`` can replace it in :class:`freekd_mm.losses.WaveletLoss`.
+
+    Args:
+        channels: Channels of the features: one number, or one per feature level.
+        prompt: Prompt file or URL, ours or in the released format.
+        levels: Wavelet levels that the prompt file should have; not checked by default.
+        indices: Which of the file's prompts belong to the features, e.g. ``(1, 2, 3)`` if only the levels 1 to
+            3 of the neck are distilled. All of them by default.
+    """
+
+    def __init__(
+        self,
+        channels: int | Sequence[int],
+        prompt: str | os.PathLike,
+        levels: int | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        #: The file with its wiring and the hash of its teacher.
+        self.file: PromptFile = load_prompt(prompt)
+        #: Which bands share their masks.
+        self.grouping: Grouping = self.file.grouping
+        if levels not in (None, self.file.levels):
+            raise ValueError(f'levels should be {self.file.levels}, as in the prompt file {prompt}, but got {levels}')
+        places = list(self.file.places().items())
+        if indices is not None:
+            unknown = [index for index in indices if not 0 <= index < len(places)]
+            if unknown:
+                raise ValueError(f'indices should be in 0..{len(places) - 1}, but got {unknown}: {prompt} has no such')
+            places = [places[index] for index in indices]
+        #: Where the prompt of each feature level was trained, e.g. ('neck[0]', 'neck[1]').
+        self.places = tuple(place for place, _ in places)
+        per_place = (channels,) * len(places) if isinstance(channels, int) else tuple(channels)
+        if len(per_place) != len(places):
+            raise ValueError(
+                f'channels should be one number or one for each of the {len(places)} prompts '
+                f'({", ".join(self.places)}), but got {channels}'
+            )
+        for level, (place, (tokens, bias)) in enumerate(places):
+            if tokens.shape[2] != per_place[level]:
+                raise ValueError(
+                    f'channels of level {level} should be {tokens.shape[2]}, as in the prompt of {place} in {prompt}, '
+                    f'but got {per_place[level]}'
+                )
+            self.register_buffer(f'tokens{level}', tokens.detach().float().clone())
+            self.register_buffer(f'bias{level}', None if bias is None else bias.detach().float().clone())
+
+    @torch.no_grad()
+    def forward(self, features: Levels, depths: Sequence[int] | None = None) -> tuple[WaveletBands | None, ...]:
+        """Returns the masks of every band of every level, (N, T, h, w) each; None for a level of depth 0.
+
+        Args:
+            features: All levels of the teacher, each (N, C, H, W).
+            depths: How many wavelet levels each of them has, if these are not all: 0 for no masks. The low band
+                of fewer levels uses the tokens of the low band.
+        """
+        levels = as_levels(features)
+        if len(levels) != len(self.places):
+            raise ValueError(
+                f'features should have one level for each of the {len(self.places)} prompts '
+                f'({", ".join(self.places)}), but got {len(levels)}; choose prompts with indices=...'
+            )
+        file, found = self.file, []
+        for index, (level, depth) in enumerate(zip_equal(levels, depths or [self.file.levels] * len(levels))):
+            tokens, bias = self.get_buffer(f'tokens{index}'), getattr(self, f'bias{index}')
+            found.append(poi_masks(level, tokens, depth, file.grouping, file.evidence, bias) if depth else None)
+        return tuple(found)

@@ -20,10 +20,11 @@ from torch import nn
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.log import quiet
 from freekd_mm.pages.page import parts, picture
 from freekd_mm.report.runs import Run, inside
 from freekd_mm.runtime.config import default_scope, is_distilled
-from freekd_mm.runtime.plain import build_plain, quiet, some_samples
+from freekd_mm.runtime.export import build_plain, some_samples
 from freekd_mm.runtime.teacher import build_teacher, named_teachers
 from freekd_mm.visualize.features import INIT, compare
 from freekd_mm.visualize.page import view_parts

@@ -7,11 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, sha256
 from freekd_mm.log import warn
-from freekd_mm.prompts.generator import PoIMaskGenerator
-from freekd_mm.prompts.prompt_file import PromptFile
+from freekd_mm.prompts.prompt_file import PoIMaskGenerator, PromptFile
 from freekd_mm.runtime.cross_head import DenseHead, find_head
 from freekd_mm.runtime.encoder import FeatureEncoder
 from freekd_mm.text import some
@@ -29,20 +27,11 @@ def warn_if_swapped(student: nn.Module, teacher: nn.Module) -> None:
         )
 
 
-def swap_hint(student: nn.Module, checkpoint: str) -> str:
-    """Returns a hint if the teacher's checkpoint is one of the student's model, else an empty string."""
-    content = load_checkpoint_file(fetch(checkpoint))
-    state = content.get('state_dict', content)
-    own = {key: value.shape for key, value in student.state_dict().items()}
-    fitting = sum(getattr(state.get(key), 'shape', None) == shape for key, shape in own.items())
-    return ' It fits the student: are teacher and student swapped?' if fitting > 0.9 * len(own) else ''
-
-
 def check_prompts(entries: Iterable[Any], checkpoint: str | None, tolerant: bool) -> None:
     """Raises an error (or warns) if a prompt of the wired entries was trained with other weights than the teacher's."""
     for entry in entries:
         for module in entry.modules():
-            if isinstance(module, PoIMaskGenerator) and module.file is not None and checkpoint is not None:
+            if isinstance(module, PoIMaskGenerator) and checkpoint is not None:
                 check_prompt(f"distill '{entry.name}': the prompt", module.file, checkpoint, tolerant)
 
 
@@ -82,29 +71,20 @@ def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, 
     """
     if student is None or teacher is None or list(student) == list(teacher):
         return
-    pairs = zip((*student, None), (*teacher, None))
-    index, differing = next((index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1])
-    own, other = ('missing' if name is None else repr(name) for name in differing)
+    shared = [name for name in student if name in teacher]
+    left = [some([name for name in classes if name not in shared], 10) for classes in (student, teacher)]
     text = (
-        f'the student has {len(student)} classes and the teacher {len(teacher)}; class {index} is '
-        f'{own} for the student and {other} for the teacher'
+        f'the student has {len(student)} classes and the teacher {len(teacher)}, in another order or with other names; '
+        f'both know {len(shared)}, the student alone {left[0]}, the teacher alone {left[1]}'
     )
     logits = [entry for entry in entries if entry.logits]
     if not logits:
         warn(f'{text}; only features are compared, so this may be intended')
         return
     names = ', '.join(repr(entry.name) for entry in logits)
-    shared = [name for name in student if name in teacher]
     if not shared or not all(hasattr(entry.losses[0], 'share_classes') for entry in logits):
         raise ValueError(f'distill {names}: logits should be of classes that both know by the same name, but {text}')
     indices = [[classes.index(name) for name in shared] for classes in (list(student), list(teacher))]
     for entry in logits:
-        try:
-            entry.losses[0].share_classes(*indices)
-        except ValueError as error:
-            raise ValueError(f"distill '{entry.name}': {error}") from error
-    left = [some([name for name in classes if name not in shared], 10) for classes in (student, teacher)]
-    warn(
-        f'distill {names}: {text}. The {len(shared)} classes that both know are compared, matched by name; left out of '
-        f"the student's: {left[0]}; of the teacher's: {left[1]}"
-    )
+        entry.losses[0].share_classes(*indices)
+    warn(f'distill {names}: {text}. Only the classes that both know are compared, matched by name')

@@ -1,10 +1,12 @@
-"""Finds the model that a user names: an inline dict, a config file, or ``package::config``."""
+"""Finds and builds what a user names: models by an inline dict, a config file, or ``package::config``; losses."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from freekd_mm.checks import beside
+from freekd_mm.checks import beside, check_options
+from freekd_mm.registry import MODELS as OURS
+from freekd_mm.registry import SCOPE
 
 PRETRAINED_PREFIXES = ('Pretrained', 'mmengine.Pretrained')
 # How Python, mmengine's registries and the models of mmdet and mmseg say that a package is missing.
@@ -105,6 +109,58 @@ def build_empty(source: dict | Config) -> nn.Module:
     """Builds the model of a config, see :func:`find_model`, without weights."""
     model, scope = find_model(source)
     return build_model(without_pretrained(model), scope)
+
+
+def build_component(cfg: dict, what: str) -> nn.Module:
+    """Builds a loss or a connector from its config; ``what`` names it in messages."""
+    check_component(cfg, what, MODELS, OURS)
+    return MODELS.build(copy.deepcopy(ConfigDict(cfg)))
+
+
+def check_component(cfg: Any, what: str, registry: Any, ours: Any) -> None:
+    """Raises an error for a type or option that does not exist in mmengine's registry; names the nearest of ours."""
+    if not isinstance(cfg, dict) or not cfg.get('type'):
+        raise TypeError(f"{what} should be a dict with 'type', but got {cfg!r}")
+    kind = cfg['type']
+    found = _find(kind, cfg.get('_scope_'), registry) if isinstance(kind, str) else kind
+    if found is None:
+        # The name alone: it may be right, and the scope wrong or missing.
+        near = get_close_matches(kind.rsplit('.', 1)[-1], ours.names, n=1)
+        hint = f" Did you mean '{SCOPE}.{near[0]}'?" if near else ''
+        raise ValueError(f'type of {what} should be a registered name, but got {kind!r}.{hint}')
+    own = _options(found)
+    if own is not None:
+        given = [key for key in cfg if key not in ('type', '_scope_')]
+        check_options(f'{what} ({found.__name__})', given, own)
+
+
+def _find(kind: str, scope: str | None, registry: Any) -> Any:
+    """Looks a name up in the way a build does."""
+    try:
+        with registry.switch_scope_and_registry(scope) as searched:
+            return searched.get(kind)
+    except (KeyError, ImportError):
+        return None
+
+
+def _options(found: Any) -> list[str] | None:
+    """Returns the names of the arguments of a class or function; None if it takes any.
+
+    If it passes its ``**options`` on, those of its bases count too, or of the classes in its ``option_bases``.
+    """
+    names: list[str] = []
+    bases = (*found.__mro__, *getattr(found, 'option_bases', ())) if inspect.isclass(found) else ()
+    # nn.Module takes any option before it refuses it, or, before PyTorch 2.0, none.
+    own = [base for base in bases if '__init__' in vars(base) and base is not nn.Module]
+    for place in [vars(base)['__init__'] for base in own] or [found]:
+        try:
+            parameters = inspect.signature(place).parameters.values()
+        except (TypeError, ValueError):
+            return None
+        names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != 'self']
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            return names
+    return None
 
 
 def raise_if_missing(error: Exception, what: str) -> None:

@@ -19,7 +19,6 @@ from freekd_mm.runtime.wiring import projection
 from freekd_mm.tensors import full_precision
 
 TOWERS = ('cls_convs', 'reg_convs')
-OPTIONS = ('head', 'start', 'align')
 EPS = 1e-6
 
 
@@ -48,7 +47,7 @@ def find_head(model: nn.Module) -> DenseHead | str:
         boxes = 'deltas' if kind == 'DeltaXYWHBBoxCoder' else 'distances'
     else:
         return f'{type(head).__name__} predicts its boxes as {kind}, which is not supported'
-    towers = [getattr(head, name, None) for name in ('cls_convs', 'reg_convs')]
+    towers = [getattr(head, name, None) for name in TOWERS]
     depths = {len(tower) for tower in towers if isinstance(tower, nn.ModuleList)}
     known = len(depths) == 1 and all(hasattr(conv, 'conv') for tower in towers for conv in tower or ())
     return DenseHead(
@@ -59,41 +58,35 @@ def find_head(model: nn.Module) -> DenseHead | str:
     )
 
 
-def crossing_taps(cfg: dict, what: str) -> tuple[Tap, ...]:
-    """Returns the teacher's taps where the student's features take over, one per tower."""
-    check_options(what, cfg, OPTIONS)
-    check_positive(f'start of {what}', cfg.get('start'), integer=True)
-    return tuple(Tap(f'{cfg.get("head", "bbox_head")}.{tower}.{cfg["start"] - 1}') for tower in TOWERS)
+def crossing_taps(through: dict | None, what: str) -> tuple[Tap, ...]:
+    """Returns the teacher's taps where the student's features take over, one per tower; none without ``through``."""
+    if through is None:
+        return ()
+    check_options(what, through, ('start',))
+    check_positive(f'start of {what}', through.get('start'), integer=True)
+    return tuple(Tap(f'bbox_head.{tower}.{through["start"] - 1}') for tower in TOWERS)
 
 
 class CrossHead(nn.Module):
-    """Returns the predictions of the teacher's frozen head for the student's features.
+    """Returns the predictions of the teacher's frozen ``bbox_head`` for the student's features.
 
     The features replace the output of layer ``start - 1`` of the head's two towers; all after it is the teacher's own
     code with its own weights. They get no gradient, the student does. If the widths differ, a 1x1 convolution per tower
-    projects the student's features.
+    projects the student's features. Each channel gets the mean and deviation over the batch that the teacher's has
+    there, and a ReLU.
 
     Args:
         teacher: The teacher. It is not a child: neither parameters nor checkpoints see it.
+        taps: The teacher's, of :func:`crossing_taps`.
         students: The student's features for a dummy image: of all levels in the tower of the classes, then of the
             boxes.
         start: The first layer of the teacher's towers that they go through, 1 or more.
-        head: Path of the teacher's head, with the towers ``cls_convs`` and ``reg_convs``.
-        align: Give each channel the mean and deviation over the batch that the teacher's has there, and a ReLU.
     """
 
-    def __init__(
-        self,
-        teacher: FrozenTeacher,
-        students: Sequence[Tensor],
-        start: int,
-        head: str = 'bbox_head',
-        align: bool = True,
-    ) -> None:
+    def __init__(self, teacher: FrozenTeacher, taps: Sequence[Tap], students: Sequence[Tensor], start: int) -> None:
         super().__init__()
-        self.teacher, self.start, self.path, self.align = teacher, start, head, align
-        self.taps = crossing_taps({'start': start, 'head': head}, 'through')
-        given = teacher.levels(self.taps)
+        self.teacher, self.start, self.taps = teacher, start, taps
+        given = teacher.levels(taps)
         if len(given) != len(students) or len(given) % 2:
             raise ValueError(
                 f"through: the student's features should be of two towers with {len(given) // 2} levels each, as in "
@@ -103,7 +96,7 @@ class CrossHead(nn.Module):
         self.projections = nn.ModuleList(projection(students[i].shape[1], given[i].shape[1]) for i in (0, middle))
 
     def __str__(self) -> str:
-        return f"through the teacher's {self.path} from layer {self.start}"
+        return f"through the teacher's bbox_head from layer {self.start}"
 
     def forward(self, students: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Returns the scores of all levels, then the boxes of all levels, for features as in ``students``."""
@@ -111,14 +104,14 @@ class CrossHead(nn.Module):
         for index, (own, other) in enumerate(zip_equal(students, self.teacher.levels(self.taps))):
             # The models may have run on the training's device, and the student's features are on the CPU.
             own = self.projections[int(index >= middle)](own).to(other.device)
-            features.append(_like(own, other) if self.align else own)
+            features.append(_like(own, other))
         with self.teacher.autocast(features[0].device):
             scores, boxes, *_ = self._behind(features[:middle], features[middle:]).forward(tuple(features[:middle]))
         return (*scores, *boxes)
 
     def _behind(self, *towers: Sequence[Tensor]) -> Any:
         """Returns a view of the teacher's head whose towers begin with what the student gives."""
-        head: Any = copy.copy(self.teacher.model.get_submodule(self.path))
+        head: Any = copy.copy(self.teacher.model.bbox_head)
         head._modules = dict(head._modules)  # the teacher's own towers stay
         for name, features in zip_equal(TOWERS, towers):
             setattr(head, name, nn.ModuleList([_Given(features), *getattr(head, name)[self.start :]]))

@@ -9,11 +9,10 @@ import torch
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
-from freekd_mm.checkpoints.fitting import WeightsMismatchError
-from freekd_mm.checks import check_choice, did_you_mean
+from freekd_mm.checks import check_choice
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.log import say
-from freekd_mm.runtime.compatibility import check_boxes, check_prompts, swap_hint, warn_if_swapped
+from freekd_mm.runtime.compatibility import check_boxes, check_prompts, warn_if_swapped
 from freekd_mm.runtime.entry import Entry
 from freekd_mm.runtime.inherit import inherited_weights
 from freekd_mm.runtime.preprocess import PreprocessBridge, preprocess_bridge
@@ -50,8 +49,7 @@ class Distillation(nn.Module):
                 f"distill should be a dict of named entries, for example dict(wavelet=dict(student='neck', loss=...)), "
                 f'but got {distill!r}'
             )
-        self.entries = nn.ModuleDict({name: Entry.from_config(name, cfg) for name, cfg in distill.items()})
-        #: Set by mmrazor's StopDistillHook.
+        self.entries = nn.ModuleDict({name: Entry(name, cfg) for name, cfg in distill.items()})
         self.stopped = False
         #: Steps distilled so far, also before a resume: the seed of what a loss or connector draws.
         self.steps = 0
@@ -82,10 +80,7 @@ class Distillation(nn.Module):
 
     def _add(self, student: nn.Module, name: str, options: dict, inherit: Sequence[str]) -> str:
         """Builds a teacher for its entries; returns a line about it."""
-        try:
-            model, weights = build_teacher(options)
-        except WeightsMismatchError as error:
-            raise WeightsMismatchError(f'{error}{swap_hint(student, options["checkpoint"])}') from error
+        model, weights = build_teacher(options)
         warn_if_swapped(student, model)
         if not self.teachers:
             #: Taken before a teacher in half precision is rounded.
@@ -107,7 +102,7 @@ class Distillation(nn.Module):
             entry.wire(students, teachers, size)
             check_boxes(entry, student, entry.teacher.model)
         for found, count in zip_equal(self.teachers.values(), counts):
-            found.set_run_counts(count)
+            found.runs = count
         self.clear()
         rows = [row for entry in self._entries for row in entry.rows]
         say(f'distillation: {"; ".join(lines)}; shapes for a {size[0]}x{size[1]} image\n{table(rows, HEADER)}')
@@ -139,11 +134,6 @@ class Distillation(nn.Module):
         """The first teacher."""
         return next(iter(self.teachers.values()))
 
-    @property
-    def active(self) -> bool:
-        """Whether this step distils: a weight of zero costs nothing, not even the teacher's forward pass."""
-        return not self.stopped and any(entry.active for entry in self._entries)
-
     def run(self, student_loss: Callable[[], dict], inputs: Any, data_samples: Any, labelled: bool = True) -> dict:
         """Adds the distillation losses to those of the student, which ``student_loss`` computes.
 
@@ -153,10 +143,12 @@ class Distillation(nn.Module):
         runs = None
         if isinstance(inputs, dict):
             inputs, data_samples, runs = inputs['sup'], data_samples['sup'], self._runs
-        if not self.active:
+        # A weight of zero costs nothing, not even the teacher's forward pass.
+        active = [entry for entry in self._entries if entry.active and not self.stopped]
+        if not active:
             losses = dict(student_loss())
             if not losses and not labelled:
-                return {'distill.loss_idle': self._untouched()}
+                return {'distill.loss_idle': _zero([self.student_recorder.model])}
             if not losses:
                 raise RuntimeError(
                     'there should be a loss to train on, but the student has none of its own (task_loss=False or an '
@@ -165,28 +157,24 @@ class Distillation(nn.Module):
             return {**losses, **_idle(self._entries, inputs)}
         seed = step_seed(self.steps)
         with isolated_rng(seed):
-            self.run_teachers([entry for entry in self._entries if entry.active], inputs, data_samples)
+            self.run_teachers(active, inputs, data_samples)
         with self.student_recorder:
             losses = dict(student_loss())
         image = (inputs.shape[-2], inputs.shape[-1])
         due = is_due(self.steps) or any(entry.pull.waiting for entry in self._entries)
         task = task_loss(losses, inputs) if due and labelled and torch.is_grad_enabled() else None
         with isolated_rng(seed):
-            for entry in self._entries:
-                if entry.active:
-                    students = self.student_recorder.levels(entry.student_taps, runs)
-                    self._check_gradient(entry, students)
-                    losses.update(entry(students, entry.teacher.levels(entry.teacher_taps), image, task))
-        losses.update(_idle([entry for entry in self._entries if not entry.active], inputs))
+            for entry in active:
+                students = self.student_recorder.levels(entry.student_taps, runs)
+                self._check_gradient(entry, students)
+                losses.update(entry(students, entry.teacher.levels(entry.teacher_taps), image, task))
+        losses.update(_idle([entry for entry in self._entries if entry not in active], inputs))
         if not labelled and get_world_size() > 1:
-            losses['distill.loss_unlabelled'] = self._untouched()
+            # Under DDP every weight takes part, also where the task has no loss.
+            losses['distill.loss_unlabelled'] = _zero([self.student_recorder.model])
         self.clear()
         self.steps += 1
         return losses
-
-    def _untouched(self) -> Tensor:
-        """Returns a zero in which every weight takes part: under DDP each must, also where the task has no loss."""
-        return _zero([self.student_recorder.model])
 
     def _check_gradient(self, entry: Entry, students: Sequence[Tensor]) -> None:
         if torch.is_grad_enabled() and not any(level.requires_grad for level in students):
@@ -211,10 +199,7 @@ class Distillation(nn.Module):
 
     def entry(self, name: str) -> Entry:
         """Returns the entry called ``name``."""
-        if name not in self.entries:
-            raise KeyError(
-                f'no distill entry {name!r}; available: {", ".join(self.entries)}.{did_you_mean(name, self.entries)}'
-            )
+        check_choice('distill entry', name, self.entries)
         return self.entries[name]  # type: ignore[return-value]
 
 

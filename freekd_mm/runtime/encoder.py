@@ -46,6 +46,4 @@ class FeatureEncoder(BaseModel):
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> Any:
         """Returns the features, or with ``mode='loss'`` an empty dict."""
-        if mode == 'loss':
-            return self.loss(inputs, data_samples)
-        return self.extract_feat(inputs)
+        return self.loss(inputs) if mode == 'loss' else self.extract_feat(inputs)

@@ -10,22 +10,13 @@ from torch import Tensor, nn
 
 from freekd_mm.checks import check_options
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.runtime.components import build_component
+from freekd_mm.runtime.config import build_component
 from freekd_mm.runtime.cross_head import CrossHead, crossing_taps
 from freekd_mm.runtime.probe import level_shapes
 from freekd_mm.runtime.pull import Pull
 from freekd_mm.runtime.taps import parse_taps
 from freekd_mm.runtime.teacher import TEACHER, FrozenTeacher
-from freekd_mm.runtime.wiring import (
-    Shape,
-    alignment,
-    as_maps,
-    match_levels,
-    projection,
-    resize,
-    size,
-    without_vectors,
-)
+from freekd_mm.runtime.wiring import Shape, alignment, as_maps, match_levels, projection, resize, size, without_vectors
 from freekd_mm.tensors import Levels, as_levels, full_precision, shapes
 
 OPTIONS = ('student', 'teacher', 'of', 'loss', 'connector', 'weight', 'through')
@@ -34,8 +25,9 @@ OPTIONS = ('student', 'teacher', 'of', 'loss', 'connector', 'weight', 'through')
 class Entry(nn.Module):
     """Compares the outputs of student and teacher at their taps.
 
+    Its name is in the log, ``distill.loss_<name>``. Its options:
+
     Args:
-        name: Name of the entry; its loss is logged as ``distill.loss_<name>``.
         student: Tap or taps of the student, e.g. ``'neck'``.
         teacher: Tap or taps of the teacher; the student's by default.
         of: Name of the teacher, of several; the first by default.
@@ -45,54 +37,39 @@ class Entry(nn.Module):
             compares the features as they are.
         weight: Factor on the loss, on top of the loss' own; ``'auto'`` lets it pull as hard as the task, see
             :class:`freekd_mm.runtime.pull.Pull`.
-        through: Options of :class:`freekd_mm.runtime.cross_head.CrossHead`: the student's features continue through the
-            teacher's head, and its predictions are compared.
+        through: ``dict(start=...)``: the student's features continue through the teacher's head, and its predictions
+            are compared, see :class:`freekd_mm.runtime.cross_head.CrossHead`.
     """
 
     #: Set before the entry is wired; not a child, so neither parameters nor checkpoints see it.
     teacher: FrozenTeacher
 
-    def __init__(
-        self,
-        name: str,
-        loss: dict,
-        student: str | Sequence[str] = 'neck',
-        teacher: str | Sequence[str] | None = None,
-        connector: dict | Sequence[dict] | bool | None = None,
-        weight: float | str = 1.0,
-        through: dict | None = None,
-        of: str | None = None,
-    ) -> None:
+    def __init__(self, name: str, cfg: dict) -> None:
         super().__init__()
         if not isinstance(name, str) or not name.isidentifier() or 'loss' in name:
             # mmengine adds up everything that is called a loss: the terms for the log would count twice.
             raise ValueError(f"name of a distill entry should be an identifier without 'loss' in it, but got {name!r}")
-        self.pull = Pull(name, weight)
-        self.name, self.of = name, of
-        self.student_taps = parse_taps(student)
-        self.teacher_taps = parse_taps(student if teacher is None else teacher)
-        self.loss_cfg, self.connector_cfg, self.through_cfg = loss, connector, through
-        self.crossing_taps = () if through is None else crossing_taps(through, f"through of distill '{name}'")
+        if not isinstance(cfg, dict) or 'loss' not in cfg:
+            raise TypeError(f"distill '{name}' should be a dict with at least 'loss', but got {cfg!r}")
+        check_options(f"distill '{name}'", cfg, OPTIONS)
+        self.name, self.cfg = name, cfg
+        self.pull = Pull(name, cfg.get('weight', 1.0))
+        student = cfg.get('student', 'neck')
+        self.student_taps, self.teacher_taps = parse_taps(student), parse_taps(cfg.get('teacher') or student)
+        self.of: str | None = cfg.get('of')
+        self.crossing_taps = crossing_taps(cfg.get('through'), f"through of distill '{name}'")
         self.through: CrossHead | None = None
         #: Factor of the weight schedule.
         self.scale = 1.0
         self.rows: list[list[str]] = []
         self._logged: tuple[str, ...] = ()
 
-    @classmethod
-    def from_config(cls, name: str, cfg: dict) -> Entry:
-        """Builds an entry and checks the option names."""
-        if not isinstance(cfg, dict) or 'loss' not in cfg:
-            raise TypeError(f"distill '{name}' should be a dict with at least 'loss', but got {cfg!r}")
-        check_options(f"distill '{name}'", cfg, OPTIONS)
-        return cls(name, **cfg)
-
     def wire(self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]) -> None:
         """Builds connector and losses for the levels that a dummy image of a size gives in student and teacher."""
-        losses = nn.ModuleList([self._build('loss', self.loss_cfg)])
+        losses = nn.ModuleList([self._build('loss', self.cfg['loss'])])
         self.logits = getattr(losses[0], 'target', 'features') == 'logits'
-        if self.through_cfg is not None:
-            self.through = CrossHead(self.teacher, students, **self.through_cfg)
+        if self.crossing_taps:
+            self.through = CrossHead(self.teacher, self.crossing_taps, students, **self.cfg['through'])
         with torch.no_grad():
             maps_s, maps_t = self._crossed(students, image), self._maps(teachers, image)
         # Classes are matched by name when the data set is known.
@@ -111,7 +88,7 @@ class Entry(nn.Module):
         shapes_s, shapes_t = level_shapes(paired_s), level_shapes(paired_t)
         self.connector = self._build_connector(shapes_s, shapes_t, getattr(losses[0], 'any_shape', False))
         if not getattr(losses[0], 'multi_level', False):
-            losses.extend(self._build('loss', self.loss_cfg) for _ in self.pairs[1:])
+            losses.extend(self._build('loss', self.cfg['loss']) for _ in self.pairs[1:])
         self.losses = losses
         for module in self.modules():
             if isinstance(module, BaseModule) and not module.is_init:
@@ -154,9 +131,9 @@ class Entry(nn.Module):
     def _build_connector(
         self, students: Sequence[Shape], teachers: Sequence[Shape], any_shape: bool
     ) -> nn.Module | None:
-        cfg = self.connector_cfg
+        cfg = self.cfg.get('connector')
         if isinstance(cfg, (dict, list, tuple)):
-            cfgs = [cfg] * len(students) if isinstance(cfg, dict) else list(cfg)
+            cfgs = [cfg] * len(students) if isinstance(cfg, dict) else cfg
             if len(cfgs) != len(students):
                 raise ValueError(
                     f"connector of distill '{self.name}' should be a list of {len(students)}, one per level, but got "
@@ -190,9 +167,9 @@ class Entry(nn.Module):
         """Returns what becomes of each level of the student, for the table."""
         if self.connector is None:
             return [str(self.through or alignment((), ()))] * len(students)
-        if self.connector_cfg is None:
+        if self.cfg.get('connector') is None:
             return [alignment(*shapes) for shapes in zip_equal(students, teachers)]
-        parts = self.connector.connectors if isinstance(self.connector, PerLevel) else [self.connector] * len(students)
+        parts = self.connector if isinstance(self.connector, PerLevel) else [self.connector] * len(students)
         return [type(part).__name__ for part in parts]
 
     @property
@@ -228,13 +205,13 @@ class Entry(nn.Module):
         ``task`` is the sum of the student's own losses in a step whose pull is measured.
         """
         features, teachers = self.compared(students, teachers, image)
-        if getattr(self.losses[0], 'multi_level', False):
-            total = self._compare(self.losses[0], features, teachers)
+        whole = getattr(self.losses[0], 'multi_level', False)
+        pairs = [(features, teachers)] if whole else zip_equal(features, teachers)
+        values = [self._compare(loss, *pair) for loss, pair in zip_equal(self.losses, pairs)]
+        total = sum(values[1:], values[0])
+        terms = {f'level{index}': value.detach() for index, value in enumerate(values)}
+        if whole:
             terms = getattr(self.losses[0], 'terms', {})
-        else:
-            values = [self._compare(*compared) for compared in zip_equal(self.losses, features, teachers)]
-            total = sum(values[1:], values[0])
-            terms = {f'level{index}': value.detach() for index, value in enumerate(values)}
         if task is not None:
             self.pull.measure(total, task, students)
         factor = self.pull.weight * self.scale
@@ -265,13 +242,9 @@ class Entry(nn.Module):
             ) from error
 
 
-class PerLevel(nn.Module):
+class PerLevel(nn.ModuleList):
     """Runs one connector per level, for connectors that take one tensor."""
-
-    def __init__(self, connectors: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.connectors = nn.ModuleList(connectors)
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Maps each level with its own connector."""
-        return tuple(connector(level) for connector, level in zip_equal(self.connectors, levels))
+        return tuple(connector(level) for connector, level in zip_equal(self, levels))

@@ -1,4 +1,4 @@
-"""Takes the plain student out of a training checkpoint, and checks that it is the same model."""
+"""Takes the plain student out of a training checkpoint, and checks that it predicts the same on test pictures."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
+from freekd_mm.checkpoints.fitting import PREFIX, WeightsMismatchError, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_kept
-from freekd_mm.log import warn
-from freekd_mm.runtime.config import default_scope
+from freekd_mm.log import quiet, warn
+from freekd_mm.runtime.config import build_empty, default_scope
 from freekd_mm.runtime.model import student_state_dict
-from freekd_mm.runtime.plain import build_plain, quiet, some_samples
 from freekd_mm.runtime.probe import LARGE, dummy_samples
 from freekd_mm.runtime.rng import isolated_rng
+from freekd_mm.text import some
 from freekd_mm.version import __version__
 
 
@@ -84,6 +87,28 @@ def export_student(
     )
 
 
+def build_plain(cfg: Config, file: Any, source: str) -> tuple[nn.Module, list[str]]:
+    """Builds the plain student of a config with all weights of a checkpoint, and no others.
+
+    Returns also those weights of ``file``, the content of the checkpoint ``source``, that are second names of others.
+    """
+    weights = weights_of(file, source)
+    for name in [name for name in weights if name.startswith(PREFIX)]:
+        del weights[name]
+    with quiet():
+        model = build_empty(cfg)
+    fit = load_whole(model, weights, source)
+    # In training, DDQ's decoder gets branches of its head.
+    used = [value for key, value in weights.items() if key not in fit.unused]
+    unused = [key for key in fit.unused if not any(torch.equal(weights[key], value) for value in used)]
+    if unused:
+        raise WeightsMismatchError(
+            f'{source} should hold the weights of {fit.model} and no others, but has {some(unused)}. Check that '
+            'config and checkpoint belong together.'
+        )
+    return model.eval(), fit.unused
+
+
 def export_parts(student: Path, folder: Path) -> dict[str, Path]:
     """Writes a file like ``backbone.pth`` for each part of an exported student; the part's ``init_cfg`` takes it."""
     parts: dict[str, dict[str, Tensor]] = {}
@@ -108,6 +133,15 @@ def _images(cfg: Config, count: int, model: nn.Module) -> list[Any]:
     size = cfg.model.get('probe_size') or (LARGE, LARGE)
     images = [(torch.rand(3, *size, generator=noise) * 255).to(torch.uint8) for _ in range(count)]
     return [{'inputs': [image], 'data_samples': dummy_samples(model, size)} for image in images]
+
+
+def some_samples(cfg: Config, count: int) -> tuple[list[Any], dict[str, Any]]:
+    """Returns some items of a config's test data, evenly spread, and what it says about its classes."""
+    with default_scope(cfg.get('default_scope')):
+        loader = cfg.get('test_dataloader') or cfg.val_dataloader
+        dataset = DATASETS.build(copy.deepcopy(loader['dataset']))
+    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
+    return [dataset[int(index)] for index in chosen], dict(dataset.metainfo)
 
 
 def _difference(first: Any, second: Any, batch: Any) -> float:

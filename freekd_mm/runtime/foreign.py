@@ -29,6 +29,8 @@ KNOWN = (
     *(f'facebook/dinov3-vit{size}16-pretrain-lvd1689m' for size in ('s', 'b', 'l')),
     *(f'facebook/sam-vit-{size}' for size in ('base', 'large', 'huge')),
 )
+#: Class and register tokens that a model has at most.
+EXTRA = 16
 #: The norm behind the last block of a transformer.
 NORM = re.compile(r'(vision_model\.)?(layernorm|norm|post_layernorm)')
 
@@ -63,7 +65,6 @@ class ForeignBackbone(nn.Module):
         super().__init__()
         self.model, self.run, self.adapt = model, run, adapt
         self.patch, self.mean, self.std, self.size = patch, mean, std, size
-        self.extra: int | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Returns the levels of (N, 3, H, W) images, (N, C, h, w) each."""
@@ -72,18 +73,7 @@ class ForeignBackbone(nn.Module):
             images = F.interpolate(images, size=(height, width), mode='bilinear', antialias=True)
         grid = height // self.patch, width // self.patch
         levels = tuple(self.run(images))
-        if self.patch == 1:
-            return levels
-        for tokens in (level for level in levels if level.dim() == 3):
-            extra = tokens.shape[1] - grid[0] * grid[1]
-            if self.extra is None:
-                self.extra = extra
-            if extra != self.extra:
-                raise OptionsError(
-                    f'patch of the teacher should be that of its model, but with {self.patch} the tokens before the '
-                    f'patches are {self.extra} for one image size and {extra} for {height}x{width}'
-                )
-        return tuple(patch_map(level, *grid) for level in levels)
+        return levels if self.patch == 1 else tuple(patch_map(level, *grid) for level in levels)
 
 
 def patch_map(level: Tensor, height: int, width: int) -> Tensor:
@@ -91,32 +81,25 @@ def patch_map(level: Tensor, height: int, width: int) -> Tensor:
     if level.dim() != 3:
         return level
     extra = level.shape[1] - height * width
-    if extra < 0:
+    if not 0 <= extra <= EXTRA:
         raise OptionsError(
-            f'the teacher should give {height}x{width} patch tokens, but gives {level.shape[1]}; set its patch'
+            f'the teacher should give {height}x{width} patch tokens and at most {EXTRA} before them, but gives '
+            f'{level.shape[1]}; set its patch'
         )
     return level[:, extra:].unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def build_foreign(library: str, teacher: dict) -> tuple[FeatureEncoder, str]:
-    """Builds a teacher of another library, which loads its own weights unless the user names others.
+    """Builds a teacher of a library of ``LIBRARIES``, which loads its own weights unless the user names others.
 
-    Args:
-        library: A name of ``LIBRARIES``.
-        teacher: The name of the model under the name of the library; ``checkpoint`` or ``allow_random``, without which
-            the library finds its own weights; ``kwargs`` for the model; ``blocks``, whose features are the levels, by
-            default of the last; ``size``, ``patch``, and in 0..255 ``mean`` and ``std`` in place of the library's.
-
-    Returns:
-        The model, whose levels are at the tap ``'backbone'``, and a line that says where its weights are from.
+    docs/any-teacher.md has the options. Returns the model, whose levels are at the tap ``'backbone'``, and a line that
+    says where its weights are from.
     """
     name, checkpoint = teacher[library], teacher.get('checkpoint')
     own = not checkpoint and not teacher.get('allow_random')
     size = teacher.get('size')
     if size is not None and (not isinstance(size, (list, tuple)) or len(size) != 2):
         raise ValueError(f'size of the teacher should be (height, width), but got {size!r}')
-    if library != 'module' and 'patch' in teacher:
-        raise ValueError(f'patch is an option for a module alone, because {library} knows its own: leave it out')
     check_positive('patch of the teacher', teacher.get('patch', 1), integer=True)
     built = LIBRARIES[library](name, teacher, dict(teacher.get('kwargs') or {}), own)
     built.patch, built.size = teacher.get('patch', built.patch), tuple(size or ()) or built.size

@@ -1,9 +1,8 @@
 """``DistilledModel``: a student that learns from a teacher, and is otherwise the student.
 
 The student is not wrapped. It keeps its class (a subclass of it, to be exact), its module names and its
-methods, so everything in the user's config that concerns the student still works: parameter-wise
-learning rates, layer decay, activation checkpointing by module name, hooks that use the model, test
-time augmentation. Its checkpoint has the keys of the plain student; only ``distillation.*`` is added.
+methods, so everything in the user's config that concerns the student still works. Its checkpoint has the keys of the
+plain student; only ``distillation.*`` is added.
 """
 
 from __future__ import annotations
@@ -29,6 +28,8 @@ class DistilledMixin:
 
     distillation: Distillation
     task_loss: bool = True
+    #: Whether distillation is over; the name is that of mmrazor's StopDistillHook, which sets it.
+    distillation_stopped: bool = False
 
     def loss(self, inputs: Any, data_samples: Any = None, **kwargs: Any) -> dict:
         """Returns the student's losses, if the batch has labels, and ``distill.loss_<name>`` of every entry."""
@@ -40,6 +41,7 @@ class DistilledMixin:
             self.forward(inputs, data_samples, mode='tensor')  # type: ignore[attr-defined]
             return {}
 
+        self.distillation.stopped = self.distillation_stopped
         return self.distillation.run(student_loss, inputs, data_samples, labelled)
 
     def init_weights(self) -> None:
@@ -60,20 +62,6 @@ class DistilledMixin:
         """The (first) teacher's model, or the student's own teacher if it has one, as semi-supervised detectors do."""
         return self._modules.get('teacher') or self.distillation.teacher.model  # type: ignore[attr-defined]
 
-    @property
-    def student(self) -> nn.Module:
-        """The student: this model, or the one that it wraps. The name is mmrazor's."""
-        return self._modules.get('student') or self  # type: ignore[attr-defined,return-value]
-
-    @property
-    def distillation_stopped(self) -> bool:
-        """Whether distillation is over; the name is that of mmrazor's StopDistillHook."""
-        return self.distillation.stopped
-
-    @distillation_stopped.setter
-    def distillation_stopped(self, stopped: bool) -> None:
-        self.distillation.stopped = stopped
-
 
 @cache
 def distilled_class(student: type) -> type:
@@ -90,7 +78,6 @@ def DistilledModel(  # noqa: N802 - built by config like a class
     inherit: Sequence[str] = (),
     probe_size: tuple[int, int] | None = None,
     data_preprocessor: dict | None = None,
-    init_cfg: dict | list | None = None,
 ) -> BaseModel:
     """Builds a student and lets it learn from a teacher.
 
@@ -107,7 +94,6 @@ def DistilledModel(  # noqa: N802 - built by config like a class
         probe_size: Height and width of the dummy image that finds the shapes at the taps; by default one that both
             models take.
         data_preprocessor: The student's if its own config has none; mmengine passes it on from the top level.
-        init_cfg: Replaces the student's.
 
     Returns:
         An instance of the student's class, with ``distillation`` attached.
@@ -116,8 +102,6 @@ def DistilledModel(  # noqa: N802 - built by config like a class
     architecture = ConfigDict(architecture)
     if data_preprocessor is not None:
         architecture.setdefault('data_preprocessor', data_preprocessor)
-    if init_cfg is not None:
-        architecture['init_cfg'] = init_cfg
     student = build_model(architecture)
     if not isinstance(student, BaseModel) or not hasattr(student, 'loss'):
         raise TypeError(
@@ -133,9 +117,5 @@ def DistilledModel(  # noqa: N802 - built by config like a class
 
 
 def student_state_dict(state: dict) -> dict:
-    """Returns the plain student's part of a distilled student's state dict.
-
-    Args:
-        state: The distilled student's state dict.
-    """
+    """Returns the plain student's part of a distilled student's state dict."""
     return {key: value for key, value in state.items() if not key.startswith(PREFIX)}

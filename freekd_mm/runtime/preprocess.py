@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,48 +10,45 @@ import torch
 from torch import Tensor, nn
 
 from freekd_mm.log import warn
+from freekd_mm.tensors import constant
 
 
+@dataclass(frozen=True)
 class PreprocessBridge:
     """Turns the student's normalised images into the teacher's, as their data preprocessors make them.
 
     With x_s = (image - mean_s) / std_s, the teacher's x_t = x_s * (std_s / std_t) + (mean_s - mean_t) / std_t, after a
-    swap of the colour channels if one of them reads RGB and the other BGR. Two bridges are equal if they do the same.
+    swap of the colour channels if one of them reads RGB and the other BGR.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
-        mean_s, std_s = _statistics(student)
-        mean_t, std_t = _statistics(teacher)
-        self.swap = _swaps(student) != _swaps(teacher)
-        if self.swap:
-            mean_s, std_s = mean_s.flip(0), std_s.flip(0)
-        self.scale, self.shift = std_s / std_t, (mean_s - mean_t) / std_t
-        self.needed = bool(self.swap or (self.scale - 1).abs().max() > 1e-6 or self.shift.abs().max() > 1e-6)
-        self._key = (self.swap, *self.scale.tolist(), *self.shift.tolist())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PreprocessBridge) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
+    swap: bool
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Maps (N, 3, H, W) images; the padding of the batch is mapped like any pixel."""
-        if not self.needed:
-            return inputs
-        self.scale, self.shift = self.scale.to(inputs.device), self.shift.to(inputs.device)
-        inputs = inputs.flip(1) if self.swap else inputs
-        return inputs * self.scale.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
+        scale, shift = (constant(_per_channel, inputs, *values) for values in (self.scale, self.shift))
+        return (inputs.flip(1) if self.swap else inputs) * scale + shift
 
 
 def preprocess_bridge(student: nn.Module, teacher: nn.Module) -> PreprocessBridge | None:
     """Returns what turns the student's images into the teacher's, None if they are the same."""
     own, other = (getattr(model, 'data_preprocessor', None) for model in (student, teacher))
-    bridge = PreprocessBridge(own, other) if own is not None and other is not None else None
-    if bridge is None or not bridge.needed:
+    if own is None or other is None:
+        return None
+    (mean_s, std_s), (mean_t, std_t) = _statistics(own), _statistics(other)
+    swap = _swaps(own) != _swaps(other)
+    if swap:
+        mean_s, std_s = mean_s.flip(0), std_s.flip(0)
+    scale, shift = std_s / std_t, (mean_s - mean_t) / std_t
+    if not swap and (scale - 1).abs().max() <= 1e-6 and shift.abs().max() <= 1e-6:
         return None
     warn('teacher and student normalise images differently: the teacher gets its own normalisation')
-    return bridge
+    return PreprocessBridge(swap, tuple(scale.tolist()), tuple(shift.tolist()))
+
+
+def _per_channel(*values: float) -> Tensor:
+    return torch.tensor(values).view(-1, 1, 1)
 
 
 def as_rgb(inputs: Tensor, preprocessor: nn.Module) -> np.ndarray:

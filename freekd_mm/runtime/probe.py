@@ -21,8 +21,6 @@ T = TypeVar('T')
 SMALL, LARGE = 128, 256
 # A model that refuses this one too has another reason.
 LARGEST = 1024
-#: How mmcv says that an operator was not compiled for a device.
-NO_KERNEL = 'implementation for device'
 
 
 class ProbeError(RuntimeError):
@@ -82,14 +80,13 @@ def first_accepted(
     models: Sequence[nn.Module], size: Size | None, probe: Callable[[Size], T], first: Size | None = None
 ) -> T:
     """Runs ``probe`` with one size after the other until no model refuses it; a size of the user is the only one."""
-    failure: ProbeError | None = None
+    failures = []
     for candidate in [size] if size is not None else probe_sizes(models, first):
         try:
             return probe(candidate)
         except ProbeError as error:
-            failure = failure or error
-    assert failure is not None
-    raise failure
+            failures.append(error)
+    raise failures[0]
 
 
 def dummy_samples(model: nn.Module, size: Size) -> list[Any]:
@@ -178,12 +175,10 @@ def probe_model(
         finally:
             model.to(parameter.device)
     said = str(failure).strip().rstrip('.')
-    advice = 'Set probe_size to a size that it accepts.'
-    if NO_KERNEL in said:
-        advice = 'mmcv has no code for this operator on this device: use a GPU, and an mmcv that is compiled for it.'
     raise ProbeError(
         f'the {recorder.role} {type(model).__name__} failed on a dummy image of {size[0]}x{size[1]} before its taps '
-        f'were reached: {type(failure).__name__}: {said}. {advice}'
+        f'were reached: {type(failure).__name__}: {said}. Set probe_size to a size that it accepts; an operator that '
+        'has no code for this device needs a GPU, and an mmcv that is compiled for it'
     ) from failure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -18,7 +19,7 @@ FIRST, EVERY = 10, 50
 SMOOTHING = 0.25
 #: Warned of: at least this many times as hard as the task, or as weak.
 HARD, WEAK = 10.0, 0.02
-AUTO = 'auto'
+AUTO = re.compile(r'auto(?::(\d*\.?\d+))?')
 #: Why a model has no gradient at its taps alone, by what PyTorch says of it.
 UNMEASURED = {
     # Reentrant ones allow only one backward pass, and only a whole one.
@@ -34,16 +35,12 @@ class Pull:
     """
 
     def __init__(self, name: str, weight: float | str) -> None:
-        self.name = name
+        self.name, self.fixed = name, 1.0
         self.target: float | None = None
-        self.fixed = 1.0
         if isinstance(weight, str):
-            kind, _, target = weight.partition(':')
-            try:
-                self.target = float(target or 1)
-            except ValueError:
-                kind = ''
-            if kind != AUTO or not 0 < (self.target or 0) < math.inf:
+            found = AUTO.fullmatch(weight)
+            self.target = float(found[1] or 1) if found else 0.0
+            if not self.target:
                 raise ValueError(
                     f"weight of distill '{name}' should be a number, 'auto', or 'auto:0.3' for 0.3 times the task's "
                     f'pull, but got {weight!r}'

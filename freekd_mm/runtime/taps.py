@@ -1,14 +1,8 @@
 """Taps: named places in a model whose outputs are distilled.
 
-A tap is written as a module path with an optional index into what the module returns::
-
-    'neck'              all levels that the neck returns
-    'neck[1:4]'         three of them
-    'bbox_head[0]'      the first item: the class scores of all levels
-    'backbone.layer3'   one feature map
-    'decode_head'       the logits of a segmentation head
-
-A module that runs several times in one forward pass gives one level per run.
+A tap is a module path with an optional index into what the module returns: ``'neck'``, ``'neck[1:4]'``,
+``'bbox_head[0]'`` (the class scores of all levels). A module that runs several times in one forward pass gives one
+level per run.
 """
 
 from __future__ import annotations

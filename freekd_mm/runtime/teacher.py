@@ -1,10 +1,12 @@
-"""The teacher: a frozen feature extractor outside of the student's parameters."""
+"""The teacher: a frozen feature extractor outside of the student's parameters, and its outputs on disk."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import Any
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Dict, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,10 @@ from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch
 from freekd_mm.checks import check_choice, check_options
 from freekd_mm.compat.versions import is_autocast_enabled, zip_equal
-from freekd_mm.log import say
+from freekd_mm.files import write_atomically
 from freekd_mm.runtime.config import build_empty, load_config
 from freekd_mm.runtime.foreign import LIBRARIES, build_foreign
 from freekd_mm.runtime.foreign import OPTIONS as FOREIGN_OPTIONS
-from freekd_mm.runtime.outputs import Outputs, SharedOutputs
 from freekd_mm.runtime.preprocess import PreprocessBridge
 from freekd_mm.runtime.taps import Tap, TapRecorder
 
@@ -26,7 +27,49 @@ from freekd_mm.runtime.taps import Tap, TapRecorder
 TEACHER = 'teacher'
 SOURCES = ('cfg_path', 'model', *LIBRARIES)
 OPTIONS = ('name', 'cfg_path', 'model', 'checkpoint', 'allow_random', 'allow_mismatch', 'dtype', 'outputs', *LIBRARIES)
+Outputs = Dict[str, Tuple[Tensor, ...]]
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+class SharedOutputs:
+    """Keeps the levels of each picture in a file; several processes may share the folder.
+
+    They are the teacher's outputs up to rounding, because a batch of other pictures may round differently. Another
+    teacher, precision or list of taps has its own files.
+    """
+
+    def __init__(self, folder: str | Path, model: nn.Module, taps: Sequence[Tap]) -> None:
+        self.taps = tuple(dict.fromkeys(taps))
+        digest = hashlib.sha256()
+        for key, value in model.state_dict().items():
+            digest.update(f'{key} {value.dtype}'.encode())
+            digest.update(value.float().cpu().numpy().tobytes())
+        digest.update(' '.join(map(str, self.taps)).encode())
+        self.folder = Path(folder) / digest.hexdigest()[:12]
+
+    def __call__(self, inputs: Tensor, data_samples: Any, run: Callable[[Tensor, Any], Outputs]) -> Outputs:
+        """Returns the levels of a batch (N, 3, H, W) by tap, from the files if all exist, else from ``run``."""
+        files = [self._file(image, sample) for image, sample in zip(inputs, data_samples or [None] * len(inputs))]
+        if all(file.is_file() for file in files):
+            pictures = [torch.load(file, map_location=inputs.device, weights_only=True) for file in files]
+            return {key: tuple(torch.stack(same) for same in zip(*(p[key] for p in pictures))) for key in pictures[0]}
+        outputs = run(inputs, data_samples)
+        for key, levels in outputs.items():
+            if any(len(level) != len(inputs) for level in levels):
+                raise ValueError(
+                    f"teacher.outputs needs outputs of each picture, but those at '{key}' are of another number; leave "
+                    'it out'
+                )
+        for index, file in enumerate(files):
+            own = {key: tuple(level[index].clone() for level in levels) for key, levels in outputs.items()}
+            write_atomically(file, lambda part, own=own: torch.save(own, part))  # type: ignore[misc]
+        return outputs
+
+    def _file(self, image: Tensor, sample: Any) -> Path:
+        shape = getattr(sample, 'img_shape', None)
+        text = f'{tuple(image.shape)} {tuple(shape) if shape else None}'.encode()
+        name = hashlib.sha256(image.cpu().contiguous().numpy().tobytes() + text).hexdigest()
+        return self.folder / name[:2] / f'{name[2:32]}.pth'
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: it ends the forward pass after the last tap
@@ -77,8 +120,8 @@ class FrozenTeacher:
         self.recorder = TapRecorder(self.model, taps, 'teacher', self._stop_when_complete)
         self.shared = SharedOutputs(outputs, model, taps) if outputs else None
         self._found: Outputs | None = None
-        self._runs: dict[str, int] | None = None
-        self._said_slow = False
+        #: How often each tapped module runs in a whole forward pass, None before the probe has counted it.
+        self.runs: dict[str, int] | None = None
 
     def __deepcopy__(self, memo: dict) -> FrozenTeacher:
         return self
@@ -88,18 +131,10 @@ class FrozenTeacher:
         parameter = next(self.model.parameters(), None)
         if parameter is not None and parameter.device != device:
             self.model.to(device)
-        if self.wanted is not None:
-            self._choose_precision(self.wanted, device)
-
-    def _choose_precision(self, wanted: torch.dtype, device: torch.device) -> None:
-        dtype = wanted if computes_in(wanted, device) else None
+        dtype = self.wanted if self.wanted is not None and computes_in(self.wanted, device) else None
         if dtype != self.dtype:
             self.dtype = dtype
             self.model.to(dtype or torch.float32)
-        # Not while probing, which happens on the CPU before a training on a GPU.
-        if dtype is None and self._runs is not None and not self._said_slow:
-            self._said_slow = True
-            say(f'the teacher runs in float32: this CPU has no instructions for {wanted}, which would be slow')
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -107,21 +142,16 @@ class FrozenTeacher:
         classes = getattr(self.model, 'dataset_meta', {}).get('classes')
         return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None
 
-    def set_run_counts(self, counts: dict[str, int]) -> None:
-        """Says how often each tapped module runs in a whole forward pass (measured by the probe)."""
-        self._runs = {path: max(count, 1) for path, count in counts.items()}
-
     def _stop_when_complete(self) -> None:
         counts = self.recorder.counts()
-        if self._runs is not None and all(counts[path] >= runs for path, runs in self._runs.items()):
+        if self.runs is not None and all(counts[path] >= max(runs, 1) for path, runs in self.runs.items()):
             raise _Reached
 
     @torch.no_grad()
     def run(self, inputs: Tensor, data_samples: Any = None) -> None:
         """Fills the recorder from a batch of images with the teacher's normalisation, (N, 3, H, W)."""
         self._follow(inputs.device)
-        # Not while probing.
-        if self.shared is not None and self._runs is not None:
+        if self.shared is not None and self.runs is not None:
             self._found = self.shared(inputs.float(), data_samples, self._outputs)
         else:
             self._forward(inputs.float(), data_samples)
@@ -227,14 +257,7 @@ def load_weights(model: nn.Module, checkpoint: str, allow_mismatch: bool = False
     """
     file = load_checkpoint_file(fetch(checkpoint))
     fit = load_whole(model, weights_of(file, checkpoint), checkpoint, allow_mismatch)
-    # As mmdet's and mmseg's init functions do.
-    model.dataset_meta = _dataset_meta(file)  # type: ignore[assignment]
+    # As mmdet's and mmseg's init functions do; files of mmcv 1.x have them in capitals.
+    meta = file.get('meta') or {} if isinstance(file, dict) else {}
+    model.dataset_meta = meta.get('dataset_meta') or {'classes': meta.get('CLASSES')}  # type: ignore[assignment]
     return f'{checkpoint} ({fit.share:.0%} of {fit.count} weights)'
-
-
-def _dataset_meta(file: Any) -> dict[str, Any]:
-    """Returns what a checkpoint says about its data set: mmengine's files, and those of mmcv 1.x."""
-    meta = file.get('meta') if isinstance(file, dict) else None
-    meta = meta if isinstance(meta, dict) else {}
-    found = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
-    return {str(key).lower(): value for key, value in found.items()} if isinstance(found, dict) else {}

@@ -40,20 +40,12 @@ from freekd_mm.stage1.selectivity import describe, flat_bands, measure
 class FrequencyPromptHook(Hook):
     """Trains a frequency prompt instead of the model: add it to a teacher's training config, and it becomes stage 1.
 
-    ``custom_hooks = [dict(type='freekd_mm.FrequencyPromptHook')]`` and ``load_from = '<teacher checkpoint>'``
-    are all that a detector's config needs. Before training the hook
-
-    1. loads the teacher and freezes it: no parameter gets a gradient; batch norms, dropouts and stochastic depth stay
-       in eval mode whenever the model is set to training;
-    2. adds one prompt after each output of the named modules and makes them a child of the model,
-       ``frequency_prompt``;
-    3. wraps the model for DDP once more, so that the buckets hold only the prompts' tokens;
-    4. lets the runner follow the recipe of stage 1, see :func:`freekd_mm.stage1.recipe.stage1_recipe`: ``max_iters``
-       iterations, an optimizer only for the tokens, a cosine, no validation.
-
-    ``lambda * dissimilarity`` joins the losses as ``loss_prompt_dissimilarity``. Checkpoints hold the prompt, its
-    optimizer and the teacher's name and hash, not the teacher; training resumes from them. At the end the prompt
-    file, ``<work_dir>/frequency_prompt.pth``, and pictures of its masks are written.
+    Before training it loads the teacher and freezes it, norms and dropouts included. It adds one prompt after each
+    output of the named modules, as a child of the model, ``frequency_prompt``, and lets the runner follow
+    :func:`freekd_mm.stage1.recipe.stage1_recipe`. ``lambda * dissimilarity`` joins the losses as
+    ``loss_prompt_dissimilarity``. Checkpoints hold the prompt, its optimizer and the teacher's name and hash, not the
+    teacher; training resumes from them. At the end the prompt file, ``<work_dir>/frequency_prompt.pth``, and pictures
+    of its masks are written.
 
     Args:
         modules: Modules whose outputs get prompts: a path, or a list. ``'neck'`` takes all its levels,
@@ -118,18 +110,17 @@ class FrequencyPromptHook(Hook):
         self.bank = PromptBank(find_channels(model, self.modules, self.probe_size), self.weight, **self.prompt)
         self.bank.plug_into(model)
         if wrapped:
+            # Once more, so that the buckets of DDP hold only the tokens.
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
-        if self.max_iters is None:
-            self.max_iters = default_iters(runner.max_iters)
-            text = f'max_iters = {self.max_iters} follows from the {runner.max_iters} iterations of the config'
-            say(f'frequency prompt: {text}')
+        training = runner.max_iters
+        self.max_iters = self.max_iters or default_iters(training)
         recipe = stage1_recipe(runner.cfg.get('optim_wrapper') or {}, self.optimizer, self.max_iters)
         follow(runner, recipe, self.bank)
         places = ', '.join(f'{module}[{index}]' for module, index, _ in self.bank.places)
         count = sum(parameter.numel() for parameter in self.bank.parameters())
         say(
-            f'frequency prompt: {count} parameters after {places} train for {self.max_iters} iterations; the '
-            f'teacher {type(model).__name__} is frozen'
+            f'frequency prompt: {count} parameters after {places} train for {self.max_iters} iterations (the config '
+            f'trains for {training}); the teacher {type(model).__name__} is frozen'
         )
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -176,11 +167,6 @@ class FrequencyPromptHook(Hook):
             checkpoint['state_dict'] = {**unwrapped_model(runner).state_dict(), **checkpoint['state_dict']}
 
     def _file(self) -> PromptFile:
-        schedule = dict(max_iters=self.max_iters, optimizer=self.optimizer, weight=self.bank.weight, **self.prompt)
         return PromptFile(
-            **self.bank.content(),
-            teacher=self.teacher,
-            teacher_sha256=self.teacher_sha256,
-            schedule=schedule,
-            measured=self.measured,
+            **self.bank.content(), teacher=self.teacher, teacher_sha256=self.teacher_sha256, measured=self.measured
         )

@@ -30,7 +30,7 @@ def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[
         :func:`selects`, by place and name of the band. And the masks (T, h, w) of the last batch's first image, by
         the same names.
     """
-    seen: list[tuple[dict[str, list[Tensor]], Tensor | None, Tensor | None]] = []
+    seen: list[tuple[dict[str, list[Tensor]], Tensor | None]] = []
     losses, images = torch.zeros(2), 0
     training = bank.training
     # The masks as the file has them; the teacher's heads need their own mode for a loss.
@@ -43,88 +43,76 @@ def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[
                 for index, bank.active in enumerate((False, True)):
                     losses[index] += float(task_loss(model(**data, mode='loss'), losses)) / len(batches)
                 size = (data['inputs'].shape[-2], data['inputs'].shape[-1])
-                maps = [object_maps(sample, size) for sample in data['data_samples']]
-                edges, inside = (None if any(m is None for m in kind) else torch.stack(kind) for kind in zip(*maps))
-                seen.append((bank.seen, edges, inside))
-                images += len(maps)
+                edges = [object_edges(sample, size) for sample in data['data_samples']]
+                known = [one for one in edges if one is not None]
+                seen.append((bank.seen, torch.stack(known) if len(known) == len(edges) else None))
+                images += len(edges)
     finally:
         bank.active, bank.seen = True, None
         nn.Module.train(bank, training)
     bands: dict[str, Any] = {}
     last: Masks = {}
     for place in seen[-1][0] if seen else ():
-        # One entry per group: its masks and the maps of every batch.
-        groups = zip_equal(*([(group, *maps) for group in masks[place]] for masks, *maps in seen))
+        # One entry per group: its masks and the edges of every batch.
+        groups = zip_equal(*([(group, edges) for group in masks[place]] for masks, edges in seen))
         bands[place] = named_groups([selects(*zip_equal(*group)) for group in groups], bank.first[0].grouping)
         last[place] = named_groups([group[0] for group in seen[-1][0][place]], bank.first[0].grouping)
     return dict(images=images, task_loss=losses.tolist(), bands=bands), last
 
 
-def selects(
-    masks: Sequence[Tensor], edges: Sequence[Tensor | None], inside: Sequence[Tensor | None]
-) -> dict[str, float | None]:
+def selects(masks: Sequence[Tensor], edges: Sequence[Tensor | None]) -> dict[str, float | None]:
     """Returns how the weight of one group of bands, the mean of its masks over the tokens, differs over the positions.
 
-    The masks are (N, T, h, w) of each batch, the edges and the objects themselves (N, 1, H, W) of 0 and 1, or None.
-    ``edges`` and ``inside`` are the mean weight at the positions that an edge of an object crosses, and at those mostly
-    within objects, over the mean elsewhere; None where one of the two has no positions. ``spread`` is the deviation
-    over the mean.
+    The masks are (N, T, h, w) of each batch, the edges of objects (N, 1, H, W) of 0 and 1, or None. ``edges`` is the
+    mean weight at the positions that an edge crosses over the mean elsewhere; None where one of the two has no
+    positions. ``spread`` is the deviation over the mean.
     """
     weight = torch.cat([mask.mean(1).flatten() for mask in masks])
-
-    def ratio(maps: Sequence[Tensor | None], least: float) -> float | None:
-        known = [F.adaptive_avg_pool2d(m, mask.shape[2:]) for m, mask in zip_equal(maps, masks) if m is not None]
-        if len(known) < len(masks):
-            return None
-        there = torch.cat([share.flatten() for share in known]) > least
-        if there.all() or not there.any():
-            return None
-        return float(weight[there].mean() / weight[~there].mean().clamp(min=1e-12))
-
+    ratio = None
+    known = [F.adaptive_max_pool2d(e, mask.shape[2:]) for e, mask in zip_equal(edges, masks) if e is not None]
+    if len(known) == len(masks):
+        crossed = torch.cat([one.flatten() for one in known]) > 0
+        if crossed.any() and not crossed.all():
+            ratio = float(weight[crossed].mean() / weight[~crossed].mean().clamp(min=1e-12))
     spread = float(weight.std(unbiased=False) / weight.mean().clamp(min=1e-12))
-    return dict(edges=ratio(edges, 0), inside=ratio(inside, 0.5), spread=spread)
+    return dict(edges=ratio, spread=spread)
 
 
 def of_masks(masks: Masks) -> dict[str, Any]:
     """Returns the spread of the weight of one image's masks (T, h, w), as :func:`measure`."""
-    bands = {p: {b: selects([m[None]], [None], [None]) for b, m in groups.items()} for p, groups in masks.items()}
+    bands = {place: {b: selects([m[None]], [None]) for b, m in groups.items()} for place, groups in masks.items()}
     return dict(images=1, task_loss=None, bands=bands)
 
 
-def object_maps(sample: Any, size: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the edges of a sample's objects and the objects themselves, (1, H, W) of 0 and 1; None if unknown."""
-    # A detector's are its boxes; a segmenter's edges are where the labels change.
+def object_edges(sample: Any, size: tuple[int, int]) -> Tensor | None:
+    """Returns the edges of a sample's objects, (1, H, W) of 0 and 1; None if they are unknown."""
+    edges = torch.zeros(1, *size)
     if 'gt_instances' in sample and 'bboxes' in sample.gt_instances:
         boxes = sample.gt_instances.bboxes
-        return _box_maps(getattr(boxes, 'tensor', boxes).cpu(), size)
+        boxes = getattr(boxes, 'tensor', boxes).cpu().round().long().clamp(min=0)
+        limits = torch.tensor([size[1] - 1, size[0] - 1] * 2)
+        for left, top, right, bottom in boxes.minimum(limits).tolist():
+            edges[0, top : bottom + 1, [left, right]] = 1
+            edges[0, [top, bottom], left : right + 1] = 1
+        return edges
     if 'gt_sem_seg' in sample:
+        # Where the labels change.
         labels = sample.gt_sem_seg.data.cpu()[..., : size[0], : size[1]]
-        changes, (height, width) = torch.zeros(1, *size), labels.shape[-2:]
-        changes[:, 1:height, :width] = (labels[:, 1:] != labels[:, :-1]).float()
-        changes[:, :height, 1:width].logical_or_(labels[..., 1:] != labels[..., :-1])
-        return changes, None
-    return None, None
-
-
-def _box_maps(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    edges, inside = torch.zeros(1, *size), torch.zeros(1, *size)
-    limits = torch.tensor([size[1] - 1, size[0] - 1] * 2)
-    for left, top, right, bottom in boxes.round().long().clamp(min=0).minimum(limits).tolist():
-        rows, columns = slice(top, bottom + 1), slice(left, right + 1)
-        inside[0, rows, columns] = 1
-        edges[0, rows, [left, right]] = 1
-        edges[0, [top, bottom], columns] = 1
-    return edges, inside
+        height, width = labels.shape[-2:]
+        edges[:, 1:height, :width] = (labels[:, 1:] != labels[:, :-1]).float()
+        edges[:, :height, 1:width].logical_or_(labels[..., 1:] != labels[..., :-1])
+        return edges
+    return None
 
 
 def describe(measured: dict[str, Any]) -> str:
     """Returns what :func:`measure` found, as a table with a line below it."""
     rows = [
-        [place, name, *('-' if band[key] is None else f'{band[key]:.2f}' for key in ('edges', 'inside', 'spread'))]
+        [place, name, *('-' if band[key] is None else f'{band[key]:.2f}' for key in ('edges', 'spread'))]
         for place, bands in measured['bands'].items()
         for name, band in bands.items()
     ]
-    header = ['place', 'band', 'at edges / elsewhere', 'in boxes / elsewhere', 'deviation / mean']
+    header = ['place', 'band', 'at edges / elsewhere', 'deviation / mean']
     if measured['task_loss'] is None:
         return table(rows, header)
     before, after = measured['task_loss']

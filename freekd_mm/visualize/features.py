@@ -115,7 +115,7 @@ def compared_by(entry: Any, students: Sequence[Tensor], teachers: Sequence[Tenso
         seen.remarks.append('The loss standardises over a batch, these pictures over their own image.')
     seen.bands = [band_maps(s, t, loss) for s, t in zip_equal(students, teachers)]
     generator = getattr(loss, 'masks', None)
-    if generator is not None and getattr(generator, 'has_prompt', True):
+    if generator is not None:
         grouping: Any = getattr(generator, 'grouping', 'level')
         seen.masks = {
             f'level {level}': named_groups([group[0].cpu() for group in mask_groups(mask, grouping)], grouping)

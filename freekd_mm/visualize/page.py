@@ -12,10 +12,10 @@ from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import check_output, write_kept
+from freekd_mm.log import quiet
 from freekd_mm.pages.page import key, line_chart, parts, picture, write_page
 from freekd_mm.pictures import png
 from freekd_mm.prompts.prompt_file import use_prompt
-from freekd_mm.runtime.plain import quiet
 from freekd_mm.stage1.selectivity import describe
 from freekd_mm.visualize.draw import TEXTS, WEIGHT_AXES, overviews, panels
 from freekd_mm.visualize.features import INIT, Seen, View, compare, read_images

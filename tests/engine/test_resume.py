@@ -15,7 +15,7 @@ from mmengine.runner import load_checkpoint
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat.versions import resumed_loop_walks
-from freekd_mm.runtime import student_state_dict
+from freekd_mm.runtime.model import student_state_dict
 
 
 class KilledError(Exception):

@@ -129,7 +129,9 @@ def test_factor_reaches_the_losses_and_the_log(scenes_root, tmp_path):
 
 
 def test_unknown_entry(scenes_root, tmp_path):
-    with pytest.raises(KeyError, match=r"no distill entry 'cdw'; available: cwd, mse. Did you mean 'cwd'"):
+    with pytest.raises(
+        ValueError, match=r"distill entry should be one of 'cwd', 'mse', but got 'cdw'. Did you mean 'cwd'"
+    ):
         run(scenes_root, tmp_path, {'type': 'freekd_mm.DistillScheduleHook', 'entries': ['cdw']})
 
 

@@ -121,7 +121,7 @@ def test_they_say_nothing_of_the_pull_and_end_with_the_distillation() -> None:
     losses = model.loss(images(), unlabelled())
     assert (model.distillation.entry('kd').pull.count, count) == (1, 1)
     assert losses['distill.loss_kd'] > 0
-    model.distillation.stopped = True
+    model.distillation_stopped = True
     losses = model.loss(images(), unlabelled())
     assert list(losses) == ['distill.loss_idle']
     assert losses['distill.loss_idle'] == 0

@@ -18,7 +18,7 @@ from distill_cases import build, save_weights
 from mmengine.config import Config
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
-from freekd_mm.runtime import student_state_dict
+from freekd_mm.runtime.model import student_state_dict
 
 ROOT = Path(__file__).parents[2]
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'

@@ -16,7 +16,7 @@ IMAGE = (64, 64)
 
 
 def wired(students, teachers, **cfg):
-    entry = Entry.from_config('kd', {'loss': L2, **cfg})
+    entry = Entry('kd', {'loss': L2, **cfg})
     entry.wire(students, teachers, IMAGE)
     return entry
 
@@ -30,16 +30,16 @@ def levels(*shapes, seed=0, grad=False):
 def test_name(name):
     """A term called a loss would be added to the loss by mmengine."""
     with pytest.raises(ValueError, match="should be an identifier without 'loss' in it, but got"):
-        Entry.from_config(name, {'loss': L2})
+        Entry(name, {'loss': L2})
 
 
 def test_options():
     with pytest.raises(ValueError, match=r"distill 'kd' has no option 'wieght'; .*Did you mean 'weight'"):
-        Entry.from_config('kd', {'loss': L2, 'wieght': 1})
+        Entry('kd', {'loss': L2, 'wieght': 1})
     with pytest.raises(TypeError, match="distill 'kd' should be a dict with at least 'loss'"):
-        Entry.from_config('kd', {'student': 'neck'})
+        Entry('kd', {'student': 'neck'})
     with pytest.raises(ValueError, match="weight of distill 'kd' should be at least 0, but got -1"):
-        Entry.from_config('kd', {'loss': L2, 'weight': -1})
+        Entry('kd', {'loss': L2, 'weight': -1})
 
 
 def test_loss_for_one_tensor_runs_once_a_level():
@@ -122,7 +122,7 @@ def test_connector_of_one_level_is_built_once_a_level():
     connector = {'type': 'mmrazor.MGDConnector', 'student_channels': 4, 'teacher_channels': 6}
     entry = wired(students, teachers, connector=connector, loss={'type': 'mmrazor.MGDLoss', 'alpha_mgd': 1.0})
     assert isinstance(entry.connector, PerLevel)
-    first, second = entry.connector.connectors
+    first, second = entry.connector
     assert first is not second
     assert [row[-1] for row in entry.rows] == ['MGDConnector', 'MGDConnector']
 
@@ -168,13 +168,13 @@ class Connector(BaseModule):
 def test_connectors_are_initialised_by_their_own_rules():
     rule = {'type': 'Constant', 'layer': 'Conv2d', 'val': 0.25}
     entry = wired(levels((4, 8, 8)), levels((6, 8, 8)), connector={'type': Connector, 'init_cfg': rule})
-    assert torch.equal(entry.connector.connectors[0].conv.weight, torch.full((6, 4, 1, 1), 0.25))
+    assert torch.equal(entry.connector[0].conv.weight, torch.full((6, 4, 1, 1), 0.25))
 
 
 def test_projects_and_resizes_each_level():
     students, teachers = levels((4, 8, 8), (6, 4, 4), (6, 4, 4), grad=True), levels((6, 8, 8), (6, 8, 8), (6, 2, 2))
     entry = wired(students, teachers)
-    assert [sum(p.numel() for p in phi.parameters()) for phi in entry.connector.connectors] == [4 * 6 + 6, 0, 0]
+    assert [sum(p.numel() for p in phi.parameters()) for phi in entry.connector] == [4 * 6 + 6, 0, 0]
     entry(students, teachers, IMAGE)['distill.loss_kd'].backward()
     assert all(level.grad.abs().sum() > 0 for level in students)
     assert all(parameter.grad is not None for parameter in entry.parameters())

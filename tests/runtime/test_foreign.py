@@ -114,17 +114,17 @@ def test_patch_map(extra):
     tokens = torch.cat([torch.full((1, extra, 3), -1.0), grid.flatten(2).transpose(1, 2)], 1)
     assert torch.equal(patch_map(tokens, 2, 4), grid)
     assert patch_map(grid, 2, 4) is grid
-    with pytest.raises(ValueError, match='should give 4x4 patch tokens, but gives 8; set its patch'):
+    with pytest.raises(
+        ValueError, match='should give 4x4 patch tokens and at most 16 before them, but gives 8; set its patch'
+    ):
         patch_map(grid.flatten(2).transpose(1, 2), 4, 4)
 
 
 def test_a_wrong_patch():
-    """Tokens before the patches are left out; there are as many for each image size."""
     model = build_teacher(module(kwargs={'kind': 'tokens'}, patch=11))[0]
-    model.extract_feat(images(1, (64, 64)))
-    message = 'with 11 the tokens before the patches are 29 for one image size and 8 for 33x33'
+    message = 'should give 6x6 patch tokens and at most 16 before them, but gives 65; set its patch'
     with pytest.raises(ValueError, match=message):
-        model.extract_feat(images(1, (36, 36)))
+        model.extract_feat(images(1, (64, 64)))
 
 
 # transformers.
@@ -175,7 +175,9 @@ def test_transformers_teaches_a_detector(folder):
     losses = model.loss(images(), det_samples())
     assert losses['distill.loss_kd'] > 0
     assert torch.allclose(
-        model.distillation.teacher.bridge.scale, torch.tensor(tiny_configs.MEAN_STD['std']) / 127.5, atol=1e-6
+        torch.tensor(model.distillation.teacher.bridge.scale),
+        torch.tensor(tiny_configs.MEAN_STD['std']) / 127.5,
+        atol=1e-6,
     )
     said = build_teacher({'transformers': str(folder)})[1]
     assert said == f'its own weights ({folder}); images are resized to multiples of 14'
@@ -245,8 +247,6 @@ def test_half_of_two_models(transformers, tmp_path):
 
 
 def test_wrong_models(transformers, folder, tmp_path):
-    with pytest.raises(ValueError, match='patch is an option for a module alone, because transformers knows its own'):
-        build_teacher({'transformers': str(folder), 'patch': 16})
     transformers.BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r'should be a model of images, but .* is a BertModel'):
         build_teacher({'transformers': str(tmp_path), 'allow_random': True})

@@ -10,8 +10,8 @@ import torch
 from distill_cases import CWD, Calls, build, det_samples, distilled, images, total
 from torch import nn
 
-from freekd_mm.runtime.outputs import SharedOutputs
 from freekd_mm.runtime.taps import parse_taps
+from freekd_mm.runtime.teacher import SharedOutputs
 
 STUDENT = tiny_configs.detector(Path('.'))['model']
 TEACHER = {**tiny_configs.detector(Path('.'), head='gfl', width=16, channels=24)['model'], '_scope_': 'mmdet'}
@@ -77,16 +77,8 @@ def test_another_teacher_has_files_of_its_own(tmp_path):
     assert SharedOutputs(tmp_path, teacher, parse_taps('backbone')).folder != shared.folder
 
 
-class Mixing(nn.Module):
-    """Subtracts the mean of the batch."""
-
-    def forward(self, images):
-        return images - images.mean(0)
-
-
-def test_outputs_that_depend_on_the_batch_are_refused(tmp_path):
-    model = Mixing()
-    shared = SharedOutputs(tmp_path, model, parse_taps('x'))
-    with pytest.raises(ValueError, match="depend on each picture alone, but those at 'x' do not"):
-        shared(images(2), None, lambda inputs, _: {'x': (model(inputs),)})
+def test_outputs_that_are_not_of_each_picture_are_refused(tmp_path):
+    shared = SharedOutputs(tmp_path, nn.Identity(), parse_taps('x'))
+    with pytest.raises(ValueError, match="outputs of each picture, but those at 'x' are of another number"):
+        shared(images(2), None, lambda inputs, _: {'x': (inputs.repeat(3, 1, 1, 1),)})
     assert not files(tmp_path)

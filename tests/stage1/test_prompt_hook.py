@@ -137,7 +137,6 @@ def test_the_prompt_alone_trains_and_the_file_says_where_it_belongs(stage1, tmp_
     assert list(file.places()) == ['neck[0]', 'neck[1]', 'neck[2]']
     assert torch.equal(file.tokens['neck'][1], hook.bank.places[1][2].mask_token.detach())
     assert (file.teacher, file.teacher_sha256) == (cfg.load_from, sha256(cfg.load_from))
-    assert file.schedule['optimizer'] == {'type': 'Adam', 'lr': 0.01, 'weight_decay': 0.001}
     assert os.path.getsize(work / 'frequency_prompt.pth') < 20_000
     for index in range(3):
         picture = cv2.imread(str(work / 'frequency_prompt' / f'neck_{index}.png'))
@@ -197,8 +196,7 @@ def test_stage_1_takes_its_length_from_the_training_of_the_config(stage1, monkey
     runner.call_hook('before_run')
     assert runner.max_iters == wanted
     assert runner.train_loop.max_iters == wanted
-    assert said[0] == f'frequency prompt: max_iters = {wanted} follows from the {training} iterations of the config'
-    assert f'train for {wanted} iterations' in said[1]
+    assert f'train for {wanted} iterations (the config trains for {training})' in said[-1]
 
 
 def test_resuming_with_nothing_there_starts_from_the_teacher(stage1):

@@ -8,23 +8,21 @@ import torch
 from mmengine.structures import InstanceData, PixelData
 
 from freekd_mm.prompts.masks import LOW, named_groups
-from freekd_mm.stage1.selectivity import describe, flat_bands, object_maps, of_masks, selects
+from freekd_mm.stage1.selectivity import describe, flat_bands, object_edges, of_masks, selects
 
 
 class Sample(dict):
-    """A data sample as far as :func:`object_maps` looks at it."""
+    """A data sample as far as :func:`object_edges` looks at it."""
 
     __getattr__ = dict.__getitem__
 
 
-def test_boxes_have_borders_and_an_inside() -> None:
+def test_the_edges_of_a_detector_are_the_borders_of_its_boxes() -> None:
     sample = Sample(gt_instances=InstanceData(bboxes=torch.tensor([[1.0, 2.0, 4.0, 5.0], [-3.0, -3.0, 0.0, 99.0]])))
-    edges, inside = object_maps(sample, (8, 6))
+    edges = object_edges(sample, (8, 6))
     wanted = np.zeros((8, 6))
     wanted[2:6, 1:5] = 1
     wanted[:, 0] = 1
-    assert inside is not None
-    np.testing.assert_array_equal(inside[0], wanted)
     wanted[3:5, 2:4] = 0
     assert edges is not None
     np.testing.assert_array_equal(edges[0], wanted)
@@ -33,8 +31,7 @@ def test_boxes_have_borders_and_an_inside() -> None:
 def test_the_edges_of_a_segmenter_are_where_labels_change() -> None:
     labels = torch.zeros(1, 4, 5, dtype=torch.long)
     labels[0, 2:, 3:] = 7
-    edges, inside = object_maps(Sample(gt_sem_seg=PixelData(data=labels)), (6, 5))
-    assert inside is None
+    edges = object_edges(Sample(gt_sem_seg=PixelData(data=labels)), (6, 5))
     wanted = np.zeros((6, 5))
     wanted[2, 3:] = wanted[2:4, 3] = 1
     assert edges is not None
@@ -42,25 +39,24 @@ def test_the_edges_of_a_segmenter_are_where_labels_change() -> None:
 
 
 def test_what_a_sample_does_not_know_is_unknown() -> None:
-    assert object_maps(Sample(), (4, 4)) == (None, None)
+    assert object_edges(Sample(), (4, 4)) is None
 
 
 def test_ratios_and_spread_equal_loops_over_the_positions() -> None:
     torch.manual_seed(0)
-    edges, inside = ((torch.rand(2, 1, 16, 24) < share).float() for share in (0.03, 0.5))
+    edges = (torch.rand(2, 1, 16, 24) < 0.03).float()
     masks = torch.rand(2, 3, 4, 6)
-    got = selects(masks.split(1), edges.split(1), inside.split(1))
+    got = selects(masks.split(1), edges.split(1))
     weight = masks.mean(1, keepdim=True)
-    found: dict = {'edge': ([], []), 'inside': ([], [])}
+    found: tuple[list[float], list[float]] = ([], [])
     for n, i, j in np.ndindex(2, 4, 6):
         cell = np.s_[n, 0, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
-        found['edge'][int(edges[cell].sum() > 0)].append(float(weight[n, 0, i, j]))
-        found['inside'][int(inside[cell].mean() > 0.5)].append(float(weight[n, 0, i, j]))
-    for name, ratio in (('edge', got['edges']), ('inside', got['inside'])):
-        elsewhere, there = map(np.mean, found[name])
-        assert ratio == pytest.approx(there / elsewhere, rel=1e-5)
+        found[int(edges[cell].sum() > 0)].append(float(weight[n, 0, i, j]))
+    elsewhere, there = map(np.mean, found)
+    assert got['edges'] == pytest.approx(there / elsewhere, rel=1e-5)
     assert got['spread'] == pytest.approx(float(weight.std(unbiased=False) / weight.mean()), rel=1e-4)
-    assert selects([masks], [torch.zeros(2, 1, 16, 24)], [None]) == {**got, 'edges': None, 'inside': None}
+    for unknown in (torch.zeros(2, 1, 16, 24), None):
+        assert selects([masks], [unknown]) == {**got, 'edges': None}
 
 
 def test_the_masks_of_an_image_tell_the_spread_alone() -> None:
@@ -70,11 +66,11 @@ def test_the_masks_of_an_image_tell_the_spread_alone() -> None:
     assert list(bands) == [LOW, 'details 1']
     assert bands[LOW]['spread'] == 0
     assert bands['details 1']['spread'] == pytest.approx(float(torch.eye(4).std(unbiased=False)) / 0.25)
-    assert describe(told).splitlines()[2].split() == ['neck[0]', 'details', '1', '-', '-', '1.73']
+    assert describe(told).splitlines()[2].split() == ['neck[0]', 'details', '1', '-', '1.73']
 
 
 def test_a_flat_weight_is_named_but_for_the_low_band() -> None:
-    band = dict(edges=1.0, inside=None, spread=0.05)
+    band = dict(edges=1.0, spread=0.05)
     measured = dict(
         images=4,
         task_loss=[0.5, 0.55],

@@ -95,7 +95,7 @@ def test_an_image_comes_back_as_it_was_loaded() -> None:
 def test_looking_leaves_no_trace(tmp_path: Path, scenes_root: Path) -> None:
     from mmengine.config import Config
 
-    from freekd_mm.runtime.plain import some_samples
+    from freekd_mm.runtime.export import some_samples
 
     config = tiny_configs.detector(scenes_root, channels=STUDENT, levels=LEVELS)
     big = tiny_configs.detector(scenes_root, width=16, channels=TEACHER, levels=LEVELS)['model']

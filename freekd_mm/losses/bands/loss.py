@@ -56,15 +56,15 @@ class BandLoss(DistillLoss):
         self._told: set[str] = set()
 
     def _build_masks(self, prompt: str | os.PathLike | dict | None) -> Any:
-        if isinstance(prompt, dict):
-            return MODELS.build(prompt)
+        if prompt is None or isinstance(prompt, dict):
+            return prompt and MODELS.build(prompt)
         options = dict(channels=self.channels, levels=self.levels, prompt=prompt)
         return MODELS.build(dict(type='freekd_mm.PoIMaskGenerator', **options))
 
     @property
     def has_prompt(self) -> bool:
         """Whether there are masks."""
-        return bool(getattr(self.masks, 'has_prompt', True))
+        return self.masks is not None
 
     def depths(self, features: Sequence[Tensor]) -> list[int]:
         """Returns how many wavelet levels each feature level has; logged once if these are not all."""
