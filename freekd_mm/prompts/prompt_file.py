@@ -93,7 +93,12 @@ def prompt_content(prompt: PromptFile) -> dict[str, Any]:
 
 
 def save_prompt(prompt: PromptFile, path: str | os.PathLike) -> Path:
-    """Writes a prompt file; a reader never sees half of it."""
+    """Writes a prompt file; a reader never sees half of it.
+
+    Args:
+        prompt: The prompt.
+        path: The file to write.
+    """
     return write_atomically(path, lambda part: torch.save(prompt_content(prompt), part))
 
 
@@ -135,6 +140,9 @@ def load_prompt(source: str | os.PathLike) -> PromptFile:
 
     Reads our files, and FreeKD's released format: ``mask_modules.{i}.mask_token`` of shape (levels + 1, T, C), in
     a state dict or inside a checkpoint, with or without a prefix before ``mask_modules``.
+
+    Args:
+        source: A file or URL.
     """
     path = Path(fetch(str(source)))
     if not path.is_file():

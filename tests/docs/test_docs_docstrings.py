@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 from docs_pages import ROOT
 
-from freekd_mm.registry import HOOKS
+from freekd_mm.registry import HOOKS, MODELS
 
-PACKAGES = ('losses', 'prompts', 'connectors', 'frequency', 'runtime')
+PACKAGES = ('losses', 'prompts', 'connectors', 'frequency')
 SECTION = r'^(?:Args|Attributes):\n((?:^    .*\n?|^\n)+)'
 
 
 def public_names() -> list[tuple[str, str]]:
-    """Returns (module, name) of all exported names, and of the hooks for a config."""
+    """Returns (module, name) of all exported names, and of the models and hooks for a config."""
     modules = [importlib.import_module(f'freekd_mm.{package}') for package in PACKAGES]
     exported = [(module.__name__, name) for module in modules for name in module.__all__]
-    return [*exported, *((module, name) for name, module in HOOKS.modules.items() if 'benchmark' not in module)]
+    registered = {**MODELS.modules, **HOOKS.modules}
+    return [*exported, *((module, name) for name, module in registered.items() if 'benchmark' not in module)]
 
 
 def documented(text: str) -> list[str]:
