@@ -27,7 +27,7 @@ from leftovers import clear_leftovers
 
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import cache
-from freekd_mm.datasets import write_scenes
+from freekd_mm.datasets.scenes import write_scenes
 
 install()
 torch.set_num_threads(1)

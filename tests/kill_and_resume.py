@@ -39,7 +39,7 @@ from toy_runs import exit_code, in_child
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat import install
-from freekd_mm.datasets import write_scenes
+from freekd_mm.datasets.scenes import write_scenes
 from freekd_mm.engine.training import run
 
 FLIP = {'type': 'RandomFlip', 'prob': 0.5}

@@ -34,7 +34,7 @@ from test_wrong_tools import user_folder
 from tool_runs import start_tool
 from toy_runs import changed, exit_code, in_child, last_state, toy_config, toy_run
 
-from freekd_mm.datasets import write_scenes
+from freekd_mm.datasets.scenes import write_scenes
 from freekd_mm.files import is_unedited
 
 #: Seconds after which torchrun would end what is left, and after which it hangs.

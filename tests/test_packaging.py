@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from freekd_mm.datasets import write_scenes
+from freekd_mm.datasets.scenes import write_scenes
 from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES, STACKS, normalize, read_pins
 from freekd_mm.version import __version__
 

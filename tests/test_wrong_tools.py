@@ -24,7 +24,7 @@ from wrong_tool_cases import CASES
 from wrong_use_cases import CASES as CALLS
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
-from freekd_mm.datasets import DET_METAINFO
+from freekd_mm.datasets.scenes import DET_METAINFO
 from freekd_mm.files import is_unedited, write_bytes, write_kept
 from freekd_mm.pictures import png
 

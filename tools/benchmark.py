@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes (default: the cores, %(default)s)')
     parser.add_argument('--report', action='store_true', help='run nothing: write table and plots of what is there')
     parser.add_argument('--dry-run', action='store_true', help='run nothing: list the jobs')
-    parser.add_argument('--no-plots', action='store_true', help='no PNG files')
+    parser.add_argument('--no-plots', action='store_true', help='no PNG file')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings of both: key=value')
     return parser.parse_args()
 

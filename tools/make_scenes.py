@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Writes the data set."""
     args = parse_args()
-    from freekd_mm.datasets import write_scenes
+    from freekd_mm.datasets.scenes import write_scenes
 
     root = write_scenes(args.out, args.train, args.val, args.size, args.seed, args.force)
     print(f'{args.train} training and {args.val} validation pictures of {args.size} x {args.size} are in {root}')

@@ -1,6 +1,6 @@
 """Shows what a distillation compares: wavelet bands of teacher and student, PoI masks, channel weights.
 
-python tools/visualize.py my_kd.py work_dirs/my_kd/epoch_12.pth street.jpg --before init --out pictures.html
+python tools/visualize.py my_kd.py work_dirs/my_kd/epoch_12.pth street.jpg --before --out pictures.html
 """
 
 import argparse
@@ -15,12 +15,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='the distillation config')
     parser.add_argument('checkpoint', help='a checkpoint that the distillation wrote')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
-    parser.add_argument('--out', required=True, help='a page (name.html) or a folder for PNG files')
+    parser.add_argument('--out', required=True, help='the page to write, for example pictures.html')
     parser.add_force()
     parser.add_argument(
         '--before',
-        metavar='init|CHECKPOINT',
-        help="compare with the student before: 'init' (as the training starts) or a checkpoint",
+        action='store_true',
+        help='compare also with the student as its training started',
     )
     return parser.parse_args()
 
@@ -31,11 +31,10 @@ def main() -> None:
     install()
     from mmengine.config import Config
 
-    from freekd_mm.visualize.page import visualize
+    from freekd_mm.visualize.draw import visualize
 
     cfg = Config.fromfile(args.config)
-    written = visualize(cfg, args.checkpoint, args.images, args.out, args.before, args.force)
-    print('\n'.join(f'written: {path}' for path in written))
+    print(f'written: {visualize(cfg, args.checkpoint, args.images, args.out, args.before, args.force)}')
 
 
 if __name__ == '__main__':

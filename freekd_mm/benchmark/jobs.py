@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, cast
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
@@ -62,34 +62,22 @@ def config_hash(cfg: Config, work_dir: str | Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-class FewLabels(NamedTuple):
-    """The labels that are left of a COCO data set, the same for every row and seed."""
+class FewLabels:
+    """A share of the labels of a COCO data set, the same for every row and seed.
 
-    folder: Path
-    share: float
-    dataset: dict[str, Any]  # with all labels
+    The folder gets ``kept``, a COCO file of the pictures that keep their labels, and ``rest``, a list of the others.
+    """
 
-    @property
-    def kept(self) -> Path:
-        """COCO file of the pictures that keep their labels."""
-        return self.folder.resolve() / f'labels-{self.share:g}.json'
-
-    @property
-    def rest(self) -> Path:
-        """List of the other pictures."""
-        return self.kept.with_suffix('.txt')
-
-    @property
-    def pictures(self) -> Path:
-        """The folder that the names of the pictures are relative to."""
-        return self._at_root(self.dataset['data_prefix']['img'])
-
-    def _at_root(self, path: str) -> Path:
-        return Path(self.dataset.get('data_root') or '', path).resolve()
+    def __init__(self, folder: Path, share: float, dataset: dict[str, Any]) -> None:
+        self.share, self.dataset = share, dataset
+        root = Path(dataset.get('data_root') or '')
+        self.annotations, self.pictures = root / dataset['ann_file'], (root / dataset['data_prefix']['img']).resolve()
+        self.kept = folder.resolve() / f'labels-{share:g}.json'
+        self.rest = self.kept.with_suffix('.txt')
 
     def write(self) -> None:
         """Draws the pictures, always the same ones, and writes both files."""
-        coco = json.loads(self._at_root(self.dataset['ann_file']).read_text(encoding='utf-8'))
+        coco = json.loads(self.annotations.read_text(encoding='utf-8'))
         kept = random.Random(0).sample(coco['images'], max(1, round(self.share * len(coco['images']))))
         chosen = {image['id'] for image in kept}
         images = [image for image in coco['images'] if image['id'] in chosen]
@@ -114,10 +102,7 @@ class FewLabels(NamedTuple):
 
 
 class ConfigMaker:
-    """Makes the configs of one plan; another data root replaces the configs' own.
-
-    The folder gets the files that say which pictures have labels, if the plan takes some away.
-    """
+    """Makes the configs of one plan; another data root replaces their own, the folder is for :class:`FewLabels`."""
 
     def __init__(self, plan: Plan, data_root: str | Path | None = None, folder: Path | None = None) -> None:
         self.plan = plan
@@ -125,8 +110,7 @@ class ConfigMaker:
         self.teacher_cfg = load_task_config(plan.teacher, data_root, plan.options)
         self.few: FewLabels | None = None
         if plan.labels is not None:
-            dataset = self.student_cfg.train_dataloader.dataset.to_dict()
-            self.few = FewLabels(folder or Path(), plan.labels, dataset)
+            self.few = FewLabels(folder or Path(), plan.labels, self.student_cfg.train_dataloader.dataset.to_dict())
             for cfg in (self.student_cfg, self.teacher_cfg):
                 self.few.set(cfg)
 
@@ -161,14 +145,9 @@ class ConfigMaker:
 
     def pseudo(self, checkpoint: Path) -> Config:
         """Returns the config of the teacher that labels the pictures without labels."""
-        cfg = self.teacher()
-        assert self.few is not None
-        cfg.pseudo_labels = dict(
-            checkpoint=str(checkpoint),
-            folder=str(self.few.rest),
-            root=str(self.few.pictures),
-            score=self.plan.pseudo_score,
-        )
+        cfg, few = self.teacher(), cast(FewLabels, self.few)
+        places = dict(checkpoint=str(checkpoint), folder=str(few.rest), root=str(few.pictures))
+        cfg.pseudo_labels = dict(**places, score=self.plan.pseudo_score)
         return cfg
 
     def distilled(
@@ -178,7 +157,7 @@ class ConfigMaker:
         cfg = self.student(seed, method.options)
         if self.few is not None:
             self.few.set(cfg, method.rest, pseudo)
-        if not method.alone:
+        if method.entries is not None:
             teacher = dict(model=self.teacher_cfg.model, checkpoint=str(checkpoint), dtype=self.plan.teacher_dtype)
             if self.plan.share_teacher:
                 teacher['outputs'] = str(checkpoint.parent / 'outputs')
@@ -198,13 +177,12 @@ class ConfigMaker:
     def entries(self, method: Method, prompt: Path | None) -> dict[str, Any]:
         """Returns the entries of a method, with options and prompt set."""
         by_name = isinstance(method.entries, str)
-        entries: Any = method_entries(str(method.entries), self.wiring) if by_name else copy.deepcopy(method.entries)
+        changed = Config(method_entries(str(method.entries), self.wiring) if by_name else copy.deepcopy(method.entries))
         if method.weight is not None:
-            for entry in entries.values():
+            for entry in changed.values():
                 entry['weight'] = method.weight
         for key in method.set:
-            check_choice(f'set of method {method.name!r}', key.split('.')[0], entries)
-        changed = Config(entries)
+            check_choice(f'set of method {method.name!r}', key.split('.')[0], changed)
         changed.merge_from_dict(method.set)
         entries = changed.to_dict()
         # What a decode head classifies has no prompt: the teacher's prompts are of its features.
@@ -212,10 +190,8 @@ class ConfigMaker:
             entry['loss'] for name, entry in entries.items() if name.startswith(PROMPTED) and not name.endswith('_head')
         ]
         if prompt is not None and not prompted:
-            raise ValueError(
-                f"a prompt is for entries called 'wavelet...' or 'freekd...', but method {method.name!r} has "
-                f'{", ".join(entries)}'
-            )
+            given = f'method {method.name!r} has {", ".join(entries)}'
+            raise ValueError(f"a prompt is for entries called 'wavelet...' or 'freekd...', but {given}")
         for loss in prompted if prompt is not None else ():
             # Entries in the plan itself say which levels they compare.
             loss['prompt'] = self.wiring.prompt_option(str(prompt), loss) if by_name else str(prompt)
@@ -262,23 +238,24 @@ def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path, kind: str = '') ->
     teacher = job(CACHE, TEACHER, plan.teacher_seed, maker.teacher, product=TEACHER_FILE)
     checkpoint = teacher.folder / TEACHER_FILE
     jobs = [teacher, *(job(RUNS, STUDENT, seed, partial(maker.student, seed)) for seed in plan.seeds)]
-    prompts: dict[str | None, Path | None] = {None: None}
-    pseudo: Path | None = None
+    made: dict[str, Path | None] = {}
+
+    def product(title: str, make: Callable[[], Config], file: str) -> Path | None:
+        # Right before its first use: what does not need it does not wait for it.
+        if title not in made:
+            jobs.append(job(CACHE, title, plan.teacher_seed, make, checkpoint, product=file))
+            made[title] = jobs[-1].product
+        return made[title]
+
     for seed, (name, method) in itertools.product(plan.seeds, plan.methods.items()):
-        if method.prompt not in prompts:
-            # Right before its first use: what needs no prompt does not wait for it.
-            make = partial(maker.prompt, str(method.prompt), checkpoint)
-            title = f'{PROMPT_PREFIX}{method.prompt}'
-            jobs.append(job(CACHE, title, plan.teacher_seed, make, checkpoint, product=PROMPT_FILE))
-            prompts[method.prompt] = jobs[-1].product
-        if method.rest == 'pseudo' and pseudo is None:
-            make = partial(maker.pseudo, checkpoint)
-            jobs.append(job(CACHE, PSEUDO, plan.teacher_seed, make, checkpoint, product=PSEUDO_FILE))
-            pseudo = jobs[-1].product
-        labels = pseudo if method.rest == 'pseudo' else None
-        needs = filter(None, (None if method.alone else checkpoint, prompts[method.prompt], labels))
-        make = partial(maker.distilled, method, seed, checkpoint, prompts[method.prompt], labels)
-        jobs.append(job(RUNS, name, seed, make, *needs))
+        prompt = labels = None
+        if method.prompt is not None:
+            make = partial(maker.prompt, method.prompt, checkpoint)
+            prompt = product(f'{PROMPT_PREFIX}{method.prompt}', make, PROMPT_FILE)
+        if method.rest == 'pseudo':
+            labels = product(PSEUDO, partial(maker.pseudo, checkpoint), PSEUDO_FILE)
+        needs = filter(None, (None if method.entries is None else checkpoint, prompt, labels))
+        jobs.append(job(RUNS, name, seed, partial(maker.distilled, method, seed, checkpoint, prompt, labels), *needs))
     return jobs
 
 

@@ -36,11 +36,6 @@ class Method:
     title: str = ''  # in the table
     rest: str | None = None  # what it does with the pictures that lose their labels, see Plan.labels
 
-    @property
-    def alone(self) -> bool:
-        """Whether the row has no teacher."""
-        return self.entries is None
-
 
 @dataclass(frozen=True)
 class Plan:

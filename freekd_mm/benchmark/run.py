@@ -33,7 +33,7 @@ from freekd_mm.benchmark.jobs import (
     make_jobs,
 )
 from freekd_mm.benchmark.plan import TEACHER, Plan, load_plan
-from freekd_mm.benchmark.table import markdown, write_plots
+from freekd_mm.benchmark.table import markdown, write_plot
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.saving import save_atomically
 from freekd_mm.checkpoints.sources import sha256
@@ -64,12 +64,11 @@ def benchmark(
     plots: bool = True,
     lines: Path | None = None,
 ) -> int:
-    """Runs the jobs of a plan that are not done, then writes table and plots; returns the exit status, 1 if one failed.
+    """Runs the jobs of a plan that are not done, then writes table and plot; returns the exit status, 1 if one failed.
 
     The options are those of the tool. The ``action`` is ``'run'``, or without a run ``'list'`` (the jobs) or
     ``'report'``. A file of ``lines`` under version control outlives the work directory: what it holds is not run again.
     """
-    check_choice('action', action, ('run', 'list', 'report'))
     check_positive('jobs', processes, integer=True)
     whole = load_plan(plan_file)
     whole = replace(whole, options={**whole.options, **(options or {})})
@@ -96,15 +95,16 @@ def benchmark(
 
 
 def report(plan: Plan, file: Path, work_dir: Path, plots: bool) -> None:
-    """Writes table and plots beside the JSON lines and prints the table."""
+    """Writes table and plot beside the JSON lines and prints the table."""
     found = records.newest(records.read(file))
     if not found:
         print(f'no results in {file}')
         return
     text = markdown(found, plan, work_dir)
-    page = write_text(file.with_name(f'{plan.name}.md'), text)
-    written = write_plots(found, plan, file.parent) if plots else []
-    print(f'{text}written: {", ".join(str(path) for path in (file, page, *written))}')
+    written = [file, write_text(file.with_name(f'{plan.name}.md'), text)]
+    if plots:
+        written += write_plot(found, plan, file.with_name(f'{plan.name}_test.png'))
+    print(f'{text}written: {", ".join(map(str, written))}')
 
 
 def run_jobs(plan: Plan, file: Path, jobs: list[Job], processes: int) -> int:
@@ -183,11 +183,8 @@ def _result(job: Job, plan: Plan, code: int) -> records.Record:
 def _outcome(job: Job, plan: Plan, record: records.Record) -> str:
     if 'error' in record:
         return f'FAILED {job}: {record["error"]} (see {job.folder / "log.txt"})'
-    found = {split: record[split].get(plan.metric) for split in ('val', 'test') if split in record}
-    values = [
-        f'{split} no {plan.metric}' if value is None else f'{split} {value * plan.factor:.1f} {plan.unit}'.rstrip()
-        for split, value in found.items()
-    ]
+    splits = [split for split in ('val', 'test') if split in record]
+    values = [f'{split} {record[split][plan.metric] * plan.factor:.1f} {plan.unit}'.rstrip() for split in splits]
     return f'done {job}: {", ".join(values) or "written"} in {format_seconds(record["train_seconds"])}'
 
 
@@ -230,9 +227,7 @@ def _label(cfg: Config, out: Path) -> dict[str, Any]:
     start = time.monotonic()
     found = write_pseudo_labels(cfg, out=out, **cfg.pseudo_labels)
     if not found.labelled:
-        raise RuntimeError(
-            f'the teacher should find something, but did not: lower pseudo_score={cfg.pseudo_labels.score}'
-        )
+        raise RuntimeError(f'the teacher should find something: lower pseudo_score={cfg.pseudo_labels.score}')
     counts = {'pictures': found.pictures, 'labelled': found.labelled, found.unit: found.counts}
     return {**counts, 'train_seconds': round(time.monotonic() - start, 1)}
 
@@ -245,12 +240,13 @@ def _seconds(log: Path) -> float:
 def _evaluate(cfg: Config, checkpoint: str, split: str, metric: str) -> dict[str, float]:
     cfg = cfg.copy()
     cfg.test_dataloader, cfg.test_evaluator = cfg[f'{split}_dataloader'], cfg[f'{split}_evaluator']
-    cfg.custom_hooks = []
-    if split == 'test':
-        cfg.custom_hooks = [dict(type='freekd_mm.BenchmarkImagesHook', file=str(Path(cfg.work_dir) / IMAGES_FILE))]
+    images = dict(type='freekd_mm.BenchmarkImagesHook', file=str(Path(cfg.work_dir) / IMAGES_FILE))
+    cfg.custom_hooks = [images] if split == 'test' else []
     cfg.experiment_name = f'{split}-{uuid.uuid4().hex}'
     # Of a detector that finds no box at all MMDetection gives no number.
-    return {key: float(value) for key, value in evaluate(cfg, checkpoint).items()} or {metric: 0.0}
+    found = {key: float(value) for key, value in evaluate(cfg, checkpoint).items()} or {metric: 0.0}
+    check_choice('metric of the plan', metric, found)
+    return found
 
 
 if __name__ == '__main__':

@@ -39,13 +39,9 @@ class PseudoLabels(NamedTuple):
     unit: str  # which of the two
 
     def __str__(self) -> str:
-        total = max(sum(self.counts.values()), 1)
-        shares = ', '.join(f'{name} {count / total:.1%}' for name, count in self.counts.items())
-        boxes = ', '.join(f'{name} {count}' for name, count in self.counts.items())
-        return (
-            f'{self.path}: {self.labelled} of {self.pictures} pictures of {self.root} have labels; '
-            f'{self.unit} by class: {boxes if self.unit == "boxes" else shares}'
-        )
+        counts = ', '.join(f'{name} {count}' for name, count in self.counts.items())
+        labelled = f'{self.labelled} of {self.pictures} pictures of {self.root} have labels'
+        return f'{self.path}: {labelled}; {self.unit} by class: {counts}'
 
 
 def write_pseudo_labels(
@@ -112,6 +108,8 @@ def write_pseudo_labels(
 
 def _add(coco: dict[str, list], name: Path, sample: Any, score: float) -> dict[int, int]:
     """Adds the confident boxes of a picture as COCO has them; returns how many there are by class."""
+    from pycocotools import mask as coco_mask
+
     height, width = sample.ori_shape[:2]
     images, annotations = coco['images'], coco['annotations']
     images.append({'id': len(images) + 1, 'file_name': name.as_posix(), 'height': height, 'width': width})
@@ -129,16 +127,11 @@ def _add(coco: dict[str, list], name: Path, sample: Any, score: float) -> dict[i
             'score': float(value),
         }
         if 'masks' in found:
-            annotation.update(_as_rle(found.masks[index]))
+            code = coco_mask.encode(np.asfortranarray(np.asarray(found.masks[index]), dtype=np.uint8))
+            annotation['segmentation'] = {**code, 'counts': code['counts'].decode('ascii')}
+            annotation['area'] = float(coco_mask.area(code))
         annotations.append(annotation)
     return Counter(found.labels.tolist())
-
-
-def _as_rle(mask: Any) -> dict[str, Any]:
-    from pycocotools import mask as coco
-
-    code = coco.encode(np.asfortranarray(np.asarray(mask), dtype=np.uint8))
-    return {'segmentation': {**code, 'counts': code['counts'].decode('ascii')}, 'area': float(coco.area(code))}
 
 
 def _write_map(path: Path, sample: Any, score: float) -> dict[int, int]:

@@ -1,14 +1,17 @@
-"""Generated scenes: pictures with instances, masks and label maps, each from (seed, split, index) alone."""
+"""Generated scenes, for demo and tests: pictures, masks and label maps, each from (seed, split, index) alone."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.checks import check_positive
 from freekd_mm.datasets.objects import (
     Field,
     Rng,
@@ -21,6 +24,8 @@ from freekd_mm.datasets.objects import (
     region_map,
     thing,
 )
+from freekd_mm.files import check_output, make_room
+from freekd_mm.text import track
 
 # Each pair of things shares its outline and its colours and differs by fine structure alone.
 _COLOURS = {
@@ -47,6 +52,10 @@ SEG_METAINFO: dict[str, Any] = {'classes': CLASSES, 'palette': [list(colour) for
 
 SPLITS: tuple[str, ...] = ('train', 'val')
 MIN_SIZE = 48
+CITY = 'sceneville'
+MANIFEST = 'scenes.json'
+# Raised whenever the same settings give other files.
+_VERSION = 1
 
 # Share of an object that later ones must leave visible.
 _MIN_VISIBLE = 0.55
@@ -123,10 +132,7 @@ def render_scene(seed: int, index: int, split: str = 'train', size: int = 160) -
 
     The size in pixels is at least 48. The fine structure keeps its few pixels at any size.
     """
-    check_choice('split', split, SPLITS)
-    check_positive('size', size, integer=True)
     check_positive('seed', seed, integer=True, zero=True)
-    check_positive('index', index, integer=True, zero=True)
     if size < MIN_SIZE:
         raise ValueError(f'size should be at least {MIN_SIZE}, but got {size}')
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
@@ -183,3 +189,79 @@ def _develop(rng: Rng, colour: Field) -> NDArray[np.uint8]:
         lit = cv2.GaussianBlur(lit, (0, 0), float(rng.uniform(0.4, 0.7)))
     noise = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(rng.uniform(0.005, 0.025))
     return np.round(np.clip(lit + noise, 0, 1) * 255).astype(np.uint8)
+
+
+def write_scenes(
+    root: str | Path,
+    num_train: int = 560,
+    num_val: int = 150,
+    size: int = 160,
+    seed: int = 0,
+    force: bool = False,
+) -> Path:
+    """Writes the data set to ``root`` unless it is there; one call serves detection and segmentation.
+
+    COCO: ``annotations/instances_{train,val}2017.json``, ``{train,val}2017/*.png``; boxes around, and RLE masks
+    of, what is visible. Cityscapes: ``leftImg8bit/{train,val}/<city>/*_leftImg8bit.png`` and
+    ``gtFine/{train,val}/<city>/*_gtFine_labelTrainIds.png`` (255 is ignored).
+
+    The folder appears when it is complete; ``scenes.json`` in it says what was asked for.
+    """
+    root = Path(root)
+    counts = {'train': num_train, 'val': num_val}
+    for split, count in counts.items():
+        check_positive(f'num_{split}', count, integer=True)
+    settings = {'version': _VERSION, 'num_train': num_train, 'num_val': num_val, 'size': size, 'seed': seed}
+    manifest = root / MANIFEST
+    if manifest.is_file() and json.loads(manifest.read_text()).get('settings') == settings:
+        return root
+    check_output(root, [], force)
+
+    part = root.resolve().with_name(f'.{root.name}.part')
+    shutil.rmtree(part, ignore_errors=True)
+    for split, count in counts.items():
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for index in track(range(count), f'drawing scenes, {split}'):
+            scene = render_scene(seed, index, split, size)
+            name, stem = f'{index + 1:012d}.png', f'{split}/{CITY}/{CITY}_{index:06d}_000019'
+            image = cv2.imencode('.png', scene.image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+            _write(part / f'{split}2017/{name}', image)
+            _write(part / f'leftImg8bit/{stem}_leftImg8bit.png', image)
+            _write(part / f'gtFine/{stem}_gtFine_labelTrainIds.png', cv2.imencode('.png', scene.labels)[1].tobytes())
+            images.append({'id': index + 1, 'file_name': name, 'height': size, 'width': size})
+            annotations += _annotations(scene, index + 1, len(annotations) + 1)
+        categories = [{'id': place + 1, 'name': name, 'supercategory': 'thing'} for place, name in enumerate(THINGS)]
+        coco = {'images': images, 'annotations': annotations, 'categories': categories}
+        _write(part / f'annotations/instances_{split}2017.json', json.dumps(coco, separators=(',', ':')).encode())
+    _write(part / MANIFEST, json.dumps({'settings': settings}).encode())
+    make_room(root)
+    if root.is_dir():
+        root.rmdir()
+    part.rename(root)
+    return root
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
+    from pycocotools import mask as coco
+
+    annotations = []
+    for place, label in enumerate(scene.classes):
+        packed = coco.encode(np.asfortranarray(scene.instances == place, np.uint8))
+        annotations.append(
+            {
+                'id': first_id + place,
+                'image_id': image_id,
+                'category_id': label + 1,
+                'bbox': coco.toBbox(packed).tolist(),
+                'area': int(coco.area(packed)),
+                'segmentation': {'size': packed['size'], 'counts': packed['counts'].decode()},
+                'iscrowd': 0,
+            }
+        )
+    return annotations

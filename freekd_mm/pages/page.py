@@ -8,7 +8,7 @@ import math
 import re
 import time
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Tuple
 
@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_kept
-from freekd_mm.pictures import jpeg, png
+from freekd_mm.pictures import jpeg
 from freekd_mm.version import __version__
 
 if TYPE_CHECKING:
@@ -69,15 +69,9 @@ _environment.globals.update(light=LIGHT, dark=DARK, version=__version__)
 parts: Any = _environment.get_template('page.html').module
 
 
-def sections(named: Iterable[tuple[str, Sequence[Markup]]]) -> list[Markup]:
-    """Returns a section for each heading that has something below it."""
-    return [parts.section(heading, inner) for heading, inner in named if any(inner)]
-
-
-def picture(image: np.ndarray, caption: str, photo: bool = False) -> Markup:
-    """Returns an RGB picture (H, W, 3) within the page, as JPEG if it is a photo."""
-    kind, file = ('jpeg', jpeg(image)) if photo else ('png', png(image))
-    return parts.picture(caption, f'data:image/{kind};base64,{base64.b64encode(file).decode("ascii")}')
+def picture(image: np.ndarray, caption: str) -> Markup:
+    """Returns an RGB picture (H, W, 3) within the page, as JPEG."""
+    return parts.picture(caption, f'data:image/jpeg;base64,{base64.b64encode(jpeg(image)).decode("ascii")}')
 
 
 def write_page(out: str | Path, title: str, subtitle: str, found: Sequence[Markup]) -> Path:
@@ -93,14 +87,14 @@ class Line(NamedTuple):
     points: Points  # (x, y) in the order of x
     style: int = 0  # number of its colour and dash; the same for one run in all charts
 
-
-def key(label: str, style: int) -> tuple[str, str, str]:
-    """Returns the item of a legend: text, colour, dashes."""
-    return label, f'var(--c{style % len(LIGHT)})', DASHES[style // len(LIGHT) % len(DASHES)]
+    @property
+    def dash(self) -> str:
+        """How it is dashed, as in SVG."""
+        return DASHES[self.style // len(LIGHT) % len(DASHES)]
 
 
 def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str, dots: bool = False) -> Markup:
-    """Returns a chart with its caption; an empty text if there is nothing to draw."""
+    """Returns a chart with its caption and the names of its lines; an empty text if there is nothing to draw."""
     # What is not finite is left out. Dots mark each point: for few, exact values.
     lines = [line for line in lines if len(thin(line.points))]
     if not lines:
@@ -109,8 +103,9 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_label: str, do
     top = figure.axes[0].get_ylim()[1]
     if any(y > top for line in lines for _, y in line.points):
         title = f'{title} (cut off above {top:.2g})'
-    names = ', '.join(line.label for line in lines)
-    return parts.chart(title, f'{title}: {y_label} over {x_label} of {names}', svg(figure))
+    description = f'{title}: {y_label} over {x_label} of {", ".join(line.label for line in lines)}'
+    legend = [(line.label, line.style % len(LIGHT), line.dash) for line in lines]
+    return parts.chart(title, description, svg(figure), legend)
 
 
 def draw(lines: Sequence[Line], x_label: str, y_label: str, dots: bool = False, legend: bool = False) -> Figure:
@@ -125,11 +120,10 @@ def draw(lines: Sequence[Line], x_label: str, y_label: str, dots: bool = False, 
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         curves = [thin(line.points) for line in lines]
         for line, points in zip_equal(lines, curves):
-            _, _, dash = key(line.label, line.style)
             axes.plot(
                 *points.T,
                 color=LIGHT[line.style % len(LIGHT)],
-                linestyle=(0, tuple(map(float, dash.split()))) if dash else '-',
+                linestyle=(0, tuple(map(float, line.dash.split()))) if line.dash else '-',
                 marker='o' if dots or len(points) == 1 else None,
                 markersize=4,
                 label=line.label,

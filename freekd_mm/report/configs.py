@@ -6,26 +6,15 @@ import ast
 import re
 import warnings
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from freekd_mm.runtime.config import is_distilled
-from freekd_mm.runtime.foreign import LIBRARIES
 
 #: Where a run wrote, and mmengine's own notes: no settings of the training.
 IGNORED = ('work_dir', 'experiment_name', 'launcher', 'visualizer', 'vis_backends', 'filename', '_scope_')
 MISSING = object()
 MAX_TEXT = 90
-#: The settings that a reader asks for first; ``*`` matches.
-FIRST = (
-    *('model.type', 'model.backbone.type', 'model.backbone.depth', 'model.backbone.base_channels'),
-    *('distillation.distill.*.loss*.type', 'distillation.teacher*.cfg_path', 'distillation.teacher*.model.type'),
-    *(f'distillation.teacher*.{library}' for library in LIBRARIES),
-    *('train_dataloader.dataset.type', 'train_dataloader.dataset.data_root', 'train_dataloader.batch_size'),
-    *('train_cfg.max_epochs', 'train_cfg.max_iters', 'custom_hooks.*.max_iters', 'load_from', 'randomness.seed'),
-    *('optim_wrapper.type', 'optim_wrapper.optimizer.type', 'optim_wrapper.optimizer.lr'),
-)
 #: What a table shows if a run has no value.
 EMPTY = '\u2013'
 
@@ -98,12 +87,12 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Returns the settings that are not the same in all configs: name, and the value of each as text."""
+    """Returns the settings that are not the same in all configs, or all of a single one: name and values as text."""
     leaves = [comparable(config) for config in configs]
     rows = []
     for name in {name: None for own in leaves for name in own}:
         values = [own.get(name, MISSING) for own in leaves]
-        if any(value != values[0] for value in values[1:]):
+        if len(values) == 1 or any(value != values[0] for value in values):
             rows.append([name, *(EMPTY if value is MISSING else text(value) for value in values)])
     return rows
 
@@ -126,10 +115,3 @@ def stage1(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the hook that trains a prompt, with a loop and an optimizer of its own, if the config has it."""
     hooks = [hook for hook in config.get('custom_hooks') or () if isinstance(hook, dict)]
     return next((hook for hook in hooks if str(hook.get('type')).endswith('FrequencyPromptHook')), {})
-
-
-def facts(config: dict[str, Any]) -> dict[str, str]:
-    """Returns the settings that a reader asks for first; those that the config has."""
-    found = comparable(config)
-    first = {name: value for pattern in FIRST for name, value in found.items() if fnmatchcase(name, pattern)}
-    return {name: text(value) for name, value in first.items() if value}

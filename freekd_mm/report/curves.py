@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from freekd_mm.compat.versions import remove_prefix
-from freekd_mm.pages.page import Line, key, line_chart, parts
+from freekd_mm.pages.page import Line, line_chart, parts
 from freekd_mm.report.metrics import describe, is_main
 from freekd_mm.report.runs import Run
 
 #: ``distill.<entry>.<term>``, as the distillation logs the parts of a loss; a term may be ``level<i>/<band>``.
 TERM = re.compile(r'^distill\.(?P<entry>\w+)\.(?:level(?P<level>\d+)(?:/(?P<band>.+))?|(?P<term>.+))$')
-#: Logged with the losses, but not a curve of the training.
-OTHERS = ('base_lr', 'time', 'data_time', 'memory', 'epoch', 'iter', 'step')
 BANDS = {'low': 'low band', 'high': 'high bands', None: 'all bands'}
 TITLES = {
     'loss': 'total loss, all terms with their weights',
@@ -40,9 +38,9 @@ def metric_curves(runs: Sequence[Run]) -> list[Markup]:
         return line_chart(metric.label, lines, x_label, metric.unit, dots=True)
 
     main = [key for key in keys if is_main(key)] or keys[:1]
-    found = [_legend(runs, [run for run in runs if run.evaluations]), parts.charts(list(map(chart, main)))]
     others = [chart(key) for key in keys if key not in main]
-    return [*found, parts.details('All other metrics', [parts.charts(others)])] if others else found
+    shown = parts.charts(list(map(chart, main)))
+    return [shown, parts.details('All other metrics', [parts.charts(others)])] if others else [shown]
 
 
 def loss_curves(runs: Sequence[Run]) -> list[Markup]:
@@ -56,10 +54,8 @@ def distillation_curves(runs: Sequence[Run]) -> list[Markup]:
     found = _curves(runs, [key for key in _keys(runs) if key.startswith(('distill.loss_', 'distill.scale'))])
     terms = [parts.charts(_terms(run)) for run in runs if any(map(TERM.match, run.train_keys()))]
     if found and terms:
-        count = 1 + max(int(match['level'] or 0) for match in filter(None, map(TERM.match, _keys(runs))))
         explained = 'The share of each level in the loss, before its weight; level 0 has the highest resolution.'
-        found += [parts.heading('By feature level and wavelet band'), parts.remark(explained)]
-        found += [parts.legend([key(f'level {level}', level) for level in range(count)]), *terms]
+        found += [parts.heading('By feature level and wavelet band'), parts.remark(explained), *terms]
     return found
 
 
@@ -82,20 +78,14 @@ def optimisation_curves(runs: Sequence[Run]) -> list[Markup]:
 
 
 def _curves(runs: Sequence[Run], keys: Sequence[str]) -> list[Markup]:
-    """Returns a chart per logged value, with a line per run, below the names of the runs that have any of them."""
+    """Returns a chart per logged value, with a line per run."""
     charts = []
     for name in keys:
         title = TITLES.get(name) or remove_prefix(name, 'distill.') + (', weighted' if 'distill.' in name else '')
         lines = [Line(run.name, run.series(name), index) for index, run in enumerate(runs)]
         charts.append(line_chart(title, lines, 'iteration', 'loss' if 'loss' in name else 'value'))
-    having = [run for run in runs if any(name in run.train_keys() for name in keys)]
-    return [_legend(runs, having), parts.charts(charts)] if any(charts) else []
-
-
-def _legend(runs: Sequence[Run], shown: Sequence[Run]) -> Markup:
-    """Names the runs that a section shows, in the colours that they have everywhere."""
-    return parts.legend([key(run.name, runs.index(run)) for run in shown])
+    return [parts.charts(charts)] if any(charts) else []
 
 
 def _keys(runs: Sequence[Run]) -> list[str]:
-    return list({key: None for run in runs for key in run.train_keys() if key not in OTHERS})
+    return list({key: None for run in runs for key in run.train_keys()})

@@ -18,15 +18,13 @@ from freekd_mm.engine.checkpoint_hook import last_checkpoint
 from freekd_mm.engine.evaluation import RESULT
 from freekd_mm.report.configs import read_config, stage1
 from freekd_mm.report.metrics import Metric, is_known, main_metrics
+from freekd_mm.text import some
 
 LOGS = 'vis_data'
 #: Stored with the metrics of an evaluation, but not a result.
 TIMES = ('data_time', 'time', 'step')
-#: What the report shows, beside the names of the GPUs.
-SHOWN = ('Python', 'PyTorch', 'TorchVision', 'OpenCV', 'MMEngine', 'CUDA available', 'NVCC', 'GPU number', 'seed',
-         'Distributed training', 'sys.platform')  # fmt: skip
+#: Around what the log says about the machine.
 RULE = re.compile(r'^-{30,}$', re.MULTILINE)
-LINE = re.compile(r'^ {4}([A-Za-z][\w ,.]*?): (.+)$', re.MULTILINE)
 #: ``Epoch(train)  [1][ 30/36]``.
 EPOCH = re.compile(r'Epoch\(train\)\s+\[\s*\d+\]\[\s*\d+/(\d+)\]')
 
@@ -42,11 +40,7 @@ class Tested(NamedTuple):
     checkpoint: Path  # the file that was tested
     sha256: str  # the first digits of its hash
     values: dict[str, float]  # metrics by name
-
-    def is_of(self, folder: Path) -> bool:
-        """Whether the tested file is one of this work directory, and still the same."""
-        own = folder / self.checkpoint.name
-        return own.is_file() and short_hash(own) == self.sha256
+    own: bool  # whether the tested file is one of the run's work directory, and still the same
 
 
 @dataclass
@@ -60,9 +54,8 @@ class Run:
     train: dict[int, dict[str, float]] = field(default_factory=dict)  # training values by iteration
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)  # metrics by epoch or iteration
     config: dict[str, Any] = field(default_factory=dict)  # as plain values; empty if there is none
-    environment: dict[str, str] = field(default_factory=dict)  # what the log says about the machine
-    tests: list[Tested] = field(default_factory=list)  # evaluations of this run's checkpoints
-    foreign_tests: list[Tested] = field(default_factory=list)  # others in the same folder
+    environment: str = ''  # what the log says about the machine
+    tests: list[Tested] = field(default_factory=list)  # evaluations in the work directory
     logs: list[Path] = field(default_factory=list)  # from which all this was read
 
     @property
@@ -174,10 +167,9 @@ def read_run(folder: Path, name: str) -> Run:
     check_file('a work directory', folder, folder=True)
     starts = [folder] if (folder / LOGS).is_dir() else sorted(p.parent for p in folder.glob(f'*/{LOGS}') if p.is_dir())
     if not starts:
-        raise NoRunError(f'{name}: {_no_logs(folder)}')
-    run = Run(name, folder)
-    for test in _read_tests(folder):
-        (run.tests if test.is_of(folder) else run.foreign_tests).append(test)
+        held = some(sorted(item.name for item in folder.iterdir()))
+        raise NoRunError(f'{name}: should hold <timestamp>/{LOGS}, as mmengine writes it, but has {held}')
+    run = Run(name, folder, tests=_read_tests(folder))
     for start in starts:
         file = next(iter(sorted((start / LOGS).glob('*.json'), key=lambda file: file.name != 'scalars.json')), None)
         rows = _rows(file) if file else []
@@ -192,14 +184,6 @@ def read_run(folder: Path, name: str) -> Run:
         ends = [math.ceil(step / row['epoch']) for step, row in run.train.items() if row.get('epoch')]
         run.epoch_length = max(ends, default=0)
     return run
-
-
-def _no_logs(folder: Path) -> str:
-    inside = sorted({path.parents[1].name for path in folder.glob(f'*/*/{LOGS}')})
-    if inside:
-        return f'should be a work directory, but holds several: {", ".join(inside[:8])}; name those'
-    held = ', '.join(sorted(item.name for item in folder.iterdir())[:6])
-    return f'should hold <timestamp>/{LOGS}, as mmengine writes it, but has {held or "nothing in it"}'
 
 
 def _rows(file: Path) -> list[dict[str, float]]:
@@ -237,17 +221,11 @@ def _add(run: Run, rows: Sequence[dict[str, float]]) -> None:
                 run.evaluations.setdefault(int(row['step']) or last or 0, {}).update(own)
 
 
-def _read_log(log: Path) -> tuple[dict[str, str], int]:
+def _read_log(log: Path) -> tuple[str, int]:
     """Returns versions and devices, and the iterations of an epoch; empty and 0 if the log does not say them."""
     text = log.read_text(encoding='utf-8', errors='replace') if log.is_file() else ''
-    found = {}
-    for name, value in LINE.findall(''.join(RULE.split(text, 2)[1:2])):
-        if name in SHOWN:
-            found[name] = value.split(' (')[0] if name == 'Python' else value.strip()
-        elif name.startswith('GPU '):
-            found['GPU'] = value.strip()
     epoch = EPOCH.search(text)
-    return found, int(epoch[1]) if epoch else 0
+    return ''.join(RULE.split(text, 2)[1:2]).strip(), int(epoch[1]) if epoch else 0
 
 
 def _read_tests(folder: Path) -> list[Tested]:
@@ -257,7 +235,9 @@ def _read_tests(folder: Path) -> list[Tested]:
         try:
             row = json.loads(file.read_text(encoding='utf-8'))
             values = {key: value for key, value in row.items() if isinstance(value, (int, float)) and key not in TIMES}
-            found.append(Tested(file, Path(row['checkpoint']), row['sha256'], values))
+            tested = folder / Path(row['checkpoint']).name
+            own = tested.is_file() and short_hash(tested) == row['sha256']
+            found.append(Tested(file, Path(row['checkpoint']), row['sha256'], values, own))
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
     return found

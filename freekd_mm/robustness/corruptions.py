@@ -222,8 +222,6 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 def corrupt(picture: NDArray[np.uint8], corruption: str, severity: int, seed: int = 0) -> NDArray[np.uint8]:
     """Returns a corrupted copy of a picture (H, W, 3), blue, green, red; the seed is for what is random in it."""
-    check_choice('corruption', corruption, CORRUPTIONS)
-    check_choice('severity', severity, SEVERITIES)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f'picture should be uint8 (H, W, 3), but got {picture.dtype} {picture.shape}')
     function, parameters = CORRUPTIONS[corruption]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import tempfile
@@ -19,25 +20,22 @@ from freekd_mm.engine.evaluation import evaluate
 from freekd_mm.files import write_text
 from freekd_mm.log import say
 from freekd_mm.robustness.corruptions import CORRUPTIONS, SEVERITIES
+from freekd_mm.runtime.probe import find_pipeline
 from freekd_mm.text import table
 
-LOADERS = ('LoadImageFromFile', 'mmcv.LoadImageFromFile')
+LOADER = 'LoadImageFromFile'
 Results = Dict[str, Any]
 
 
 def corrupted_config(cfg: Config, corruption: str, severity: int) -> Config:
     """Returns the config with the test pictures corrupted right after they are loaded."""
     cfg = copy.deepcopy(cfg)
-    dataset = cfg.test_dataloader.dataset
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset.dataset
-    types = [step['type'] for step in dataset.pipeline]
-    place = next((index for index, kind in enumerate(types, 1) if kind in LOADERS), None)
-    if place is None:
-        found = ', '.join(map(str, types))
-        raise ValueError(f"the test pipeline should have a 'LoadImageFromFile' to corrupt after, but has {found}")
+    pipeline = find_pipeline(cfg.test_dataloader) or []
+    types = [str(step['type']).rsplit('.', 1)[-1] for step in pipeline]
+    if LOADER not in types:
+        raise ValueError(f'the test pipeline should have a {LOADER!r} to corrupt after, but has {", ".join(types)}')
     step = dict(type='freekd_mm.Corrupt', corruption=corruption, severity=severity)
-    dataset.pipeline = [*dataset.pipeline[:place], step, *dataset.pipeline[place:]]
+    pipeline.insert(types.index(LOADER) + 1, step)
     return cfg
 
 
@@ -61,16 +59,13 @@ def measure(
         if (before.get('checkpoint'), before.get('metric')) != (str(checkpoint), metric):
             raise ValueError(f'{out} should hold results of {checkpoint} and {metric}, but is of another run')
         results = before
-    todo = [('clean', 0), *((name, severity) for name in corruptions for severity in severities)]
-    for name, severity in todo:
-        say(f'{checkpoint}: {name}, severity {severity}')
-        if name == 'clean':
-            if results['clean'] is None:
-                results['clean'] = _evaluate(cfg, checkpoint, metric)
-        elif str(severity) not in results['corrupted'].setdefault(name, {}):
-            value = _evaluate(corrupted_config(cfg, name, severity), checkpoint, metric)
-            results['corrupted'][name][str(severity)] = value
-        means = [mean(by_severity.values()) for by_severity in results['corrupted'].values() if by_severity]
+    for name, severity in (('clean', 0), *itertools.product(corruptions, severities)):
+        is_clean = name == 'clean'
+        found, key = (results, name) if is_clean else (results['corrupted'].setdefault(name, {}), str(severity))
+        if found.get(key) is None:
+            say(f'{checkpoint}: {name}, severity {severity}')
+            found[key] = _evaluate(cfg if is_clean else corrupted_config(cfg, name, severity), checkpoint, metric)
+        means = [mean(by_severity.values()) for by_severity in results['corrupted'].values()]
         results['mPC'] = mean(means) if means else math.nan
         results['rPC'] = results['mPC'] / results['clean'] if results['clean'] else math.nan
         if out is not None:

@@ -1,24 +1,31 @@
-"""Draws what is distilled: bands, masks and weights, as panels for PNG files, pages and the visualizer."""
+"""Draws what is distilled: one picture of all bands, masks or weights of an entry, and the page of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 import cv2
 import numpy as np
+from markupsafe import Markup
+from mmengine.config import Config
 
+from freekd_mm.checkpoints.sources import short_hash
+from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.pages.page import Line, draw, rgb
+from freekd_mm.files import check_output
+from freekd_mm.log import quiet
+from freekd_mm.pages.page import Line, draw, parts, picture, rgb, write_page
 from freekd_mm.pictures import MASKED, SIDE, Tile, grid, mask_tiles, shrink
-from freekd_mm.visualize.features import Seen, View
+from freekd_mm.prompts.prompt_file import use_prompt
+from freekd_mm.stage1.selectivity import describe
+from freekd_mm.visualize.features import Seen, View, compare, read_images
 
 #: What the bands' scale ends at: the strongest hundredth of the teacher's map is cut off.
 TOP = 99.0
-WEIGHT_AXES = ('channels, by weight', 'weight (1 on average)')
 #: Instead of a strength: a white line between bands.
 LINE = 2.0
-#: What the panels show.
+#: What the pictures show.
 TEXTS = {
     'bands': 'Wavelet bands of the features: the low band is top left, around it are the details of finer and finer '
     'levels, horizontal ones top right, vertical ones bottom left, diagonal ones bottom right. Bright is strong; all '
@@ -31,49 +38,32 @@ TEXTS = {
 }
 
 
-class Panel(NamedTuple):
-    """All pictures of one kind of an entry."""
-
-    kind: str  # a key of TEXTS
-    levels: list[list[list[Tile]]]  # rows of pictures by feature level
-    lines: list[Line]  # of a chart instead
-
-
-def panels(seen: Seen, image: np.ndarray, before: Seen | None = None) -> list[Panel]:
-    """Returns what there is to see of an entry, with the student before if it is given."""
-    bands = [[_band_tiles(seen, level, image, before)] for level in range(len(seen.bands))]
-    masks = [mask_tiles(image, groups, f'{level}, ') for level, groups in seen.masks.items()]
-    weights = [
-        # The largest first.
-        Line(f'level {level}', list(enumerate(np.sort(values)[::-1].tolist(), 1)), level)
-        for level, values in enumerate(seen.weights)
-    ]
-    found = (Panel('bands', bands, []), Panel('masks', masks, []), Panel('weights', [], weights))
-    return [panel for panel in found if panel.levels or panel.lines]
-
-
-def overviews(view: View, before: View | None = None) -> list[tuple[str, np.ndarray]]:
-    """Returns everything about one image as few RGB pictures by name, e.g. 'freekd_bands', 'freekd_masks'."""
-    found = []
-    for index, seen in enumerate(view.entries):
-        for panel in panels(seen, view.image, before.entries[index] if before else None):
-            if panel.lines:
-                picture = rgb(draw(panel.lines, *WEIGHT_AXES, legend=True))
-            else:
-                rows = [row for level in panel.levels for row in level]
-                picture = grid([[Tile(MASKED if panel.kind == 'masks' else 'image', shrink(view.image))], *rows])
-            found.append((f'{seen.entry}_{panel.kind}', picture))
+def overviews(seen: Seen, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns what there is to see of an entry for an image (H, W, 3): one RGB picture per kind of ``TEXTS``."""
+    found = {}
+    if seen.bands:
+        rows = [_band_tiles(seen, level, image) for level in range(len(seen.bands))]
+        found['bands'] = grid([[Tile('image', shrink(image))], *rows])
+    if seen.masks:
+        rows = [row for level, groups in seen.masks.items() for row in mask_tiles(image, groups, f'{level}, ')]
+        found['masks'] = grid([[Tile(MASKED, shrink(image))], *rows])
+    if seen.weights:
+        lines = [
+            Line(f'level {level}', list(enumerate(np.sort(values)[::-1].tolist(), 1)), level)
+            for level, values in enumerate(seen.weights)
+        ]
+        found['weights'] = rgb(draw(lines, 'channels, by weight', 'weight (1 on average)', legend=True))
     return found
 
 
-def _band_tiles(seen: Seen, level: int, image: np.ndarray, before: Seen | None) -> list[Tile]:
+def _band_tiles(seen: Seen, level: int, image: np.ndarray) -> list[Tile]:
     """Returns the pyramids of teacher, student and their difference, all on the scale of the teacher's bands."""
     # They have the proportions of the image (H, W, 3).
-    after, first = seen.bands[level], before.bands[level] if before else None
+    after, before = seen.bands[level], seen.before[level] if seen.before else None
     drawn = [(seen.teacher, after.teacher)]
     for name in ('student', 'difference'):
-        drawn += [(f'{name} before', getattr(first, name))] if first else []
-        drawn += [(f'{name} after' if first else name, getattr(after, name))]
+        drawn += [(f'{name} before', getattr(before, name))] if before else []
+        drawn += [(f'{name} after' if before else name, getattr(after, name))]
     tops = [max(float(np.percentile(band, TOP)), 1e-12) for band in after.teacher]
     return [
         Tile(f'level {level}: {title}', pyramid([band / top for band, top in zip_equal(maps, tops)], image.shape[:2]))
@@ -104,3 +94,59 @@ def pyramid(bands: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
 
 def _stretch(band: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(band.clip(0, 1).astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+def visualize(
+    cfg: Config,
+    checkpoint: str | Path,
+    images: Sequence[str | Path],
+    out: str | Path,
+    before: bool = False,
+    force: bool = False,
+) -> Path:
+    """Writes a page of what a distilled student and its teacher compare; the options are those of the tool."""
+    check_file('a checkpoint', checkpoint)
+    check_output(out, [checkpoint, *images], force)
+    use_prompt(cfg)
+    with quiet():
+        views = compare(cfg, checkpoint, read_images(cfg, images), before)
+    for seen in views[0].entries:
+        if seen.masks:
+            print(f"the weight of the prompt of '{seen.entry}':\n{describe(seen.prompt)}")
+    says = '/'.join(Path(checkpoint).parts[-2:]) + f' ({short_hash(checkpoint)})'
+    if before:
+        says = f'"Before" is the student as its training started, "after" is {says}.'
+    found = [parts.section(Path(file).name, view_parts(view)) for file, view in zip_equal(images, views)]
+    title = f'What {Path(cfg.filename).name} distils'
+    return write_page(out, title, Path(checkpoint).name, [parts.notes([says]), *found])
+
+
+def view_parts(view: View) -> list[Markup]:
+    """Returns everything about one image, with what the pictures mean."""
+    found = [parts.pictures([picture(view.image, 'the picture, as the models see it')])]
+    for seen in view.entries:
+        found.append(parts.heading(f'{seen.entry}: student and {seen.teacher}'))
+        if seen.note:
+            found.append(parts.remark(f'Nothing to show: {seen.note}.'))
+        for kind, overview in overviews(seen, view.image).items():
+            found.append(picture(overview, TEXTS[kind]))
+            if kind == 'masks':
+                found.append(parts.code(describe(seen.prompt)))
+            if kind == 'bands':
+                found += _distances(seen)
+    return found
+
+
+def _distances(seen: Seen) -> list[Markup]:
+    """Returns what the loss does not see, and the mean distance of each band and level, before and after."""
+
+    def cell(level: int, band: int) -> str:
+        values = [maps[level].difference[band].mean() for maps in (seen.before, seen.bands) if maps]
+        return ' \u2192 '.join(f'{value:.3g}' for value in values)
+
+    levels = range(len(seen.bands))
+    rows = [[name, *(cell(level, band) for level in levels)] for band, name in enumerate(seen.bands[0].names)]
+    change = ', before \u2192 after' if seen.before else ''
+    text = f'Mean distance in each band{change}; 1 is the finest wavelet level.'
+    header = ['', *(f'level {level}' for level in levels)]
+    return [parts.remark(' '.join([*seen.remarks, text])), parts.table(header, rows, 't' + 'n' * len(levels))]

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from torch import Tensor, nn
 
-from freekd_mm.checkpoints.fitting import PREFIX, load_what_fits, load_whole, weights_of
+from freekd_mm.checkpoints.fitting import load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import zip_equal
@@ -31,8 +31,6 @@ from freekd_mm.stage1.selectivity import of_masks
 
 #: For losses without wavelets: enough to show what differs.
 LEVELS = 3
-#: The student as its training starts.
-INIT = 'init'
 #: Steps of a pipeline that read what an image alone does not have.
 ANNOTATIONS = ('LoadAnnotations', 'LoadPanopticAnnotations', 'LoadProposals', 'FilterAnnotations')
 
@@ -60,6 +58,7 @@ class Seen:
     entry: str  # its name
     teacher: str = 'teacher'  # with its name if it has one
     bands: list[BandMaps] = field(default_factory=list)  # by feature level; empty without maps of one shape
+    before: list[BandMaps] = field(default_factory=list)  # of the student as its training started, if it is compared
     masks: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # (T, h, w) by level and group of bands
     weights: list[np.ndarray] = field(default_factory=list)  # by level, those of the channels (C,)
     prompt: dict[str, Any] = field(default_factory=dict)  # how selective it is: as stage 1, or these masks, tell
@@ -150,22 +149,8 @@ def _bands(features: Tensor, loss: nn.Module | None) -> Iterator[Tensor]:
             yield band
 
 
-def _load_student(model: nn.Module, checkpoint: str | Path, needs_all: bool = True) -> None:
-    """Loads a training checkpoint of a distilled student; without ``needs_all`` its projections may be missing."""
-    weights = weights_of(load_checkpoint_file(checkpoint), checkpoint)
-    fit = load_what_fits(model, weights)
-    if needs_all or fit.reshaped or not all(name.startswith(PREFIX) for name in fit.missing):
-        load_whole(model, weights, checkpoint)
-
-
-def compare(
-    cfg: Config, checkpoint: str | Path, data: Sequence[Any], before: str | Path | None = None
-) -> list[tuple[View, View | None]]:
-    """Looks at each sample with the student of a checkpoint, and with the student before.
-
-    The student before is ``'init'``, as the training starts, or that of a checkpoint; one without projections, such as
-    that of the student alone, is shown through those of the distillation.
-    """
+def compare(cfg: Config, checkpoint: str | Path, data: Sequence[Any], before: bool = False) -> list[View]:
+    """Looks at each sample with the student of a checkpoint, and if asked also as its training started."""
     if not is_distilled(cfg.model):
         raise ValueError(
             f"config should be a distillation config, with model=dict(type='freekd_mm.DistilledModel', ...), but its "
@@ -173,16 +158,16 @@ def compare(
         )
     with default_scope(cfg.get('default_scope')), isolated_rng(cfg.get('randomness', {}).get('seed') or 0):
         model = build_model(cfg.model, cfg.get('default_scope')).eval()
-        first: list[Any] = [None] * len(data)
-        if before == INIT:
+        first = []
+        if before:
             model.init_weights()  # type: ignore[operator]
             first = [look(model, item) for item in data]
-        _load_student(model, checkpoint)
-        after = [look(model, item) for item in data]
-        if before is not None and before != INIT:
-            _load_student(model, before, needs_all=False)
-            first = [look(model, item) for item in data]
-    return list(zip_equal(after, first))
+        load_whole(model, weights_of(load_checkpoint_file(checkpoint), checkpoint), checkpoint)
+        views = [look(model, item) for item in data]
+    for view, old in zip(views, first):
+        for seen, own in zip_equal(view.entries, old.entries):
+            seen.before = own.bands
+    return views
 
 
 def read_images(cfg: Config, files: Sequence[str | Path]) -> list[Any]:

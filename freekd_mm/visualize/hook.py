@@ -14,31 +14,30 @@ from freekd_mm.log import say
 from freekd_mm.registry import HOOKS
 from freekd_mm.runtime.rng import isolated_rng
 
+IMAGES = 2
+
 
 @HOOKS.register_module()
 class DistillPicturesHook(Hook):
     """Shows what is distilled: wavelet bands of teacher and student, PoI masks, channel weights.
 
-    ``custom_hooks = [dict(type='freekd_mm.DistillPicturesHook', interval=1000)]`` in a distillation config. The
-    pictures go to all backends of the config's visualizer (local files, TensorBoard, WandB) as
-    ``distill_<entry>_bands_<image>``, ``..._masks_<image>`` and ``..._weights_<image>``.
+    The pictures go to all backends of the config's visualizer (local files, TensorBoard, WandB) as
+    ``distill_<entry>_bands_<image>``, ``..._masks_<image>`` and ``..._weights_<image>``: of the first images of the
+    validation data, or of the training data without those.
 
     Only the first process draws; the others do not wait for it until they need it. Losses, modes, gradients and random
     numbers are those of a training without the hook.
 
     Args:
-        interval: Epochs or iterations between two pictures; the first shows the student before its first step.
-        by_epoch: Count epochs.
-        images: How many images, from the beginning of the validation data, or of the training data without those.
+        interval: Iterations between two pictures; the first shows the student before its first step.
     """
 
     # Before checkpoints and logs are written, as they might end the run.
     priority = 'NORMAL'
 
-    def __init__(self, interval: int = 1, by_epoch: bool = True, images: int = 2) -> None:
+    def __init__(self, interval: int = 1000) -> None:
         check_positive('interval', interval, integer=True)
-        check_positive('images', images, integer=True)
-        self.interval, self.by_epoch, self.images = interval, by_epoch, images
+        self.interval = interval
         self._data: list[Any] = []
 
     def before_train(self, runner: Any) -> None:
@@ -47,16 +46,11 @@ class DistillPicturesHook(Hook):
         if runner.iter == 0:
             self.show(runner, 0)
 
-    def after_train_epoch(self, runner: Any) -> None:
-        """Shows every ``interval`` epochs."""
-        if self.by_epoch and self.every_n_epochs(runner, self.interval):
-            self.show(runner, runner.iter)
-
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Shows every ``interval`` iterations."""
-        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
+        if self.every_n_train_iters(runner, self.interval):
             self.show(runner, runner.iter + 1)
 
     def show(self, runner: Any, step: int) -> None:
@@ -70,11 +64,11 @@ class DistillPicturesHook(Hook):
             loop = runner.val_loop if runner._val_loop is not None else runner.train_loop
             dataset = loop.dataloader.dataset
             with isolated_rng(seed=0):
-                self._data = [dataset[index] for index in range(min(self.images, len(dataset)))]
+                self._data = [dataset[index] for index in range(min(IMAGES, len(dataset)))]
         for index, data in enumerate(self._data):
             view = look(unwrapped_model(runner), data)
-            for name, picture in overviews(view):
-                runner.visualizer.add_image(f'distill_{name}_{index}', picture, step=step)
-            for seen in view.entries if step == index == 0 else ():
-                if seen.note:
+            for seen in view.entries:
+                for kind, picture in overviews(seen, view.image).items():
+                    runner.visualizer.add_image(f'distill_{seen.entry}_{kind}_{index}', picture, step=step)
+                if seen.note and step == index == 0:
                     say(f"no pictures of distill '{seen.entry}': {seen.note}")

@@ -13,7 +13,7 @@ from distill_cases import save_weights
 from mmengine.config import Config
 from tool_runs import run_tool
 
-from freekd_mm.datasets import DET_METAINFO
+from freekd_mm.datasets.scenes import DET_METAINFO
 from freekd_mm.engine.training import ensure_prompt
 from freekd_mm.prompts.prompt_file import load_prompt
 

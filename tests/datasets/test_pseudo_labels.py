@@ -12,8 +12,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from freekd_mm.datasets import DET_METAINFO, SEG_METAINFO
 from freekd_mm.datasets.pseudo_labels import PseudoLabels, write_pseudo_labels
+from freekd_mm.datasets.scenes import DET_METAINFO, SEG_METAINFO
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.config import build_model, find_model
 

@@ -13,7 +13,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from freekd_mm.datasets import CITY, THINGS, render_scene, write_scenes, writer
+from freekd_mm.datasets import scenes
+from freekd_mm.datasets.scenes import CITY, THINGS, render_scene, write_scenes
 from freekd_mm.text import format_seconds
 
 REPOSITORY = Path(__file__).parents[2]
@@ -74,14 +75,14 @@ def test_complete_data_set_is_left_alone(tmp_path):
 
 def test_an_interrupted_call_leaves_no_folder_and_is_repeated(tmp_path, monkeypatch):
     whole = contents(write_scenes(tmp_path / 'whole', **SETTINGS))
-    render = writer.render_scene
+    render = scenes.render_scene
 
     def interrupt(seed, index, split, size):
         if index == 1:
             raise KeyboardInterrupt
         return render(seed, index, split, size)
 
-    monkeypatch.setattr(writer, 'render_scene', interrupt)
+    monkeypatch.setattr(scenes, 'render_scene', interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path / 'cut', **SETTINGS)
     monkeypatch.undo()

@@ -1,23 +1,46 @@
-"""What is drawn on the pictures of a report."""
+"""Pictures in a report: what all models predict, bands and masks, in one file."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
-from freekd_mm.report.models import draw_boxes, draw_labels
+import pytest
+import tiny_configs
+from distill_cases import train
+from html_checks import CHROMIUM, check_in_browser, check_page
+from picture_cases import detector_runs
+
+from freekd_mm.report.build import write_report
+
+PICTURES, LABELS = 4, ('student alone', 'student, freekd')
 
 
-def test_boxes_have_the_colour_of_their_class() -> None:
-    drawn = draw_boxes(
-        np.zeros((50, 50, 3), np.uint8), np.array([[10.0, 10, 30, 30]]), np.array([1]), [(9, 9, 9), (0, 255, 0)]
-    )
-    assert (drawn == (0, 255, 0)).all(2).any()
-    assert drawn.shape[0] >= 400
+@pytest.fixture(scope='module')
+def report(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> Path:
+    folder = tmp_path_factory.mktemp('demo')
+    _, alone, kd = detector_runs(folder, scenes_root)
+    return write_report([alone.work_dir, kd.work_dir], folder / 'report.html', LABELS, 'all', PICTURES)[0]
 
 
-def test_pixels_without_a_class_stay_as_they_are() -> None:
-    image = np.full((4, 4, 3), 200, np.uint8)
-    labels = np.array([[255, 0]] * 4).repeat(2, 1)
-    drawn = draw_labels(image, labels, [(0, 0, 0)])
-    assert drawn[0, 0].tolist() == [200, 200, 200]
-    assert drawn[0, -1].tolist() == [70, 70, 70]
+def test_the_report_holds_everything_and_needs_nothing_else(report: Path) -> None:
+    words = check_page(report)
+    for expected in ('PoI masks', 'box AP', '→'):
+        assert expected in words
+    # The teacher is that of the distilled run: no run of this page has its file.
+    for label in (*LABELS, 'teacher'):
+        assert words.count(f' {label} ') >= PICTURES
+    assert words.count('ground truth') == PICTURES
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
+@pytest.mark.parametrize('width', [400, 1200])
+def test_the_report_fits_a_window(report: Path, tmp_path: Path, width: int) -> None:
+    check_in_browser(report, width, tmp_path)
+
+
+def test_segmentations_are_shown_beside_the_truth(tmp_path: Path, cityscapes_root: Path) -> None:
+    config = tiny_configs.write(tmp_path / 'seg.py', tiny_configs.segmenter(cityscapes_root))
+    train(config)
+    (work_dir,) = tmp_path.glob('*_work')
+    words = check_page(write_report([work_dir], tmp_path / 'r.html', ['student'], pictures=2)[0])
+    assert words.count('ground truth') == 2

@@ -30,7 +30,7 @@ def test_mpc_is_the_mean_over_corruptions_and_a_second_call_goes_on(trained, tmp
 
     def evaluate(cfg, checkpoint, metric):
         step = cfg.test_dataloader.dataset.pipeline[1]
-        name = f'{step.corruption}{step.severity}' if step.type == 'freekd_mm.Corrupt' else 'clean'
+        name = f'{step["corruption"]}{step["severity"]}' if step['type'] == 'freekd_mm.Corrupt' else 'clean'
         seen.append(name)
         return values.get(name, 0.5)
 

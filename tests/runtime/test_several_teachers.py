@@ -17,9 +17,9 @@ from test_foreign import folder, module, transformers  # noqa: F401 - fixtures
 from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.engine.training import run
 from freekd_mm.report.build import write_report
-from freekd_mm.report.configs import facts
+from freekd_mm.report.configs import differences
 from freekd_mm.runtime.export import export_student
-from freekd_mm.visualize.page import visualize
+from freekd_mm.visualize.draw import visualize
 
 STUDENT = tiny_configs.detector(Path('.'))['model']
 BIG = tiny_configs.detector(Path('.'), width=16)['model']
@@ -141,7 +141,7 @@ default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch
     assert export.dropped == len(added) > 0
     assert not [key for key in added if 'layer' in key]
     named = [f'distillation.teacher.{name}' for name in ('0.cfg_path', '1.transformers')]
-    assert set(named) <= set(facts(cfg.to_dict()))
+    assert set(named) <= {name for name, _ in differences([cfg.to_dict()])}
 
 
 def test_a_prompt_of_the_second_teacher_and_pictures_of_all(folder, scenes_root, tmp_path, monkeypatch):  # noqa: F811
@@ -177,15 +177,16 @@ def test_a_prompt_of_the_second_teacher_and_pictures_of_all(folder, scenes_root,
     checkpoint = Path(cfg.work_dir) / 'epoch_1.pth'
 
     picture = next((scenes_root / 'val2017').iterdir())
-    (page,) = visualize(cfg, checkpoint, [picture], tmp_path / 'page.html')
+    page = visualize(cfg, checkpoint, [picture], tmp_path / 'page.html')
     words = check_page(page)
-    named = [f'level 0: teacher{name}' for name in ('', ' wide', ' dino')]
+    named = ['big: student and teacher', 'masked: student and teacher wide', 'dino: student and teacher dino']
     assert all(title in words for title in named)
-    words = check_page(write_report([cfg.work_dir], tmp_path / 'report.html', ['teacher'], pictures=1)[0])
+    report = write_report([cfg.work_dir], tmp_path / 'report.html', ['teacher'], pictures=1)[0]
+    words = check_page(report)
     assert all(title in words for title in named)
     # A run that is called as the first teacher keeps its own column; DINOv2 predicts nothing.
-    columns = re.findall(r'(\w+(?: \w{8})?), \d+ boxes of score', words)
-    assert columns == ['teacher', f'teacher {short_hash(tmp_path / "big.pth")}', 'wide']
+    columns = re.findall('<img alt="([^"]*)"', report.read_text())[:4]
+    assert columns == ['ground truth', 'teacher', f'teacher {short_hash(tmp_path / "big.pth")}', 'wide']
 
     # The prompt is not that of the first teacher.
     other = {**config['model'], 'teacher': config['model']['teacher'][::2]}

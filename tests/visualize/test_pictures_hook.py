@@ -17,7 +17,7 @@ from picture_cases import LEVELS, STUDENT, TEACHER, entry
 from freekd_mm.visualize import hook as hook_module
 from freekd_mm.visualize.hook import DistillPicturesHook
 
-PICTURES = {'type': 'freekd_mm.DistillPicturesHook', 'interval': 1, 'images': 2}
+PICTURES = {'type': 'freekd_mm.DistillPicturesHook', 'interval': 1}
 
 
 class Trace(Hook):
@@ -53,7 +53,7 @@ def shown(runner: Any) -> list[str]:
 
 def test_the_training_is_the_same_with_and_without(tmp_path: Path, scenes_root: Path) -> None:
     plain, wanted = run(tmp_path / 'plain.py', scenes_root, [])
-    runner, found = run(tmp_path / 'pictures.py', scenes_root, [{**PICTURES, 'by_epoch': False}])
+    runner, found = run(tmp_path / 'pictures.py', scenes_root, [PICTURES])
     assert found.steps == wanted.steps
     assert differing(student_weights(plain.model), student_weights(runner.model)) == []
     assert shown(plain) == []
@@ -61,14 +61,15 @@ def test_the_training_is_the_same_with_and_without(tmp_path: Path, scenes_root: 
     assert shown(runner) == sorted(f'{name}_{step}.png' for name in names for step in range(5))
 
 
-def test_epochs_are_counted_and_other_processes_draw_nothing(
+def test_the_interval_is_in_iterations_and_other_processes_draw_nothing(
     tmp_path: Path, scenes_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hooks = [{**PICTURES, 'interval': 2, 'images': 1}]
+    hooks = [{**PICTURES, 'interval': 2}]
     logits = {'student': 'bbox_head[0]', 'loss': {'type': 'freekd_mm.FiGKDLoss'}}
     runner, _ = run(tmp_path / 'epochs.py', scenes_root, hooks, freekd=entry(tmp_path), logits=logits)
     kinds = ('bands', 'masks', 'weights')
-    assert shown(runner) == [f'distill_freekd_{kind}_0_{step}.png' for kind in kinds for step in (0, 4)]
+    names = [f'distill_freekd_{kind}_{image}_{step}.png' for kind in kinds for image in (0, 1) for step in (0, 2, 4)]
+    assert shown(runner) == names
     monkeypatch.setattr(hook_module, 'is_main_process', lambda: False)
     assert shown(run(tmp_path / 'other.py', scenes_root, hooks)[0]) == []
 

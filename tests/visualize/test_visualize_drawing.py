@@ -120,7 +120,7 @@ def test_looking_leaves_no_trace(tmp_path: Path, scenes_root: Path) -> None:
     assert seen.remarks == []
     assert [len(found) for found in (seen.bands, seen.masks, seen.weights)] == [LEVELS] * 3
     assert view.image.shape == (64, 64, 3)
-    assert [name for name, _ in overviews(view)] == ['freekd_bands', 'freekd_masks', 'freekd_weights']
+    assert list(overviews(seen, view.image)) == ['bands', 'masks', 'weights']
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import tiny_configs
 import torch
 from mmengine.config import Config
 
-from freekd_mm.datasets import DET_METAINFO
+from freekd_mm.datasets.scenes import DET_METAINFO
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.config import build_model, find_model
 from freekd_mm.wizard.make_config import make_config, plan_config
