@@ -20,10 +20,10 @@ Mode = Literal['paper', 'code', 'selective']
 #: What the modes are; the grouping can be chosen otherwise. The dissimilarity: see
 #: :func:`freekd_mm.prompts.masks.mask_similarity`.
 MODES: dict[str, dict[str, Any]] = {
-    'paper': dict(grouping='band', evidence='band', dissimilarity='jaccard', reduction='sum', weight=1.0),
-    'code': dict(grouping='level', evidence='band', dissimilarity='dice', reduction='sum', weight=1.0),
+    'paper': dict(grouping='band', evidence='band', dissimilarity='jaccard', weight=1.0),
+    'code': dict(grouping='level', evidence='band', dissimilarity='dice', weight=1.0),
     # No dissimilarity: it drives the masks apart, and their sum is flat again.
-    'selective': dict(grouping='level', evidence='magnitude', dissimilarity='dice', reduction='mean', weight=0.0),
+    'selective': dict(grouping='level', evidence='magnitude', dissimilarity='dice', weight=0.0),
 }
 #: Deviation of the tokens at the start; with 'magnitude' relative to their mean.
 INIT_STD = 0.02
@@ -96,7 +96,6 @@ class FrequencyPrompt(nn.Module):
         self.grouping: Grouping = grouping or MODES[mode]['grouping']
         self.evidence: Evidence = MODES[mode]['evidence']
         self.dissimilarity: Any = MODES[mode]['dissimilarity']
-        self.reduction: str = MODES[mode]['reduction']
         self.sharpness: float = 4.0 if sharpness is None else sharpness
         check_positive('sharpness', self.sharpness)
         if self.evidence == 'band' and (area, sharpness) != (None, None):
@@ -192,5 +191,4 @@ class FrequencyPrompt(nn.Module):
             )
             features = idwt2d(bands._replace(low=weigh(bands.low, masks.low), high=high)).to(x.dtype)
         overlaps = [poi.mask_similarity(group, self.dissimilarity) for group in poi.mask_groups(masks, self.grouping)]
-        overlap = torch.stack(overlaps)
-        return features, overlap.sum() if self.reduction == 'sum' else overlap.mean(), masks
+        return features, torch.stack(overlaps).sum(), masks

@@ -130,12 +130,11 @@ class PromptBank(nn.Module):
     def _add_losses(self, model: nn.Module, args: Any, output: Any) -> Any:
         if not self.overlaps or not isinstance(output, dict):
             return output
-        overlaps = torch.stack(self.overlaps)
-        overlap = overlaps.sum() if self.first[0].reduction == 'sum' else overlaps.mean()
+        overlap = torch.stack(self.overlaps).sum()
         self.overlaps = []
         return {
             **output,
             'loss_prompt_dissimilarity': self.weight * overlap,
-            'prompt/task': task_loss(output, overlaps).detach(),
+            'prompt/task': task_loss(output, overlap).detach(),
             'prompt/overlap': overlap.detach(),
         }

@@ -56,10 +56,9 @@ class BandLoss(DistillLoss):
         self._told: set[str] = set()
 
     def _build_masks(self, prompt: str | os.PathLike | dict | None) -> Any:
-        if prompt is None or isinstance(prompt, dict):
-            return prompt and MODELS.build(prompt)
-        options = dict(channels=self.channels, levels=self.levels, prompt=prompt)
-        return MODELS.build(dict(type='freekd_mm.PoIMaskGenerator', **options))
+        if prompt is not None and not isinstance(prompt, dict):
+            prompt = dict(type='freekd_mm.PoIMaskGenerator', channels=self.channels, levels=self.levels, prompt=prompt)
+        return None if prompt is None else MODELS.build(prompt)
 
     @property
     def has_prompt(self) -> bool:
