@@ -13,12 +13,14 @@ from pathlib import Path
 
 from mmengine.config import Config
 from rich.console import Console
+from rich.progress import Progress
 
 from freekd_mm.engine.checkpoint_hook import last_checkpoint
 from freekd_mm.files import write_text
 from freekd_mm.log import quiet
 from freekd_mm.report.build import write_report
 from freekd_mm.report.metrics import main_metrics
+from freekd_mm.report.runs import NoRunError, read_run
 from freekd_mm.runtime.config import build_empty
 from freekd_mm.text import format_seconds, table
 
@@ -44,10 +46,18 @@ class Steps:
         if not waiting:
             return
         start, label = time.monotonic(), ' and '.join(waiting)
-        with Console(stderr=True).status(f'{label}: the log is in {self.folder}'):
-            threads = max((os.cpu_count() or 1) // len(waiting), 1)
-            running = {name: self._start(name, words, threads) for name, words in waiting.items()}
-            failed = [name for name, process in running.items() if process.wait() != 0]
+        threads = max((os.cpu_count() or 1) // len(waiting), 1)
+        running = {name: self._start(name, words, threads) for name, words in waiting.items()}
+        trainings = [self.folder / name for name, words in waiting.items() if words[0] == 'train']
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=None)
+            while any(process.poll() is None for process in running.values()):
+                time.sleep(0.5)
+                parts = [progress(folder) for folder in trainings]
+                if all(total for _, total in parts) and parts:
+                    done, total = map(sum, zip(*parts))
+                    bar.update(task, completed=done, total=total)
+        failed = [name for name, process in running.items() if process.returncode != 0]
         for name in running:
             log = self._file(name, 'log')
             if name in failed:
@@ -65,6 +75,15 @@ class Steps:
         environment = {'OMP_NUM_THREADS': str(threads), **os.environ, 'PYTHONWARNINGS': 'ignore'}
         with open(self._file(name, 'log'), 'a') as log:
             return subprocess.Popen(command, cwd=self.root, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def progress(work_dir: Path) -> tuple[int, int]:
+    """Returns the iteration that the log in a work directory has reached, and that at the end, 0 if not known yet."""
+    try:
+        run = read_run(work_dir, work_dir.name)
+    except (FileNotFoundError, NoRunError):
+        return 0, 0
+    return run.iterations, run.planned
 
 
 def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path | None = None) -> list[list[str]]:

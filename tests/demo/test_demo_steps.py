@@ -1,12 +1,13 @@
-"""The demo's steps: each runs once, side by side with others, and a failing one stops with its log."""
+"""The demo's steps: each runs once, side by side with others, a failing one stops with its log, the bar reads logs."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from freekd_mm.demo.run import Steps
+from freekd_mm.demo.run import Steps, progress
 
 WRITE = "import sys; open(sys.argv[1], 'a').write('x')"
 
@@ -30,3 +31,15 @@ def test_a_failing_step_names_its_command_and_log_and_runs_again(steps: Steps, t
     with pytest.raises(SystemExit, match=r'(?s)ZeroDivisionError.*the demo stopped: .*boom.py failed\..*bad\.log'):
         steps.run({'good': ('write', tmp_path / 'good'), 'bad': ('boom',)})
     assert [path.name for path in (tmp_path / 'demo').glob('*.done')] == ['good.done']
+
+
+def test_the_progress_is_read_from_the_newest_log(tmp_path: Path) -> None:
+    assert progress(tmp_path) == (0, 0)
+    for run, step in (('20260101_000000', 3), ('20260101_000001', 7)):
+        folder = tmp_path / run / 'vis_data'
+        folder.mkdir(parents=True)
+        entries = [{'iter': step - 1, 'step': step - 1}, {'iter': step, 'step': step}]
+        evaluation = {'coco/bbox_mAP': 0.5, 'step': 1}  # of the first epoch
+        lines = [*map(json.dumps, (*entries, evaluation)), '{"iter": 9, "step": 9']  # the last is half written
+        (folder / 'scalars.json').write_text('\n'.join(lines))
+    assert progress(tmp_path) == (7, 0)
