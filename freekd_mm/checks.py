@@ -51,7 +51,10 @@ def check_file(what: str, path: str | os.PathLike, folder: bool = False) -> None
 
 
 def beside(path: Path) -> str:
-    """Returns the end of an error that says what is beside a missing path, and which name is nearest."""
-    names = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
+    """Returns the end of an error about a missing path: what the nearest folder has, and which name is nearest."""
+    while not path.parent.is_dir():
+        path = path.parent
+    names = sorted(item.name for item in path.parent.iterdir())
     alike = ', '.join([name for name in names if Path(name).suffix == path.suffix][:8])
-    return f'{f"; available there: {alike}" if alike else ""}.{did_you_mean(path.name, names)}'
+    available = f'; available in {path.parent.absolute()}: {alike}' if alike else ''
+    return f'{available}.{did_you_mean(path.name, names)}'

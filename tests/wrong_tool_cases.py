@@ -169,27 +169,33 @@ DETECTOR = {
         f'{MAKE} teacher.pth --method mse --features neck[0:9] -o new.py',
         "tap 'neck[0:9]' does not fit: the module returned 3 items",
     ),
-    'annotations of zero bytes': ('train.py no_bytes.py', 'ann_file of train_dataloader should hold annotations, but '),
+    'annotations of zero bytes': (
+        'train.py no_bytes.py',
+        'train_dataloader should have data that can be read, but |no_bytes.json',
+    ),
     'annotations that are broken': (
         'train.py broken_json.py',
-        'ann_file of train_dataloader should be JSON, but |broken',
+        'train_dataloader should have data that can be read, but |broken_json.json',
     ),
     'annotations without boxes': (
         'train.py no_boxes.py',
-        'should hold images with annotations, but |and 0 annotations',
+        'train_dataloader should have images with annotations, but |no_boxes.json|has none',
     ),
-    'classes in capitals': ('train.py capitals.py', 'classes of train_dataloader should be among |Capitals matter: '),
-    'annotations that are not there': ('train.py no_file.py', 'ann_file of train_dataloader should be there, but got '),
+    'classes in capitals': ('train.py capitals.py', 'classes of train_dataloader should be among |(capitals matter)'),
+    'annotations that are not there': (
+        'train.py no_file.py',
+        'ann_file of train_dataloader should be an existing file',
+    ),
     'images that are not there': (
         'train.py no_images.py',
-        'data_prefix.img of train_dataloader should be there, but got',
+        'images of train_dataloader should be there, but',
     ),
 }
 SEGMENTER = {
     'label maps that are not there': ('train.py no_maps.py', 'label maps of train_dataloader should be there|missing'),
     'images of another suffix': (
         'train.py no_suffix.py',
-        'data_prefix.img_path of train_dataloader should hold images *',
+        'train_dataloader should have images with annotations, but |has none',
     ),
 }
 #: What has nothing to do with the model is tried with the detector alone.

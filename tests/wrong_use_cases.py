@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 
 import tiny_configs
@@ -13,7 +14,7 @@ from mmengine.registry import HOOKS, MODELS
 from toy_runs import ToyModel, toy_config, toy_run
 
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError
-from freekd_mm.engine.preflight import check_config
+from freekd_mm.engine.preflight import check_config, check_data
 from freekd_mm.engine.training import ensure_prompt, run
 from freekd_mm.prompts import PromptFile, load_prompt, save_prompt
 from freekd_mm.runtime.config import build_model
@@ -87,15 +88,18 @@ def train(place, **changes):
 
 
 def data(place, **options):
-    """Checks a detector's config whose data set has other options."""
-    config = tiny_configs.detector(place.folder)
+    """Checks a detector's config whose data set, of one image, has other options."""
+    config = tiny_configs.detector(place.folder)['train_dataloader']
     for folder in ('annotations', 'train2017'):
         (place.folder / folder).mkdir(exist_ok=True)
-    for split in ('train', 'val'):
-        place.write(f'annotations/instances_{split}2017.json', '{}')
-    (place.folder / 'val2017').mkdir(exist_ok=True)
-    config['train_dataloader']['dataset'].update(options)
-    check_config(Config({'model': config['model'], 'train_dataloader': config['train_dataloader']}))
+    coco = {
+        'images': [{'id': 1, 'file_name': 'a.png', 'width': 64, 'height': 64}],
+        'annotations': [{'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 40, 40], 'area': 1600, 'iscrowd': 0}],
+        'categories': [{'id': id, 'name': name} for id, name in enumerate(config['dataset']['metainfo']['classes'], 1)],
+    }
+    place.write('annotations/instances_train2017.json', json.dumps(coco))
+    config['dataset'].update(options)
+    check_data(Config({'default_scope': 'mmdet', 'train_dataloader': config}))
 
 
 def detector(place, **options):
@@ -457,18 +461,18 @@ CASES = {
     'annotations that are not there': (
         lambda p: data(p, ann_file='annotations/instances_train2018.json'),
         FileNotFoundError,
-        'ann_file of train_dataloader should be there, but got |instances_train2018.json|annotations has '
-        "instances_train2017.json, instances_val2017.json. Did you mean 'instances_train2017.json'?",
+        'ann_file of train_dataloader should be an existing file, but got |instances_train2018.json|available in |'
+        "annotations: instances_train2017.json. Did you mean 'instances_train2017.json'?",
     ),
     'images that are not there': (
         lambda p: data(p, data_prefix={'img': 'train2071/'}),
         FileNotFoundError,
-        "data_prefix.img of train_dataloader should be there, but got |train2071'|Did you mean 'train2017'?",
+        "images of train_dataloader should be there, but 1 of 1 |train2071/a.png'|Did you mean 'train2017'?",
     ),
     'data folder that is not there': (
         lambda p: data(p, data_root='/data/coco/'),
         FileNotFoundError,
-        "ann_file of train_dataloader should be there, but got '/data/coco/annotations/",
+        "ann_file of train_dataloader should be an existing file, but got '/data/coco/annotations/",
     ),
     'config of the command': (
         lambda p: tools(p),
@@ -478,8 +482,7 @@ CASES = {
     'checkpoint to resume': (
         lambda p: toy_run(toy_config(p.folder), resume=str(p.folder / 'teachr.pth')),
         FileNotFoundError,
-        '--resume should be an existing file, but got |available there: student.pth, teacher.pth. Did you mean '
-        "'teacher.pth'?",
+        "--resume should be an existing file, but got |: student.pth, teacher.pth. Did you mean 'teacher.pth'?",
     ),
     'weights to resume': (
         lambda p: toy_run(toy_config(p.folder), resume=p.teacher),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,17 +62,18 @@ def weights_of(file: Any, source: Any) -> OrderedDict[str, Any]:
     return weights
 
 
-def load_what_fits(model: nn.Module, weights: OrderedDict[str, Any]) -> Fit:
-    """Loads what has the names and shapes of the model's weights; ``weights`` are of :func:`weights_of`."""
+def load_what_fits(model: nn.Module, weights: Mapping[str, Any]) -> Fit:
+    """Loads what has the names and shapes of the model's weights."""
     own = {key: tuple(value.shape) for key, value in model.state_dict().items() if not key.endswith(UNCOUNTED)}
-    fitting = weights.copy()
+    fitting = OrderedDict(weights)
     fitting._metadata = getattr(weights, '_metadata', {})  # type: ignore[attr-defined]
-    reshaped = [
-        f'{key} {own[key]} but {tuple(fitting.pop(key).shape)} in the file'
-        for key in own
-        if key in weights and tuple(weights[key].shape) != own[key]
-    ]
-    keys = model.load_state_dict(fitting, strict=False)
+    reshaped: list[str] = []
+    try:
+        keys = model.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:  # other shapes, which the model could not adapt
+        named = [key for key in re.findall(r'size mismatch for ([^:\n]+):', str(error)) if key in fitting]
+        reshaped = [f'{key} {own[key]} but {tuple(fitting.pop(key).shape)} in the file' for key in named]
+        keys = model.load_state_dict(fitting, strict=False)
     absent = {key for key in keys.missing_keys if key in own}
     missing = sorted(absent - {line.split(' ', 1)[0] for line in reshaped})
     return Fit(type(model).__name__, len(own), missing, reshaped, list(keys.unexpected_keys))

@@ -1,15 +1,35 @@
 """Every change that freekd_mm makes to other packages and to objects that are not its own, with the reason.
 
-:data:`PATCHES` act on the whole process and are made by :func:`freekd_mm.compat.install`; the functions that make them
-follow below the list. :data:`CHANGES` act on one runner, model or data loader that was given to us, in the module that
-is named, for one run.
+:data:`PATCHES` act on the whole process and are made by :func:`freekd_mm.compat.install`. The others act on one runner,
+model or data loader that was given to us, for one run. Their modules, and the tests that show what they are for:
+
+- ``runtime.model``: the student's class, to add the losses; its module names stay, so that checkpoints, learning rates
+  and hooks of the user's config still fit (tests/runtime/test_model.py).
+- ``runtime.taps``: ``forward`` of tapped modules during a step. mmdet and mmseg call heads by it, which runs no hooks
+  (tests/runtime/test_taps.py).
+- ``engine.checkpoint_hook``: the class of the checkpoint hook, and its file backend while the best checkpoint is saved.
+  mmengine removes old checkpoints before the new one is written (tests/engine/test_reliability_checkpoints.py).
+- ``engine.exact``: the training's data loader is built early, and its class, generator and data set's ``__getitems__``
+  seed each sample by its place; the loop's ``run_iter`` and iterator start at the place of a resume. mmengine saves
+  neither random states nor the place in an epoch (tests/engine/test_reliability_resume.py).
+- ``engine.nonfinite``: the model's ``parse_losses``; ``backward`` and ``step`` of the optimizer wrapper. mmengine has
+  no hook between the backward pass and the step (tests/engine/test_reliability_nonfinite.py).
+- ``engine.signals``: the answer to SIGTERM, also in forked children, and ``worker_init_fn`` of the data loaders: they
+  must live until a run that is told to stop has saved (tests/engine/test_reliability_signals.py).
+- ``engine.process``: ``_log_env`` and ``dump_config`` of the runner while one is built, else an error would stand below
+  hundreds of lines of config, and a refused resume would change the record (tests/test_wrong_tools.py). At the end of a
+  run, mmengine's table of visualizers, and the workers of the data loaders: the next run would log into the folder of
+  the last one, and wait 5 s for each worker (tests/configs/test_two_stages.py).
+- ``stage1.hook``: ``load_from`` and ``resume`` of the runner, ``requires_grad`` of the teacher. One hook turns the
+  teacher's config into the training of its prompt (tests/stage1/test_prompt_hook.py).
+- ``stage1.recipe``: optimizer, schedulers, loops, log processor and checkpoint hook of the runner, ``init_weights`` of
+  the teacher. The prompt alone is trained, for its own number of iterations (tests/stage1/test_recipe.py).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 from typing import Any, Callable, NamedTuple
 
 import torch
@@ -17,7 +37,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from freekd_mm.checkpoints.fitting import PREFIX, UNCOUNTED
+from freekd_mm.checkpoints.fitting import PREFIX, load_what_fits
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.saving import save_atomically
 from freekd_mm.checkpoints.sources import fetch
@@ -33,7 +53,6 @@ SWITCH = 'FREEKD_MM_NO_PATCHES'
 class Patch(NamedTuple):
     """A change of the whole process; the documentation of the function that makes it is the reason."""
 
-    changes: str
     lost: str  # what does not hold without it
     until: str  # the test that fails when the change is no longer needed
     make: Callable[[], None]
@@ -42,11 +61,11 @@ class Patch(NamedTuple):
 PATCHES: list[Patch] = []
 
 
-def patch(changes: str, lost: str, until: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def patch(lost: str, until: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Adds the function that makes a change to the list."""
 
     def add(make: Callable[[], None]) -> Callable[[], None]:
-        PATCHES.append(Patch(changes, lost, f'tests/compat/{until}', make))
+        PATCHES.append(Patch(lost, f'tests/compat/{until}', make))
         return make
 
     return add
@@ -63,15 +82,11 @@ def install_patches() -> None:
 
 
 @patch(
-    'mmengine.config.utils.MODULE2PACKAGE',
     "with the onedl line, configs cannot inherit 'mmseg::...'",
     'test_patches.py::test_configs_of_forks_are_still_not_found',
 )
 def find_configs_of_forks() -> None:
-    """The onedl line's mmengine takes the scope ``mmseg`` for the distribution ``mmsegmentation``.
-
-    It is called ``onedl-mmsegmentation`` there. Other scopes have the name of their module.
-    """
+    """Changes ``MODULE2PACKAGE``: the onedl line's mmengine looks for its ``onedl-mmsegmentation`` by the old name."""
     from mmengine.config import utils
 
     if installed_version('onedl-mmsegmentation') and not installed_version('mmsegmentation'):
@@ -79,14 +94,13 @@ def find_configs_of_forks() -> None:
 
 
 @patch(
-    'mmengine.runner.CheckpointLoader and mmengine.runner.checkpoint.load_from_http',
     'load_from, init_cfg and --resume of mmengine load files as PyTorch does, which may fail or run code in them',
     'test_patches.py::test_loader_is_still_needed',
 )
 def load_as_data() -> None:
-    """On PyTorch >= 2.6 mmengine 0.10.7 cannot read its own checkpoints, and before that it runs the code in a file.
+    """Changes the checkpoint loader: on PyTorch >= 2.6 mmengine 0.10.7 cannot read its own checkpoints.
 
-    The forks fall back to running it.
+    Before that it runs the code in a file, and the forks fall back to that.
     """
     from mmengine.runner import checkpoint
 
@@ -107,12 +121,11 @@ def load_checkpoint(filename: str, map_location: Any = None, **kwargs: Any) -> A
 
 
 @patch(
-    'mmengine.runner.save_checkpoint',
     'a checkpoint can be damaged by a crash or a full disk while it is written',
     'test_patches.py::test_saver_is_still_needed',
 )
 def save_whole() -> None:
-    """In mmengine a new file is written into the old one: a crash or a full disk destroys both."""
+    """Changes ``save_checkpoint``, which writes into the old file: a crash or a full disk destroys both."""
     import mmengine.runner.runner
     from mmengine.fileio import LocalBackend, get_file_backend
 
@@ -135,62 +148,38 @@ def save_whole() -> None:
 
 
 @patch(
-    'mmengine.runner.load_state_dict',
     'load_from and init_cfg print one line per weight that does not fit',
     'test_patches.py::test_what_does_not_fit_still_takes_many_lines',
 )
 def say_what_fits() -> None:
-    """A weight that does not fit has a line of its own in mmengine's log, which hides what happened."""
+    """Changes ``load_state_dict``: each weight that does not fit has a line of its own in mmengine's log."""
     import mmengine.runner.checkpoint
 
     original = mmengine.runner.checkpoint.load_state_dict
 
     def load_state_dict(module: Any, state_dict: Any, strict: bool = False, logger: Any = None) -> None:
-        try:
-            # It loads what fits before it raises.
-            original(module, state_dict, strict=True, logger=logger)
-        except RuntimeError as error:
-            if strict:
-                raise
-            text = _one_line(module, str(error))
-            if text is None:
-                raise
-            if text:
-                print_log(text, logger or 'current', logging.WARNING)
+        if strict:
+            original(module, state_dict, strict, logger)
+            return
+        fit = load_what_fits(module, state_dict)
+        # A plain student has no use for what its distillation added.
+        unused = [name for name in fit.unused if not name.startswith(PREFIX)]
+        if unused or not fit.is_whole:
+            loaded = f'{fit.share:.0%} of the {fit.count} weights of {fit.model} were loaded'
+            print_log(f'{loaded}; {fit}; unused: {some(unused)}', logger or 'current', logging.WARNING)
 
     for place in (mmengine.runner.checkpoint, mmengine.runner):
         vars(place)['load_state_dict'] = load_state_dict
 
 
-def _one_line(module: Any, said: str) -> str | None:
-    """Returns what does not fit, None for another error."""
-    reshaped, missing, unused = (
-        [name for line in re.findall(rf'^{start}([^:\n]*)', said, re.MULTILINE) for name in line.split(', ')]
-        for start in ('size mismatch for ', 'missing keys in source state_dict: ', 'unexpected .* state_dict: ')
-    )
-    if not (reshaped or missing or unused):
-        return None
-    # A plain student has no use for what its distillation added.
-    unused = [name for name in unused if not name.startswith(PREFIX)]
-    if not (reshaped or missing or unused):
-        return ''
-    count = sum(not key.endswith(UNCOUNTED) for key in module.state_dict())
-    return (
-        f'{count - len(missing) - len(reshaped)} of {count} weights of {type(module).__name__} were loaded; not in the '
-        f'file: {some(missing)}; of another shape there: {some(reshaped)}; in the file alone: {some(unused)}'
-    )
-
-
 # mmrazor 1.0.0 imports what PyTorch 2.0 removed, and accepts mmcv up to 2.1.0.
 patch(
-    'sys.modules: mmrazor.structures.quantization; and the version of mmcv that mmrazor/__init__.py sees',
     'mmrazor does not import on PyTorch >= 2.0 or with mmcv > 2.1.0',
     'test_mmrazor.py::test_stand_in_is_still_needed',
 )(mmrazor.install)
 
 
 @patch(
-    'torch.nn.SyncBatchNorm.forward',
     'models with SyncBN cannot be wired, or looked at by make_config, on PyTorch before 2.1',
     'test_patches.py::test_sync_bn_still_refuses_the_cpu',
 )
@@ -204,78 +193,3 @@ def normalize_on_cpu() -> None:
         return forward(self, input) if input.is_cuda else _BatchNorm.forward(self, input)
 
     torch.nn.SyncBatchNorm.forward = either  # type: ignore[method-assign]
-
-
-class Change(NamedTuple):
-    """A change of one object that was given to us, in a module of ours."""
-
-    where: str
-    changes: str
-    reason: str
-    test: str
-
-
-CHANGES = (
-    Change(
-        'runtime.model',
-        '__class__ of the student: a subclass that adds the distillation losses',
-        "the student keeps its module names, so checkpoints, learning rates and hooks of the user's config still fit",
-        'tests/runtime/test_model.py',
-    ),
-    Change(
-        'runtime.taps',
-        'forward of the tapped modules, during a step',
-        'mmdet and mmseg call heads by their forward method, which runs no hooks',
-        'tests/runtime/test_taps.py',
-    ),
-    Change(
-        'engine.checkpoint_hook',
-        '__class__ of the checkpoint hook, and its file backend while the best checkpoint is saved',
-        'mmengine removes old checkpoints before the new one is written',
-        'tests/engine/test_reliability_checkpoints.py',
-    ),
-    Change(
-        'engine.exact',
-        "the train data loader is built early; its __class__ and generator, __getitems__ of its data set; the loop's "
-        'run_iter and dataloader_iterator, after a resume',
-        'mmengine saves neither random states nor the place in an epoch: each sample gets the seed of its place',
-        'tests/engine/test_reliability_resume.py',
-    ),
-    Change(
-        'engine.nonfinite',
-        'parse_losses of the model; backward and step of the optimizer wrapper',
-        'mmengine has no hook between the backward pass and the step',
-        'tests/engine/test_reliability_nonfinite.py',
-    ),
-    Change(
-        'engine.signals',
-        'the answer to SIGTERM during a training, also in forked children; worker_init_fn of the data loaders',
-        'a run that is told to stop saves first, and its data loading processes must live until then',
-        'tests/engine/test_reliability_signals.py',
-    ),
-    Change(
-        'engine.process',
-        'Runner._log_env and dump_config while one is built: its config goes to the log alone, and is dumped later',
-        'an error would stand below hundreds of lines of config, and a refused resume would change the record',
-        'tests/test_wrong_tools.py',
-    ),
-    Change(
-        'engine.process',
-        "mmengine's table of visualizers, and the workers of the data loaders, at the end of a run",
-        'the next run in this process would log into the folder of the last one, and wait 5 s for each worker',
-        'tests/configs/test_two_stages.py',
-    ),
-    Change(
-        'stage1.hook',
-        "the runner's load_from and resume; requires_grad of the teacher",
-        'one hook turns the config of a teacher into the training of its prompt; load_from names the teacher there',
-        'tests/stage1/test_prompt_hook.py',
-    ),
-    Change(
-        'stage1.recipe',
-        "the runner's optimizer, schedulers, loops, log processor and checkpoint hook; init_weights of the teacher "
-        'does nothing any more',
-        'the prompt alone is trained, for its own number of iterations; the teacher has its weights by then',
-        'tests/stage1/test_recipe.py',
-    ),
-)

@@ -87,8 +87,7 @@ def run(
     install()
     launcher = cfg.get('launcher', 'none')
     check = check and is_first_process(launcher)
-    if check:
-        check_data(cfg)
+    data = check_data(cfg) if check else []
     if cfg.get(NAME):
         ensure_prompt(dict(cfg[NAME]), cfg)
     options = reliability_options(cfg)
@@ -121,7 +120,7 @@ def run(
             runner.dump_config()
         with reliable(runner, **options):
             if check:
-                show_overview(runner)
+                show_overview(runner, data)
             return runner.train()
 
 
