@@ -200,7 +200,7 @@ def test_a_new_training_moves_the_earlier_one_aside_and_says_what_it_trains(task
     assert text.count('before the training') == 1
     assert 'train: 8 images' in text
     assert 'val: 4 images' in text
-    assert {'det': 'boxes per class: ', 'seg': 'pixels per class: '}[task] in text
+    assert {'det': 'boxes per class: ', 'seg': 'pixels per class in 8 of them: '}[task] in text
     assert 'distils mse: ' in text
     assert 'of the teacher, with FeatureMSELoss' in text
     assert 'Config:' not in text

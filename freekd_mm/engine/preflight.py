@@ -174,29 +174,35 @@ def _check_images(name: str, dataset: Any) -> None:
 
 
 def _overview(dataset: Any) -> str:
-    infos: list[dict] = dataset.data_list
-    load: Any = None
-    step = -(-len(infos) // MAPS)
+    infos = dataset.data_list
+    classes = dataset.metainfo.get('classes') or ()
     if 'instances' in infos[0]:
         sizes = {(info.get('width'), info.get('height')) for info in infos}
-        boxes = (box for info in infos for box in info['instances'] if not box.get('ignore_flag'))
-        what, counts = 'boxes', Counter(box['bbox_label'] for box in boxes)
+        labels = (box['bbox_label'] for info in infos for box in info['instances'] if not box.get('ignore_flag'))
+        counts = Counter(labels)
+        what, shares = 'boxes per class', [f'{name} {counts[index]}' for index, name in enumerate(classes)]
     else:
-        load = next((step for step in dataset.pipeline.transforms if type(step).__name__ == 'LoadAnnotations'), None)
-        sizes, what, counts = set(), 'pixels', Counter()
-        for info in infos[::step] if load else ():
-            labels = load(info)['gt_seg_map']
-            sizes.add(labels.shape[::-1])
-            values, pixels = np.unique(labels[labels != dataset.ignore_index], return_counts=True)
-            counts.update(dict(zip(values.tolist(), pixels.tolist())))
+        sample = infos[:: -(-len(infos) // MAPS)]
+        sizes, counts = _pixels(dataset, sample)
+        total = max(sum(counts.values()), 1)
+        what = f'pixels per class in {len(sample)} of them'
+        shares = [f'{name} {counts[index] / total:.1%}' for index, name in enumerate(classes)]
     by_area = sorted(sizes - {(None, None)}, key=lambda size: size[0] * size[1])
     ends = ' to '.join(dict.fromkeys(f'{width}x{height}' for width, height in (*by_area[:1], *by_area[-1:])))
-    total = max(sum(counts.values()), 1)
-    names = dataset.metainfo.get('classes') or ()
-    per_class = [f'{n} {counts[i] / total:.1%}' if load else f'{n} {counts[i]}' for i, n in enumerate(names)]
-    sample = f' ({len(infos[::step])} of the images)' if load and step > 1 else ''
     of = f' of {ends}' if ends else ''
-    return f'{len(infos)} images{of}; {what} per class{sample}: {", ".join(per_class) or "no classes are named"}'
+    return f'{len(infos)} images{of}; {what}: {", ".join(shares) or "no classes are named"}'
+
+
+def _pixels(dataset: Any, infos: Sequence[dict]) -> tuple[set[tuple], Counter]:
+    """Returns the sizes of label maps, and how many pixels each class has in them."""
+    sizes: set[tuple] = set()
+    counts: Counter = Counter()
+    loads = [step for step in dataset.pipeline.transforms if type(step).__name__ == 'LoadAnnotations']
+    for labels in (load(info)['gt_seg_map'] for load in loads for info in infos):
+        sizes.add(labels.shape[::-1])
+        values, pixels = np.unique(labels[labels != dataset.ignore_index], return_counts=True)
+        counts.update(dict(zip(values.tolist(), pixels.tolist())))
+    return sizes, counts
 
 
 def show_overview(runner: Any, data: Sequence[tuple[str, str]]) -> None:
