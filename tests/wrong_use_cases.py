@@ -236,7 +236,7 @@ CASES = {
     'choice of a hook': (
         lambda p: HOOKS.build({'type': 'freekd_mm.DistillScheduleHook', 'decay': 'cosin'}),
         ValueError,
-        "decay should be one of 'constant', 'linear', 'cosine', but got 'cosin'. Did you mean 'cosine'?",
+        "decay should be one of 'constant', 'cosine', but got 'cosin'. Did you mean 'cosine'?",
     ),
     'reliability option': (
         lambda p: train(p, reliability={'nonfinit': 'skip'}),

@@ -17,22 +17,11 @@ QUANTIZATION = 'mmrazor.structures.quantization'
 MMCV_MAXIMUM = '2.1.0'
 
 
-class QuantizationUnavailable:
-    """Stands for every name of ``mmrazor.structures.quantization``: importable, not usable."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        raise RuntimeError(
-            'mmrazor 1.0.0 quantization does not work on PyTorch >= 2.0; freekd_mm replaces that part of '
-            'mmrazor by a stand-in so that its distillation works. Use PyTorch 1.13 for quantization.'
-        )
-
-
 def install() -> None:
     """Puts the stand-in in place, before anything imports mmrazor; imports mmrazor itself only to pass the bound."""
     if (installed_torch() or (0, 0)) >= (2, 0):
-        module = ModuleType(QUANTIZATION)
-        names = {'BackendConfigs': {}, 'QConfigHandler': QuantizationUnavailable}
-        vars(module).update(names, __all__=list(names))
+        module = ModuleType(QUANTIZATION, 'Stands for a part of mmrazor 1.0.0 that does not work on PyTorch >= 2.0.')
+        vars(module).update(BackendConfigs={}, QConfigHandler=None, __all__=['BackendConfigs', 'QConfigHandler'])
         sys.modules.setdefault(QUANTIZATION, module)
     version = installed_version('mmcv') or installed_version('onedl-mmcv') or '0'
     # Two numbers are enough: 2.1.0 is the last of its line.

@@ -196,45 +196,38 @@ def _losses(model: nn.Module, losses: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _features(model: nn.Module, batch: Any, images: Sequence[str]) -> list[str]:
-    """Runs student and teacher once more, and looks at what the losses compare."""
+def _features(model: Any, batch: Any, images: Sequence[str]) -> list[str]:
+    """Runs student and teachers once more, and looks at what the losses compare."""
     distillation: Any = getattr(model, 'distillation', None)
-    preprocess: Any = getattr(model, 'data_preprocessor', None)
-    if batch is None or preprocess is None:
-        return []
-    parts = []
     try:
         with isolated_rng(), torch.no_grad(), eval_mode(model):
-            data = preprocess(copy.deepcopy(batch), True)
+            data = model.data_preprocessor(copy.deepcopy(batch), True)
             inputs, samples = data['inputs'], data['data_samples']
-            parts += _tensors('the input', [inputs], images)
-            if distillation is None:
-                return parts
-            entries = list(distillation.entries.values())
-            distillation.run_teachers(entries, inputs, samples)
-            with distillation.student_recorder:
-                forward_features(model, inputs, samples)
-            seen = [('student', distillation.student_recorder, tap) for entry in entries for tap in entry.student_taps]
-            seen += [(entry.teacher_name, entry.teacher, tap) for entry in entries for tap in entry.teacher_taps]
-            for role, recorder, tap in dict.fromkeys(seen):
-                parts += _tensors(f"the {role}'s '{tap}'", recorder.levels([tap]), images)
+            seen: dict[str, Sequence[Tensor]] = {'the input': (inputs,)}
+            if distillation is not None:
+                entries = list(distillation.entries.values())
+                distillation.run_teachers(entries, inputs, samples)
+                with distillation.student_recorder as student:
+                    forward_features(model, inputs, samples)
+                for entry in entries:
+                    seen.update({f"the student's '{tap}'": student.levels([tap]) for tap in entry.student_taps})
+                    name, teacher = entry.teacher_name, entry.teacher
+                    seen.update({f"the {name}'s '{tap}'": teacher.levels([tap]) for tap in entry.teacher_taps})
+                distillation.clear()
+        return [part for what, levels in seen.items() for part in _tensors(what, levels, images)]
     except Exception as error:  # a second look must not hide what was seen first
-        parts.append(f'the features could not be checked again ({type(error).__name__}: {error})')
-    finally:
-        if distillation is not None:
-            distillation.clear()
-    return parts
+        return [f'the features could not be checked again ({type(error).__name__}: {error})']
 
 
 def _tensors(what: str, levels: Sequence[Tensor], images: Sequence[str]) -> list[str]:
     parts = []
     for index, level in enumerate(levels):
-        bad = ~torch.isfinite(level).flatten(1).all(1) if level.dim() > 1 else ~torch.isfinite(level)
-        if not bool(bad.any()):
-            continue
-        where = f' at level {index}' if len(levels) > 1 else ''
-        of = [image for image, is_bad in zip(images, bad.tolist()) if is_bad]
-        parts.append(f'{what} is not finite{where}' + (f' for {some(dict.fromkeys(of), 8)}' if of else ''))
+        finite = torch.isfinite(level)
+        bad = (~(finite.flatten(1).all(1) if level.dim() > 1 else finite)).tolist()
+        if any(bad):
+            where = f' at level {index}' if len(levels) > 1 else ''
+            of = dict.fromkeys(image for image, is_bad in zip(images, bad) if is_bad)
+            parts.append(f'{what} is not finite{where}{f" for {some(of, 8)}" if of else ""}')
     return parts
 
 

@@ -31,15 +31,12 @@ def quiet_building() -> Iterator[None]:
     """
     runner: Any = Runner
     log_env, dump_config = runner._log_env, runner.dump_config
-    held: list[tuple[logging.Handler, logging.LogRecord]] = []
-    holding: list[tuple[logging.Handler, Any]] = []
+    held: dict[logging.Handler, list[logging.LogRecord]] = {}
 
     def hold(self: Any, env_cfg: dict) -> None:
         for handler in self.logger.handlers:
             if not isinstance(handler, logging.FileHandler):
-                # Returns None, which keeps the record away.
-                holding.append((handler, lambda record, handler=handler: held.append((handler, record))))
-                handler.addFilter(holding[-1][1])
+                vars(handler)['emit'] = held.setdefault(handler, []).append
         log_env(self, env_cfg)
 
     runner._log_env, runner.dump_config = hold, lambda self: None
@@ -48,13 +45,14 @@ def quiet_building() -> Iterator[None]:
             yield
     finally:
         runner._log_env, runner.dump_config = log_env, dump_config
-        for handler, keep in holding:
-            handler.removeFilter(keep)
+        for console in held:
+            del vars(console)['emit']
     for item in warned or ():
         warnings.showwarning(item.message, item.category, item.filename, item.lineno)
-    for handler, record in held:
-        if not str(record.msg).startswith('Config:\n'):
-            handler.emit(record)  # not `handle`: mmengine would take a warning for a repeated one
+    for console, records in held.items():
+        for record in records:
+            if not str(record.msg).startswith('Config:\n'):
+                console.emit(record)  # not `handle`: mmengine would take a warning for a repeated one
 
 
 def clean_up(runner: Any) -> None:

@@ -13,7 +13,7 @@ from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.engine.distributed import unwrapped_model
 from freekd_mm.registry import HOOKS
 
-DECAYS = ('constant', 'linear', 'cosine')
+DECAYS = ('constant', 'cosine')
 
 
 @HOOKS.register_module()
@@ -26,10 +26,9 @@ class DistillScheduleHook(Hook):
     Args:
         warmup_iters: Iterations from 0 to the full weight.
         warmup: The same as a share of the training, between 0 and 1.
-        decay: ``'constant'``, or ``'linear'`` or ``'cosine'`` from the end of the warm-up to ``end``.
+        decay: ``'constant'``, or ``'cosine'`` from the end of the warm-up to ``end``.
         end: Factor at the end of training.
         stop_epoch: From this epoch (counted from 0) on the factor is zero.
-        stop_iter: From this iteration on the factor is zero.
         entries: Names of the entries to schedule; all by default.
     """
 
@@ -41,7 +40,6 @@ class DistillScheduleHook(Hook):
         decay: str = 'constant',
         end: float = 0.0,
         stop_epoch: int | None = None,
-        stop_iter: int | None = None,
         entries: Sequence[str] | None = None,
         warmup: float = 0.0,
     ) -> None:
@@ -54,17 +52,14 @@ class DistillScheduleHook(Hook):
         check_positive('warmup_iters', warmup_iters, integer=True, zero=True)
         check_choice('decay', decay, DECAYS)
         check_positive('end', end, zero=True)
-        for name, stop in (('stop_epoch', stop_epoch), ('stop_iter', stop_iter)):
-            if stop is not None:
-                check_positive(name, stop, integer=True, zero=True)
+        if stop_epoch is not None:
+            check_positive('stop_epoch', stop_epoch, integer=True, zero=True)
         self.warmup_iters, self.warmup, self.decay, self.end = warmup_iters, warmup, decay, end
-        self.stop_epoch, self.stop_iter, self.entries = stop_epoch, stop_iter, entries
+        self.stop_epoch, self.entries = stop_epoch, entries
 
     def factor(self, iteration: int, max_iters: int, epoch: int = 0) -> float:
         """Returns the factor at an iteration (counted from 0)."""
         if self.stop_epoch is not None and epoch >= self.stop_epoch:
-            return 0.0
-        if self.stop_iter is not None and iteration >= self.stop_iter:
             return 0.0
         rising = self.warmup_iters or int(self.warmup * max_iters)
         if iteration < rising:
@@ -72,8 +67,7 @@ class DistillScheduleHook(Hook):
         if self.decay == 'constant':
             return 1.0
         progress = min((iteration - rising) / max(max_iters - 1 - rising, 1), 1.0)
-        remaining = (1 + math.cos(math.pi * progress)) / 2 if self.decay == 'cosine' else 1 - progress
-        return self.end + (1 - self.end) * remaining
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * progress)) / 2
 
     def before_train(self, runner: Runner) -> None:
         """Checks that there is something to schedule."""
