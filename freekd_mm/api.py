@@ -16,21 +16,13 @@ if TYPE_CHECKING:
 
 
 class Distilled(NamedTuple):
-    """What :func:`distill` made.
+    """What :func:`distill` made."""
 
-    Attributes:
-        student: The plain student's weights, for ``DetInferencer`` and all that loads the student's own config.
-        metrics: What the best evaluation measured, as the evaluator names it.
-        checkpoint: The training checkpoint that the student is from.
-        config: The distillation config.
-        work_dir: Logs and all checkpoints.
-    """
-
-    student: Path
-    metrics: dict[str, float]
-    checkpoint: Path
-    config: Path
-    work_dir: Path
+    student: Path  # the plain student's weights, for ``DetInferencer`` and all that loads the student's own config
+    metrics: dict[str, float]  # what the best evaluation measured, as the evaluator names it
+    checkpoint: Path  # the training checkpoint that the student is from
+    config: Path  # of the distillation
+    work_dir: Path  # logs and all checkpoints
 
 
 def distill(

@@ -18,7 +18,7 @@ from docs_pages import ROOT
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import HOOKS
 
-from freekd_mm.engine.training import reliability_options
+from freekd_mm.engine.training import reliability_hooks
 from freekd_mm.prompts.prompt_file import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
 from freekd_mm.runtime.config import build_model, default_scope, find_model, without_pretrained
@@ -110,7 +110,7 @@ def check_config_file(path: Path) -> None:
     cfg = Config.fromfile(path)
     for hook in cfg.get('custom_hooks') or ():
         HOOKS.build(hook)
-    reliability_options(cfg)
+    reliability_hooks(cfg)
     if not str(cfg.model.get('type', '')).endswith('DistilledModel'):
         cfg.model.pop('teacher_ckpt', None)  # mmrazor's
         build_model(without_pretrained(cfg.model), cfg.get('default_scope'))
@@ -131,7 +131,7 @@ def check_fragment(names: dict[str, Any]) -> None:
     for hook in names.get('custom_hooks', ()):
         HOOKS.build(ConfigDict(hook))
     if 'reliability' in names:
-        reliability_options(Config({'reliability': names['reliability']}))
+        reliability_hooks(Config({'reliability': names['reliability']}))
     if 'distill' in names:
         distill = ConfigDict(names['distill'])
         # LD compares distributions over the edges of boxes, which RetinaNet does not predict.

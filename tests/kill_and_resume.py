@@ -70,7 +70,7 @@ def epochs(root: Path, folder: Path, workers: int) -> dict[str, Any]:
     ]
     config['custom_hooks'] = [
         {'type': 'EMAHook', 'momentum': 0.1},
-        {'type': 'freekd_mm.DistillScheduleHook', 'warmup_iters': 3, 'decay': 'cosine'},
+        {'type': 'freekd_mm.DistillScheduleHook', 'warmup': 0.25, 'decay': 'cosine'},
     ]
     config['default_hooks'] = {
         'checkpoint': {'type': 'CheckpointHook', 'max_keep_ckpts': 1, 'save_best': 'coco/bbox_mAP'}

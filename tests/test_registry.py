@@ -78,7 +78,7 @@ import sys
 from {package}.registry import HOOKS, MODELS, TRANSFORMS
 assert MODELS.build(dict(type='freekd_mm.FeatureMSELoss')).loss_weight == 1
 assert not [name for name in sys.modules if name.startswith(('freekd_mm.runtime', 'freekd_mm.engine'))]
-assert HOOKS.build(dict(type='freekd_mm.DistillScheduleHook', warmup_iters=3)).warmup_iters == 3
+assert HOOKS.build(dict(type='freekd_mm.DistillScheduleHook', warmup=0.3)).warmup == 0.3
 assert not [name for name in sys.modules if name.startswith(('freekd_mm.stage1', 'freekd_mm.visualize'))]
 assert 'freekd_mm.Corrupt' in TRANSFORMS
 """

@@ -229,9 +229,9 @@ CASES = {
         "mean 'freekd_mm.DistillScheduleHook'?",
     ),
     'hook option': (
-        lambda p: train(p, custom_hooks=[{'type': 'freekd_mm.DistillScheduleHook', 'warmup_iter': 10}]),
+        lambda p: train(p, custom_hooks=[{'type': 'freekd_mm.DistillScheduleHook', 'warm_up': 0.1}]),
         ValueError,
-        "hook of custom_hooks (DistillScheduleHook) has no option 'warmup_iter'|Did you mean 'warmup_iters'?",
+        "hook of custom_hooks (DistillScheduleHook) has no option 'warm_up'|Did you mean 'warmup'?",
     ),
     'choice of a hook': (
         lambda p: HOOKS.build({'type': 'freekd_mm.DistillScheduleHook', 'decay': 'cosin'}),

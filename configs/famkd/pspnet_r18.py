@@ -12,4 +12,4 @@ model = dict(
 )
 
 # The weight of the FAM loss warms up, as in the paper.
-custom_hooks = [dict(type='freekd_mm.DistillScheduleHook', warmup_iters=1000, entries=['famkd'])]
+custom_hooks = [dict(type='freekd_mm.DistillScheduleHook', warmup=0.025, entries=['famkd'])]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from freekd_mm.checkpoints.sources import is_trusted
+from freekd_mm.checkpoints.sources import TRUSTED
 from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import load_as_data
 
@@ -69,7 +69,7 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
     """
     path = Path(path).expanduser()
     check_file('checkpoint', path)
-    if is_trusted(path):
+    if path.resolve() in TRUSTED:
         return torch.load(path, map_location=map_location, weights_only=False)
     try:
         if path.suffix == '.safetensors':

@@ -11,9 +11,8 @@ import torch
 
 # OpenMMLab's files end with the first digits of their SHA-256; not a date, which some file names end with.
 HASH_SUFFIX = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.(?:pth|pt)$')
-
-
-_trusted: set[Path] = set()
+#: Files that :func:`trust` has named.
+TRUSTED: set[Path] = set()
 
 
 def trust(*sources: str | os.PathLike) -> None:
@@ -23,12 +22,7 @@ def trust(*sources: str | os.PathLike) -> None:
     """
     for source in map(str, sources):
         path = _cached(source) if _is_url(source) else Path(source)
-        _trusted.add(path.expanduser().resolve())
-
-
-def is_trusted(path: Path) -> bool:
-    """Whether :func:`trust` named this file."""
-    return path.resolve() in _trusted
+        TRUSTED.add(path.expanduser().resolve())
 
 
 def sha256(path: str | os.PathLike) -> str:

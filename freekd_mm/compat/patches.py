@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 import torch
 from mmengine.logging import print_log
@@ -50,41 +50,16 @@ from freekd_mm.text import some
 SWITCH = 'FREEKD_MM_NO_PATCHES'
 
 
-class Patch(NamedTuple):
-    """A change of the whole process; the documentation of the function that makes it is the reason."""
-
-    lost: str  # what does not hold without it
-    until: str  # the test that fails when the change is no longer needed
-    make: Callable[[], None]
-
-
-PATCHES: list[Patch] = []
-
-
-def patch(lost: str, until: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Adds the function that makes a change to the list."""
-
-    def add(make: Callable[[], None]) -> Callable[[], None]:
-        PATCHES.append(Patch(lost, f'tests/compat/{until}', make))
-        return make
-
-    return add
-
-
 def install_patches() -> None:
     """Makes all :data:`PATCHES`, or says what does not hold without them if :data:`SWITCH` is 1."""
     if os.environ.get(SWITCH) == '1':
-        lost = '; '.join(patch.lost for patch in PATCHES)
+        lost = '; '.join(lost for lost, _ in PATCHES.values())
         warn(f'{SWITCH}=1 leaves out what freekd_mm changes, so: {lost}')
         return
-    for patch in PATCHES:
-        patch.make()
+    for make in PATCHES:
+        make()
 
 
-@patch(
-    "with the onedl line, configs cannot inherit 'mmseg::...'",
-    'test_patches.py::test_configs_of_forks_are_still_not_found',
-)
 def find_configs_of_forks() -> None:
     """Changes ``MODULE2PACKAGE``: the onedl line's mmengine looks for its ``onedl-mmsegmentation`` by the old name."""
     from mmengine.config import utils
@@ -93,10 +68,6 @@ def find_configs_of_forks() -> None:
         utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
-@patch(
-    'load_from, init_cfg and --resume of mmengine load files as PyTorch does, which may fail or run code in them',
-    'test_patches.py::test_loader_is_still_needed',
-)
 def load_as_data() -> None:
     """Changes the checkpoint loader: on PyTorch >= 2.6 mmengine 0.10.7 cannot read its own checkpoints.
 
@@ -120,10 +91,6 @@ def load_checkpoint(filename: str, map_location: Any = None, **kwargs: Any) -> A
     return content
 
 
-@patch(
-    'a checkpoint can be damaged by a crash or a full disk while it is written',
-    'test_patches.py::test_saver_is_still_needed',
-)
 def save_whole() -> None:
     """Changes ``save_checkpoint``, which writes into the old file: a crash or a full disk destroys both."""
     import mmengine.runner.runner
@@ -147,10 +114,6 @@ def save_whole() -> None:
         vars(module)['save_checkpoint'] = save_checkpoint
 
 
-@patch(
-    'load_from and init_cfg print one line per weight that does not fit',
-    'test_patches.py::test_what_does_not_fit_still_takes_many_lines',
-)
 def say_what_fits() -> None:
     """Changes ``load_state_dict``: each weight that does not fit has a line of its own in mmengine's log."""
     import mmengine.runner.checkpoint
@@ -172,19 +135,8 @@ def say_what_fits() -> None:
         vars(place)['load_state_dict'] = load_state_dict
 
 
-# mmrazor 1.0.0 imports what PyTorch 2.0 removed, and accepts mmcv up to 2.1.0.
-patch(
-    'mmrazor does not import on PyTorch >= 2.0 or with mmcv > 2.1.0',
-    'test_mmrazor.py::test_stand_in_is_still_needed',
-)(mmrazor.install)
-
-
-@patch(
-    'models with SyncBN cannot be wired, or looked at by make_config, on PyTorch before 2.1',
-    'test_patches.py::test_sync_bn_still_refuses_the_cpu',
-)
 def normalize_on_cpu() -> None:
-    """PyTorch before 2.1 refuses it on the CPU, where it is plain batch normalization, and models of mmseg have it."""
+    """Changes ``SyncBatchNorm.forward``, which refuses the CPU before PyTorch 2.1; there it is plain ``BatchNorm``."""
     forward = torch.nn.SyncBatchNorm.forward
     if torch_at_least(2, 1) or forward.__module__ == __name__:
         return
@@ -193,3 +145,32 @@ def normalize_on_cpu() -> None:
         return forward(self, input) if input.is_cuda else _BatchNorm.forward(self, input)
 
     torch.nn.SyncBatchNorm.forward = either  # type: ignore[method-assign]
+
+
+#: What does not hold without each of them, and the test that fails when it is no longer needed.
+PATCHES: dict[Callable[[], None], tuple[str, str]] = {
+    find_configs_of_forks: (
+        "with the onedl line, configs cannot inherit 'mmseg::...'",
+        'tests/compat/test_patches.py::test_configs_of_forks_are_still_not_found',
+    ),
+    load_as_data: (
+        'load_from, init_cfg and --resume of mmengine load files as PyTorch does, which may fail or run code in them',
+        'tests/compat/test_patches.py::test_loader_is_still_needed',
+    ),
+    save_whole: (
+        'a checkpoint can be damaged by a crash or a full disk while it is written',
+        'tests/compat/test_patches.py::test_saver_is_still_needed',
+    ),
+    say_what_fits: (
+        'load_from and init_cfg print one line per weight that does not fit',
+        'tests/compat/test_patches.py::test_what_does_not_fit_still_takes_many_lines',
+    ),
+    mmrazor.install: (
+        'mmrazor does not import on PyTorch >= 2.0 or with mmcv > 2.1.0',
+        'tests/compat/test_mmrazor.py::test_stand_in_is_still_needed',
+    ),
+    normalize_on_cpu: (
+        'models with SyncBN cannot be wired, or looked at by make_config, on PyTorch before 2.1',
+        'tests/compat/test_patches.py::test_sync_bn_still_refuses_the_cpu',
+    ),
+}

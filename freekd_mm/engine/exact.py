@@ -21,7 +21,6 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from freekd_mm.compat import install
@@ -54,7 +53,6 @@ class ExactResumeHook(Hook):
         self.batches = 0
         self.evaluated = False
         self.point: ResumePoint | None = None
-        self._gradients: dict[str, Tensor] = {}
         self._offset = 0
 
     def prepare(self, runner: Runner) -> None:
@@ -77,18 +75,17 @@ class ExactResumeHook(Hook):
         torch.manual_seed(seed)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Reads the place that a resume starts at."""
+        """Reads the place that a resume starts at, and gradients that wait for more."""
         if runner._resume:
             self.point = ResumePoint.of(checkpoint)
-            self._gradients = checkpoint.get(GRADIENTS, {})
+            gradients = checkpoint.get(GRADIENTS, {})
+            for name, parameter in unwrapped_model(runner).named_parameters():
+                if name in gradients:
+                    parameter.grad = gradients[name].to(parameter)
 
     def before_train(self, runner: Runner) -> None:
         """Goes to where the checkpoint was written."""
         loop, point, seeded = runner.train_loop, self.point, getattr(runner.train_dataloader, 'seeded', None)
-        for name, parameter in unwrapped_model(runner).named_parameters():
-            if name in self._gradients:
-                parameter.grad = self._gradients[name].to(parameter)
-        self._gradients = {}
         if point is None or seeded is None:
             return
         if isinstance(loop, IterBasedTrainLoop):

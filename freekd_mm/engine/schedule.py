@@ -24,8 +24,7 @@ class DistillScheduleHook(Hook):
     zero, the teacher does not run.
 
     Args:
-        warmup_iters: Iterations from 0 to the full weight.
-        warmup: The same as a share of the training, between 0 and 1.
+        warmup: The share of the training, between 0 and 1, in which the weight rises from 0 to its full value.
         decay: ``'constant'``, or ``'cosine'`` from the end of the warm-up to ``end``.
         end: Factor at the end of training.
         stop_epoch: From this epoch (counted from 0) on the factor is zero.
@@ -36,32 +35,27 @@ class DistillScheduleHook(Hook):
 
     def __init__(
         self,
-        warmup_iters: int = 0,
+        warmup: float = 0.0,
         decay: str = 'constant',
         end: float = 0.0,
         stop_epoch: int | None = None,
         entries: Sequence[str] | None = None,
-        warmup: float = 0.0,
     ) -> None:
         check_positive('warmup', warmup, zero=True)
-        if warmup > 1 or (warmup and warmup_iters):
-            raise ValueError(
-                f'warmup should be a share of the training, at most 1, and without warmup_iters, but got {warmup} and '
-                f'warmup_iters={warmup_iters}'
-            )
-        check_positive('warmup_iters', warmup_iters, integer=True, zero=True)
+        if warmup > 1:
+            raise ValueError(f'warmup should be a share of the training, at most 1, but got {warmup}')
         check_choice('decay', decay, DECAYS)
         check_positive('end', end, zero=True)
         if stop_epoch is not None:
             check_positive('stop_epoch', stop_epoch, integer=True, zero=True)
-        self.warmup_iters, self.warmup, self.decay, self.end = warmup_iters, warmup, decay, end
+        self.warmup, self.decay, self.end = warmup, decay, end
         self.stop_epoch, self.entries = stop_epoch, entries
 
     def factor(self, iteration: int, max_iters: int, epoch: int = 0) -> float:
         """Returns the factor at an iteration (counted from 0)."""
         if self.stop_epoch is not None and epoch >= self.stop_epoch:
             return 0.0
-        rising = self.warmup_iters or int(self.warmup * max_iters)
+        rising = int(self.warmup * max_iters)
         if iteration < rising:
             return (iteration + 1) / (rising + 1)
         if self.decay == 'constant':

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from freekd_mm.checkpoints.fitting import PREFIX, WeightsMismatchError, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
-from freekd_mm.checks import check_choice, check_options, check_positive
+from freekd_mm.checks import check_choice, check_options
 from freekd_mm.compat import install
 from freekd_mm.engine.checkpoint_hook import ResumePoint, checkpoints_in, find_resume_point, hook_of, make_safe
 from freekd_mm.engine.distributed import (
@@ -90,7 +91,7 @@ def run(
     data = check_data(cfg) if check else []
     if cfg.get(NAME):
         ensure_prompt(dict(cfg[NAME]), cfg)
-    options = reliability_options(cfg)
+    hooks = reliability_hooks(cfg)
     check_config(cfg)
     prepare_cpu_processes(cfg)
     if amp:
@@ -118,50 +119,45 @@ def run(
                 check_resumed(runner, point.path)
         if isinstance(runner, Runner):
             runner.dump_config()
-        with reliable(runner, **options):
+        with reliable(runner, hooks):
             if check:
                 show_overview(runner, data)
             return runner.train()
 
 
-def reliability_options(cfg: Config) -> dict[str, Any]:
-    """Reads and checks ``reliability`` of a config."""
+def reliability_hooks(cfg: Config) -> list[Hook]:
+    """Returns the hooks that ``reliability`` of a config asks for."""
     given = cfg.get('reliability') or {}
-    if not isinstance(given, dict):
-        raise TypeError(f'reliability should be a dict, but got {given!r}')
     check_options('reliability', given, RELIABILITY)
     options = {**RELIABILITY, **given}
     check_choice('nonfinite of reliability', options['nonfinite'], (*POLICIES, 'ignore'))
-    check_positive('patience of reliability', options['patience'], integer=True)
-    for name in ('exact_resume', 'graceful_stop'):
-        check_choice(f'{name} of reliability', options[name], (True, False))
-    return options
+    hooks: list[Hook] = [ExactResumeHook()] if options['exact_resume'] else []
+    if options['nonfinite'] != 'ignore':
+        hooks.append(NonFiniteHook(options['nonfinite'], options['patience']))
+    return [*hooks, GracefulStopHook()] if options['graceful_stop'] else hooks
 
 
 @contextmanager
-def reliable(runner: Any, nonfinite: str, patience: int, exact_resume: bool, graceful_stop: bool) -> Iterator[None]:
-    """Adds the hooks to a runner that has not trained yet; exact resumes need mmengine's ``Runner``."""
-
-    def own(hook: Any) -> Any:
-        """Registers a hook, or returns the one of its kind that the config has already."""
-        present = next((other for other in runner.hooks if type(other) is type(hook)), None)
-        if present is None:
-            runner.register_hook(hook)
-        return present or hook
-
+def reliable(runner: Any, hooks: Sequence[Hook]) -> Iterator[None]:
+    """Adds hooks to a runner that has not trained yet; exact resumes need mmengine's ``Runner``."""
     make_safe(runner)
-    if exact_resume and isinstance(runner, Runner):
-        own(ExactResumeHook()).prepare(runner)
-        check_equal_steps(len(runner._train_dataloader))
+    present = {type(hook): hook for hook in runner.hooks}
+    for hook in hooks:
+        if isinstance(hook, ExactResumeHook) and not isinstance(runner, Runner):
+            continue
+        if type(hook) not in present:  # the config may have its own
+            runner.register_hook(hook)
+        hook = present.get(type(hook), hook)
+        if isinstance(hook, ExactResumeHook):
+            hook.prepare(runner)
+            check_equal_steps(len(runner._train_dataloader))
     compare_classes(runner)
-    if nonfinite != 'ignore':
-        own(NonFiniteHook(nonfinite, patience))
-    stop = own(GracefulStopHook()) if graceful_stop else None
     try:
         yield
     finally:
-        if stop is not None:
-            stop.release()
+        for hook in runner.hooks:
+            if isinstance(hook, GracefulStopHook):
+                hook.release()
 
 
 def check_resumed(runner: Any, path: str) -> None:

@@ -98,7 +98,7 @@ def test_getattr_reaches_nothing_but_statistics(tmp_path):
 
 
 def test_trust_names_single_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, '_trusted', set())
+    sources.TRUSTED.clear()
     first, second = (save({'meta': Attack(tmp_path / name)}, tmp_path / f'{name}.pth') for name in ('a', 'b'))
     monkeypatch.chdir(tmp_path)
     sources.trust('a.pth')

@@ -168,7 +168,7 @@ def test_distillation_from_segmenter_to_evaluation(scenes_root, tmp_path):
     checkpoint = save_weights(teacher, tmp_path / 'teacher.pth', 'mmseg')
     entries = {'figkd': {'student': 'decode_head', 'loss': {'type': 'freekd_mm.FiGKDLoss'}}}
     config = distilled(config, {'model': teacher, 'checkpoint': str(checkpoint)}, entries)
-    config['custom_hooks'] = [{'type': 'freekd_mm.DistillScheduleHook', 'warmup_iters': 1}]
+    config['custom_hooks'] = [{'type': 'freekd_mm.DistillScheduleHook', 'warmup': 0.5}]
     path = tiny_configs.write(tmp_path / 'seg.py', {**config, 'default_hooks': {'checkpoint': {'by_epoch': False}}})
     config = Config.fromfile(path)
     config.default_hooks.checkpoint.update(type='CheckpointHook', interval=2)

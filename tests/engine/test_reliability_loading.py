@@ -185,8 +185,8 @@ def test_config_of_a_checkpoint_is_not_run(tmp_path):
 
 
 @pytest.fixture
-def nothing_trusted(monkeypatch):
-    monkeypatch.setattr(sources, '_trusted', set())
+def nothing_trusted():
+    sources.TRUSTED.clear()
 
 
 def test_trusted_files_by_name(evil, tmp_path, nothing_trusted):

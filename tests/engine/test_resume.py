@@ -48,7 +48,7 @@ def detector(root):
     config['train_cfg'] = {'type': 'EpochBasedTrainLoop', 'max_epochs': 2, 'val_interval': 5}
     config['custom_hooks'] = [
         {'type': 'EMAHook', 'momentum': 0.1},
-        {'type': 'freekd_mm.DistillScheduleHook', 'warmup_iters': 1, 'decay': 'cosine'},
+        {'type': 'freekd_mm.DistillScheduleHook', 'warmup': 0.25, 'decay': 'cosine'},
     ]
     config['param_scheduler'] = [{'type': 'LinearLR', 'start_factor': 0.1, 'by_epoch': False, 'begin': 0, 'end': 3}]
     scope, plain = 'mmdet', tiny_configs.detector(root)['model']

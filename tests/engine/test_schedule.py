@@ -25,17 +25,16 @@ def test_constant():
 
 
 def test_warmup_is_linear_and_never_zero():
-    assert factors(warmup_iters=4) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1])
+    assert factors(warmup=0.4) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1])
 
 
 def test_warmup_as_a_share_of_the_training():
-    assert factors(warmup=0.4) == factors(warmup_iters=4)
-    assert factors(6, warmup=0.2, decay='cosine') == factors(6, warmup_iters=1, decay='cosine')
+    assert factors(6, warmup=0.2) == [0.5, *[1.0] * 5]
     assert factors(5, warmup=0.1) == [1.0] * 5
 
 
 def test_decay_behind_the_warmup():
-    assert factors(4, warmup_iters=1, decay='cosine') == pytest.approx([0.5, 1, 0.5, 0])
+    assert factors(4, warmup=0.25, decay='cosine') == pytest.approx([0.5, 1, 0.5, 0])
 
 
 def test_cosine_decay():
@@ -50,7 +49,7 @@ def test_stop():
 
 @pytest.mark.parametrize('count', [1, 2])
 def test_short_runs(count):
-    assert all(0 <= value <= 1 for value in factors(count, warmup_iters=5, decay='cosine'))
+    assert all(0 <= value <= 1 for value in factors(count, warmup=1, decay='cosine'))
     assert all(0 <= value <= 1 for value in factors(count, decay='cosine'))
 
 
@@ -58,10 +57,9 @@ def test_short_runs(count):
     ('options', 'error', 'message'),
     [
         ({'decay': 'cos'}, ValueError, r"decay should be one of .*, but got 'cos'"),
-        ({'warmup_iters': 1.5}, TypeError, r'warmup_iters should be an integer'),
-        ({'warmup_iters': -1}, ValueError, r'warmup_iters should be at least 0'),
+        ({'warmup': 'fast'}, TypeError, r'warmup should be a number'),
+        ({'warmup': -1}, ValueError, r'warmup should be at least 0'),
         ({'warmup': 1.5}, ValueError, r'warmup should be a share of the training, at most 1'),
-        ({'warmup': 0.1, 'warmup_iters': 3}, ValueError, r'without warmup_iters, but got 0.1 and warmup_iters=3'),
         ({'end': -0.1}, ValueError, r'end should be at least 0'),
         ({'stop_epoch': 2.5}, TypeError, r'stop_epoch should be an integer'),
         ({'stop_epoch': -3}, ValueError, r'stop_epoch should be at least 0'),
@@ -112,14 +110,16 @@ def run(scenes_root, tmp_path, *hooks, **settings):
 def test_factor_reaches_the_losses_and_the_log(scenes_root, tmp_path):
     """A factor of zero also stops the teacher's forward pass."""
     hooks = [
-        {'type': 'freekd_mm.DistillScheduleHook', 'warmup_iters': 1, 'stop_epoch': 1, 'entries': ['cwd']},
-        {'type': 'freekd_mm.DistillScheduleHook', 'stop_iter': 3, 'entries': ['mse']},
+        {'type': 'freekd_mm.DistillScheduleHook', 'warmup': 0.25, 'stop_epoch': 1, 'entries': ['cwd']},
+        {'type': 'freekd_mm.DistillScheduleHook', 'decay': 'cosine', 'entries': ['mse']},
     ]
     scales, log = run(scenes_root, tmp_path, *hooks)
-    assert scales.scales == [(0.5, 1.0), (1.0, 1.0), (0.0, 1.0), (0.0, 0.0)]
+    cosine = pytest.approx([1.0, 0.75, 0.25, 0.0])
+    assert [cwd for cwd, _ in scales.scales] == [0.5, 1.0, 0.0, 0.0]
+    assert [mse for _, mse in scales.scales] == cosine
     assert scales.runs == [1, 2, 3, 3]
     assert [line['distill.scale.cwd'] for line in log] == [0.5, 1.0, 0.0, 0.0]
-    assert [line['distill.scale.mse'] for line in log] == [1.0, 1.0, 1.0, 0.0]
+    assert [line['distill.scale.mse'] for line in log] == cosine
     # mmengine would go on to log the last value that there was; what is called a loss it averages over the last lines.
     assert [line['distill.cwd.level0'] > 0 for line in log] == [True, True, False, False]
     assert log[3]['distill.loss_cwd'] < log[2]['distill.loss_cwd'] < log[1]['distill.loss_cwd']
