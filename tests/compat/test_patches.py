@@ -221,7 +221,7 @@ fit()
     theirs, ours = answer.stdout.split('-' * 9)
     assert theirs.count('size mismatch') == 6
     assert (
-        '20% of the 10 weights of Sequential were loaded; missing: 5.weight, 5.bias; other shape: 0.weight (2, 2) but '
+        '20% of the 10 weights of Sequential were loaded; missing: 5.bias, 5.weight; other shape: 0.weight (2, 2) but '
         '(3, 2) in the file, 0.bias (2,) but (3,) in the file, ' in ours
     )
     assert '; unused: 4.weight, 4.bias\n' in ours

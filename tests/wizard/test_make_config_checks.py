@@ -215,7 +215,7 @@ def test_data_that_cannot_be_trained_on(case: str, tool: Tool, scenes_root: Path
 def test_label_maps_that_are_not_there(scenes_root: Path, tmp_path: Path) -> None:
     from freekd_mm.engine.preflight import check_data
 
-    config = tiny_configs.segmenter(scenes_root)
+    config = {**tiny_configs.segmenter(scenes_root), 'default_scope': 'mmseg'}
     check_data(Config(copy.deepcopy(config)))
     config['train_dataloader']['dataset']['seg_map_suffix'] = '_labels.png'
     with pytest.raises(FileNotFoundError, match=r'label maps of train_dataloader .* 8 of 8 .* missing'):
