@@ -9,23 +9,9 @@ import typing
 from freekd_mm.version import __version__
 
 
-def _too_old() -> 'str | None':
-    """Returns what is too old here and what to do about it, or None."""
-    needs = 'freekd_mm {} needs {} or newer, but this is {}: {}'
-    if sys.version_info < (3, 8):
-        here = 'Python {}.{} ({})'.format(sys.version_info[0], sys.version_info[1], sys.executable)
-        return needs.format(__version__, 'Python 3.8', here, 'use another Python, for example 3.11')
-    from freekd_mm.compat.versions import OLDEST_TORCH, installed_torch
-
-    torch = installed_torch()
-    if torch is None or torch >= OLDEST_TORCH:
-        return None
-    command = sys.executable + ' -m pip install torch==2.1.2, then an mmcv that fits it (docs/install.md)'
-    return needs.format(__version__, 'PyTorch {}.{}'.format(*OLDEST_TORCH), 'PyTorch {}.{}'.format(*torch), command)
-
-
-def _refuse(line: str) -> None:
+def _refuse(oldest: str, here: str, command: str) -> None:
     """Raises ImportError with one line; only that is printed if nobody catches it."""
+    line = 'freekd_mm {} needs {} or newer, but this is {}: {}'.format(__version__, oldest, here, command)
     refusal, show = ImportError(line), sys.excepthook
 
     def show_line(kind: type, error: BaseException, trace: 'typing.Any') -> None:
@@ -38,9 +24,19 @@ def _refuse(line: str) -> None:
     raise refusal
 
 
-_line = _too_old()
-if _line:
-    _refuse(_line)
+def _check_versions() -> None:
+    if sys.version_info < (3, 8):
+        here = 'Python {}.{} ({})'.format(sys.version_info[0], sys.version_info[1], sys.executable)
+        _refuse('Python 3.8', here, 'use another Python, for example 3.11')
+    from freekd_mm.compat.versions import OLDEST_TORCH, installed_torch
+
+    torch = installed_torch() or OLDEST_TORCH
+    if torch < OLDEST_TORCH:
+        command = sys.executable + ' -m pip install torch==2.1.2, then an mmcv that fits it (docs/install.md)'
+        _refuse('PyTorch {}.{}'.format(*OLDEST_TORCH), 'PyTorch {}.{}'.format(*torch), command)
+
+
+_check_versions()
 
 __all__ = ['ImageFolder', '__version__', 'distill', 'export', 'pretrain']
 
@@ -49,10 +45,6 @@ def __getattr__(name: str) -> 'typing.Any':
     """Loads the Python API when it is used: importing the package loads neither torch nor the MM packages."""
     if name not in __all__:
         raise AttributeError('module freekd_mm has no attribute {!r}'.format(name))
-    if name == 'ImageFolder':
-        from freekd_mm.datasets import unlabelled
+    from importlib import import_module
 
-        return unlabelled.ImageFolder
-    from freekd_mm import api
-
-    return getattr(api, name)
+    return getattr(import_module('freekd_mm.datasets.unlabelled' if name == 'ImageFolder' else 'freekd_mm.api'), name)

@@ -1,4 +1,4 @@
-"""Text for people: tables, progress and times in a terminal; lists of names."""
+"""Text for people: tables and progress in a terminal; lists of names."""
 
 from __future__ import annotations
 
@@ -25,16 +25,6 @@ def track(items: Iterable[Any], label: str, total: int | None = None) -> Iterabl
     from rich.progress import track
 
     return track(items, label, total, console=Console(stderr=True))
-
-
-def format_seconds(seconds: float) -> str:
-    """Returns e.g. '7s', '2m05s' or '1h02m'."""
-    whole = round(seconds)
-    if whole < 60:
-        return f'{whole}s'
-    if whole < 3600:
-        return f'{whole // 60}m{whole % 60:02d}s'
-    return f'{whole // 3600}h{whole % 3600 // 60:02d}m'
 
 
 def some(names: Iterable[str], most: int = 6) -> str:

@@ -15,6 +15,7 @@ import traceback
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,6 @@ from freekd_mm.engine.workdir import own_work_dir
 from freekd_mm.files import write_text
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.report.runs import read_run
-from freekd_mm.text import format_seconds
 
 POLL_SECONDS = 0.5
 CONFIG, RESULT, LOG = 'config.py', 'result.json', 'log.txt'
@@ -185,7 +185,7 @@ def _outcome(job: Job, plan: Plan, record: records.Record) -> str:
         return f'FAILED {job}: {record["error"]} (see {job.folder / "log.txt"})'
     splits = [split for split in ('val', 'test') if split in record]
     values = [f'{split} {record[split][plan.metric] * plan.factor:.1f} {plan.unit}'.rstrip() for split in splits]
-    return f'done {job}: {", ".join(values) or "written"} in {format_seconds(record["train_seconds"])}'
+    return f'done {job}: {", ".join(values) or "written"} in {timedelta(seconds=round(record["train_seconds"]))}'
 
 
 def run_job(folder: Path) -> dict[str, Any]:

@@ -89,12 +89,10 @@ def load_whole(
     fit = load_what_fits(model, weights)
     if not fit.is_whole:
         report = f'{source} should fit {fit.model}, but only {fit.share:.0%} of its {fit.count} weights do; {fit}'
-        if not allow_mismatch:
+        if not allow_mismatch or fit.share < MOST:
             offer = allow_mismatch is not None and fit.share >= MOST
             hint = '; to continue, set allow_mismatch=True' if offer else ''
             raise WeightsMismatchError(f'{report}. Check that config and checkpoint belong together{hint}.')
-        if fit.share < MOST:
-            raise WeightsMismatchError(f'{report}. allow_mismatch accepts no less than {MOST:.0%}.')
         warn(report)
     broken = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
     broken += [name for name, value in model.named_buffers() if bool(torch.isnan(value).any())]

@@ -31,6 +31,7 @@ def _allowed() -> dict[str, Any]:
     import _codecs
 
     import numpy as np
+    from mmengine.logging import HistoryBuffer
 
     try:  # NumPy 2 moved the module; pickles hold either name.
         from numpy._core import multiarray
@@ -44,21 +45,16 @@ def _allowed() -> dict[str, Any]:
     for function in (multiarray._reconstruct, multiarray.scalar):  # type: ignore[attr-defined]
         for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
             allowed[f'{module}.{function.__name__}'] = function
-    try:
-        from mmengine.logging import HistoryBuffer
+    allowed['mmengine.logging.history_buffer.HistoryBuffer'] = HistoryBuffer
 
-        allowed['mmengine.logging.history_buffer.HistoryBuffer'] = HistoryBuffer
+    def statistics_method(owner: Any, name: str) -> Any:
+        """The one use of ``getattr`` in such files: a history buffer names its statistics by method."""
+        if owner is not HistoryBuffer or name not in HistoryBuffer._statistics_methods:
+            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr({owner!r}, {name!r})')
+        return HistoryBuffer._statistics_methods[name]
 
-        def statistics_method(owner: Any, name: str) -> Any:
-            """The one use of ``getattr`` in such files: a history buffer names its statistics by method."""
-            if owner is not HistoryBuffer or name not in HistoryBuffer._statistics_methods:
-                raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr({owner!r}, {name!r})')
-            return HistoryBuffer._statistics_methods[name]
-
-        HistoryBuffer()  # fills its table of statistics
-        allowed['builtins.getattr'] = statistics_method
-    except ImportError:
-        pass
+    HistoryBuffer()  # fills its table of statistics
+    allowed['builtins.getattr'] = statistics_method
     return allowed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import shutil
@@ -13,8 +12,6 @@ import torch
 
 from freekd_mm.files import write_atomically
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 
 def save_atomically(content: Any, path: str | os.PathLike) -> Path:
     """``torch.save`` that leaves either the old file or the whole new one, also if the disk is full."""
@@ -24,11 +21,9 @@ def save_atomically(content: Any, path: str | os.PathLike) -> Path:
     try:
         return write_atomically(path, lambda part: part.write_bytes(buffer.getbuffer()))
     except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise OSError(error.errno, f'{path} cannot be written: {error.strerror}; the old file is intact') from error
-        needed, free = (f'{size / 1e6:.1f} MB' for size in (buffer.tell(), shutil.disk_usage(path.parent).free))
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         raise OSError(
             error.errno,
-            f'{path} cannot be written: {error.strerror}. It needs {needed}, and {free} are free in '
-            f'{path.parent}. The old file is intact: free some space, and continue with --resume',
+            f'{path} cannot be written: {error.strerror}. It needs {buffer.tell() / 1e6:.1f} MB, and '
+            f'{free / 1e6:.1f} MB are free there. The old file is intact: make room for it, and continue with --resume',
         ) from error

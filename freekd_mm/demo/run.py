@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from mmengine.config import Config
@@ -22,7 +23,7 @@ from freekd_mm.report.build import write_report
 from freekd_mm.report.metrics import main_metrics
 from freekd_mm.report.runs import NoRunError, read_run
 from freekd_mm.runtime.config import build_empty
-from freekd_mm.text import format_seconds, table
+from freekd_mm.text import table
 
 #: Pictures with the predictions of all models.
 PICTURES = 4
@@ -65,7 +66,7 @@ class Steps:
                 command = ' '.join(running[name].args)  # type: ignore[arg-type]
                 raise SystemExit(f'{tail}\n\nthe demo stopped: {command} failed.\nThe whole log: {log}')
             write_text(self._file(name, 'done'), '')
-        print(f'{label}: {format_seconds(time.monotonic() - start)}', file=sys.stderr)
+        print(f'{label}: {timedelta(seconds=round(time.monotonic() - start))}', file=sys.stderr)
 
     def _file(self, name: str, kind: str) -> Path:
         return self.folder / f'{name}.{kind}'

@@ -7,7 +7,7 @@ import os
 import re
 import zipfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,18 +150,15 @@ def read_resume_point(path: str | os.PathLike) -> ResumePoint:
     return ResumePoint.of(content, str(path))
 
 
-def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | None = None) -> ResumePoint | None:
-    """Returns the checkpoint to continue from: the one that is named, or with ``'auto'`` the newest whole one, or None.
-
-    The config of the checkpoint ``hook`` says how they are called, and where they are besides the ``work_dir``.
-    """
+def find_resume_point(resume: str, cfg: Mapping[str, Any]) -> ResumePoint | None:
+    """Returns the checkpoint to continue from: the named one, or with ``'auto'`` the newest whole one, None without."""
     if resume != 'auto':
         named = fetch(resume)
         check_file('--resume', named)
         return read_resume_point(named)
     broken = []
-    pointed = last_checkpoint(Path(work_dir))
-    for path in dict.fromkeys([*([pointed] if pointed else []), *checkpoints_in(Path(work_dir), hook or {})]):
+    pointed = last_checkpoint(Path(cfg['work_dir']))
+    for path in dict.fromkeys([*([pointed] if pointed else []), *checkpoints_of(cfg)]):
         try:
             point = read_resume_point(path)
         except UntrustedCheckpointError:
@@ -175,26 +172,22 @@ def find_resume_point(resume: str, work_dir: str | os.PathLike, hook: dict | Non
         return point
     if broken:
         raise RuntimeError(
-            f'--resume should find a whole checkpoint in {work_dir}, but none of {", ".join(broken)} is. Remove them '
-            'to start from scratch, or name another: --resume FILE'
+            f'--resume should find a whole checkpoint in {cfg["work_dir"]}, but none of {", ".join(broken)} is. Remove '
+            'them to start from scratch, or name another: --resume FILE'
         )
     return None
 
 
-def hook_of(cfg: Any) -> dict:
-    """Returns the config of the checkpoint hook."""
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
-    return hook if isinstance(hook, dict) else {}
-
-
-def checkpoints_in(work_dir: Path, hook: dict) -> list[Path]:
-    """Returns the checkpoints in the folders of a run, from the last written on."""
+def checkpoints_of(cfg: Mapping[str, Any]) -> list[Path]:
+    """Returns the checkpoints of a config's run, from the last written on."""
+    work_dir = Path(cfg['work_dir']).absolute()
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     # Times count, not numbers: the folder may hold files of an earlier run that got further.
     names = {*NAMES, INTERRUPTED, hook.get('filename_tmpl') or NAMES[0]}
     patterns = [re.escape(name).replace(re.escape('{}'), r'\d+') for name in names]
-    folders = {work_dir.absolute()}
+    folders = {work_dir}
     if hook.get('out_dir'):
-        folders.add((Path(hook['out_dir']) / work_dir.absolute().name).absolute())
+        folders.add((Path(hook['out_dir']) / work_dir.name).absolute())
     found = {
         file
         for folder in folders

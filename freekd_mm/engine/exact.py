@@ -237,10 +237,7 @@ def make_exact(loader: DataLoader, seed: int) -> bool:
     if type(loader) is not DataLoader or loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
         return False
     dataset: Any = loader.dataset
-    try:
-        dataset.__getitems__ = partial(_load, dataset, getattr(dataset, '__getitems__', None))
-    except AttributeError:
-        return False
+    dataset.__getitems__ = partial(_load, dataset)
     loader.__class__ = ExactLoader
     loader.seeded = SeededBatches(loader.batch_sampler, seed)
     # Otherwise each pass takes a number from the stream of the training.
@@ -248,13 +245,10 @@ def make_exact(loader: DataLoader, seed: int) -> bool:
     return True
 
 
-def _load(dataset: Any, together: Any, batch: list) -> list:
+def _load(dataset: Any, batch: list) -> list:
     """Loads the samples of a batch, each with its own seed."""
     if not isinstance(batch, SeededBatch):
-        return together(batch) if together is not None else [dataset[index] for index in batch]
-    if together is not None:
-        with isolated_rng(batch.seed):
-            return together(batch)
+        return [dataset[index] for index in batch]
     samples = []
     for position, index in enumerate(batch):
         with isolated_rng(place_seed(batch.seed, position)):

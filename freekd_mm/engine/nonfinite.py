@@ -66,8 +66,6 @@ class NonFiniteHook(Hook):
         install()
         self.policy, self.patience = policy, patience
         self.in_a_row = 0
-        #: Iterations that were left out.
-        self.skipped: list[int] = []
         self._finite: list[Tensor] = []
         self._losses: dict[str, Any] = {}
         self._batch: Any = None
@@ -141,7 +139,6 @@ class NonFiniteHook(Hook):
         if self.policy == 'error' or too_many:
             often = f' It happened {self.in_a_row} times in a row.' if too_many else ''
             raise NonFiniteError(f'{finding}{often}{ADVICE[scaled]}')
-        self.skipped.append(runner.iter)
         warn(f'{finding} The step is skipped.')
         return False
 
@@ -167,8 +164,7 @@ def diagnose(model: nn.Module, losses: dict[str, Any], batch: Any) -> str:
 def image_files(batch: Any) -> list[str]:
     """Returns the image files of a batch, in order."""
     if isinstance(batch, dict):
-        batch = batch.get('data_samples', list(batch.values()))
-        return image_files(list(batch.values()) if isinstance(batch, dict) else batch)
+        batch = list(batch.values())
     if isinstance(batch, (list, tuple)):
         return [file for item in batch for file in image_files(item)]
     file = getattr(batch, 'img_path', None)

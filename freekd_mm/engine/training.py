@@ -15,7 +15,7 @@ from freekd_mm.checkpoints.fitting import PREFIX, WeightsMismatchError, load_who
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checks import check_choice, check_options
 from freekd_mm.compat import install
-from freekd_mm.engine.checkpoint_hook import ResumePoint, checkpoints_in, find_resume_point, hook_of, make_safe
+from freekd_mm.engine.checkpoint_hook import ResumePoint, checkpoints_of, find_resume_point, make_safe
 from freekd_mm.engine.distributed import (
     check_equal_steps,
     failing_together,
@@ -59,7 +59,7 @@ def ensure_prompt(stage1: dict, cfg: Config) -> None:
     prompt_cfg.work_dir = str(file.parent)
     # The hook takes its own length from that of the training which the prompt is for.
     prompt_cfg.train_cfg = cfg.get('train_cfg') or prompt_cfg.get('train_cfg')
-    run(prompt_cfg, resume='auto' if checkpoints_in(file.parent, hook_of(prompt_cfg)) else None)
+    run(prompt_cfg, resume='auto' if checkpoints_of(prompt_cfg) else None)
     if use_prompt(cfg) is None:
         raise RuntimeError(
             f'{stage1["cfg_path"]} should have written {file}, but did not: the file of its FrequencyPromptHook and '
@@ -176,7 +176,7 @@ def check_resumed(runner: Any, path: str) -> None:
 
 def resume_from(cfg: Config, resume: str) -> ResumePoint | None:
     """Finds the checkpoint to continue from (``'auto'``: the newest whole one), and sets the config for mmengine."""
-    point = find_resume_point(resume, cfg.work_dir, hook_of(cfg))
+    point = find_resume_point(resume, cfg)
     if point is None:
         warn(f'--resume: there is no checkpoint in {cfg.work_dir}, so the training STARTS FROM SCRATCH')
     # Without a checkpoint this is a first run, which starts where 'load_from' says.

@@ -15,7 +15,7 @@ from typing import TextIO
 
 from mmengine.config import Config
 
-from freekd_mm.engine.checkpoint_hook import POINTER, checkpoints_in, hook_of
+from freekd_mm.engine.checkpoint_hook import POINTER, checkpoints_of
 from freekd_mm.log import warn
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 
@@ -93,7 +93,7 @@ def set_aside(cfg: Config, own_log: str = '') -> None:
     ``own_log`` is the name of the new training's folder of logs.
     """
     folder = Path(cfg.work_dir)
-    found = [*checkpoints_in(folder, hook_of(cfg)), *folder.glob('best_*.pth')]
+    found = [*checkpoints_of(cfg), *folder.glob('best_*.pth')]
     if not found:
         return
     found += [file for file in (folder / POINTER, folder / PROMPT_FILE) if file.is_file()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from statistics import mean
 
@@ -17,7 +18,6 @@ from freekd_mm.report.curves import distillation_curves, loss_curves, metric_cur
 from freekd_mm.report.metrics import main_metrics
 from freekd_mm.report.models import shown_models
 from freekd_mm.report.runs import Run, inside, read_runs
-from freekd_mm.text import format_seconds
 
 
 def write_report(
@@ -74,7 +74,7 @@ def _results(run: Run) -> dict[str, str]:
         found['trained'] = (f'{run.epochs} epochs, ' if run.epochs else '') + f'{run.iterations} iterations'
     if times:
         seconds = mean(times)
-        found['per step'] = f'{1000 * seconds:.0f} ms' if seconds < 10 else format_seconds(seconds)
+        found['per step'] = f'{1000 * seconds:.0f} ms' if seconds < 10 else str(timedelta(seconds=round(seconds)))
     if memory:
         found['GPU memory'] = f'{max(value for _, value in memory) / 1024:.1f} GiB'
     return found

@@ -15,7 +15,6 @@ from pycocotools.coco import COCO
 
 from freekd_mm.datasets import scenes
 from freekd_mm.datasets.scenes import CITY, THINGS, render_scene, write_scenes
-from freekd_mm.text import format_seconds
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = {'num_train': 3, 'num_val': 2, 'size': 48, 'seed': 7}
@@ -140,8 +139,3 @@ def test_tool_explains_a_refusal(tmp_path):
     assert result.returncode == 2
     assert 'Traceback' not in result.stderr
     assert 'error: the output should be new, but ' in result.stderr
-
-
-@pytest.mark.parametrize(('seconds', 'text'), [(0.4, '0s'), (59, '59s'), (125, '2m05s'), (3725, '1h02m')])
-def test_seconds_are_readable(seconds, text):
-    assert format_seconds(seconds) == text

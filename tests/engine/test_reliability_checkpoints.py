@@ -112,7 +112,7 @@ def test_settings_of_the_hook_hold(tmp_path):
     assert names[-2:] == ['model_3.pth', 'model_4.pth']
     assert len(names) == 3
     assert names[0].startswith('best_score_model_')
-    assert find_resume_point('auto', tmp_path / 'work', config['default_hooks']['checkpoint']).epoch == 4
+    assert find_resume_point('auto', config).epoch == 4
 
 
 @HOOKS.register_module(force=True)
@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_passed_over(how, tmp_path, capsys):
     work_dir = Path(config['work_dir'])
     for epoch in (3, 4):
         damage(work_dir / f'epoch_{epoch}.pth', how)
-    point = find_resume_point('auto', work_dir)
+    point = find_resume_point('auto', {'work_dir': work_dir})
     assert (point.epoch, point.iteration) == (2, 6)
     printed = capsys.readouterr().out
     assert 'epoch_4.pth cannot be resumed from' in printed
@@ -171,14 +171,14 @@ def test_the_pointer_is_missing_or_wrong(pointer, tmp_path):
     file.unlink()
     if pointer is not None:
         file.write_text(pointer)
-    assert find_resume_point('auto', tmp_path / 'work').epoch == 4
+    assert find_resume_point('auto', {'work_dir': tmp_path / 'work'}).epoch == 4
 
 
 def test_a_moved_work_directory(tmp_path):
     config = toy_config(tmp_path)
     toy_run(config)
     shutil.move(tmp_path / 'work', tmp_path / 'moved')
-    point = find_resume_point('auto', tmp_path / 'moved')
+    point = find_resume_point('auto', {'work_dir': tmp_path / 'moved'})
     assert point.path == str(tmp_path / 'moved' / 'epoch_4.pth')
 
 
@@ -188,7 +188,7 @@ def test_files_of_an_earlier_run_do_not_count(tmp_path):
     toy_run(config)
     with pytest.raises(Stop):
         toy_run(config, {'type': 'ToyStop', 'behind': 7})
-    assert find_resume_point('auto', tmp_path / 'work').epoch == 2
+    assert find_resume_point('auto', {'work_dir': tmp_path / 'work'}).epoch == 2
 
 
 def test_none_is_whole(tmp_path):
@@ -202,7 +202,7 @@ def test_none_is_whole(tmp_path):
 
 def test_there_is_none_yet(tmp_path):
     config = toy_config(tmp_path)
-    assert find_resume_point('auto', tmp_path / 'work') is None
+    assert find_resume_point('auto', {'work_dir': tmp_path / 'work'}) is None
     toy_run(config, resume='auto')
     assert (tmp_path / 'work' / 'epoch_4.pth').is_file()
 
@@ -255,7 +255,7 @@ def test_full_disk(small_disk):
     with pytest.raises(OSError, match=r'No space left on device. It needs 4.0 MB, and 1.\d MB are free') as caught:
         save_atomically({'weights': torch.ones(1_000_000)}, path)
     assert caught.value.errno == errno.ENOSPC
-    assert 'The old file is intact: free some space, and continue with --resume' in str(caught.value)
+    assert 'The old file is intact: make room for it, and continue with --resume' in str(caught.value)
     assert load_checkpoint_file(path) == {'epoch': torch.tensor(1)}
     assert [file.name for file in small_disk.iterdir()] == ['model.pth']
 
@@ -267,7 +267,7 @@ def test_training_on_a_full_disk_goes_on_when_there_is_room(small_disk, tmp_path
     model = {'type': 'ToyModel', 'width': 4}
     with pytest.raises(OSError, match=r'epoch_\d.pth cannot be written: No space left on device'):
         toy_run({**config, 'model': model}, {'type': 'FillDisk', 'path': str(ballast)})
-    assert find_resume_point('auto', small_disk / 'work').epoch == 2
+    assert find_resume_point('auto', {'work_dir': small_disk / 'work'}).epoch == 2
     ballast.unlink()
     toy_run({**config, 'model': model}, resume='auto')
     assert not changed(last_state(tmp_path / 'whole'), last_state(small_disk / 'work'))

@@ -97,7 +97,7 @@ def test_sigterm_to_one_process_stops_all_at_the_same_place(tmp_path):
     stop = {'type': 'OnOneProcess', 'behind': 4, 'signal': int(signal.SIGTERM)}
     results = processes(tmp_path / 'stopped', lambda: toy_run(config, stop))
     assert [status for status, _ in results] == [EXIT_STATUS, EXIT_STATUS], results
-    assert find_resume_point('auto', config['work_dir']).iteration == 4
+    assert find_resume_point('auto', config).iteration == 4
     results = processes(tmp_path / 'stopped', lambda: toy_run(config, resume='auto'))
     assert [status for status, _ in results] == [0, 0]
     # Within an epoch each process has statistics of the norms of its own; the checkpoint holds the first's.

@@ -45,7 +45,7 @@ def test_stop_and_go_on(loop, behind, tmp_path):
     config = toy_config(tmp_path / 'stopped', loop)
     stopped(config, sigterm(behind))
     work_dir = Path(config['work_dir'])
-    point = find_resume_point('auto', work_dir)
+    point = find_resume_point('auto', {'work_dir': work_dir})
     assert (Path(point.path).name, point.iteration) == ('interrupted.pth', behind)
     toy_run(config, resume='auto')
     assert not changed(last_state(tmp_path / 'whole' / 'work'), last_state(work_dir))
@@ -58,7 +58,7 @@ def test_twice_in_one_run(tmp_path):
     stopped(config, sigterm(1))
     with pytest.raises(SystemExit):
         toy_run(config, sigterm(4), resume='auto')
-    assert find_resume_point('auto', config['work_dir']).iteration == 4
+    assert find_resume_point('auto', config).iteration == 4
     toy_run(config, resume='auto')
     assert not changed(last_state(tmp_path / 'whole' / 'work'), last_state(config['work_dir']))
 
@@ -72,7 +72,7 @@ def test_within_an_evaluation(tmp_path):
     toy_run(toy_config(tmp_path / 'whole', **changes))
     config = toy_config(tmp_path / 'stopped', **changes)
     stopped(config, sigterm(6, 'val_iter'))
-    assert find_resume_point('auto', config['work_dir']).iteration == 6
+    assert find_resume_point('auto', config).iteration == 6
     toy_run(config, resume='auto')
     assert not changed(last_state(tmp_path / 'whole' / 'work'), last_state(config['work_dir']))
 
@@ -82,7 +82,7 @@ def test_accumulated_gradients_are_used_first(tmp_path):
     toy_run(toy_config(tmp_path / 'whole', optim_wrapper=wrapper))
     config = toy_config(tmp_path / 'stopped', optim_wrapper=wrapper)
     stopped(config, sigterm(5))
-    assert find_resume_point('auto', config['work_dir']).iteration == 8
+    assert find_resume_point('auto', config).iteration == 8
     toy_run(config, resume='auto')
     assert not changed(last_state(tmp_path / 'whole' / 'work'), last_state(config['work_dir']))
 
