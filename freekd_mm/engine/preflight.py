@@ -116,7 +116,8 @@ def _datasets(config: Any) -> Iterator[dict]:
 def _load(name: str, config: dict, scope: str | None) -> Any:
     """Returns a data set that holds its annotations as ``data_list``; None if it is not of mmengine's kind."""
     with default_scope(scope), DATASETS.switch_scope_and_registry(None) as registry:
-        kind = registry.get(config['type']) if isinstance(config['type'], str) else config['type']
+        kind = config.get('type')
+        kind = registry.get(kind) if isinstance(kind, str) else kind
         if not (inspect.isclass(kind) and issubclass(kind, BaseDataset)):
             return None
         dataset: Any = registry.build({**config, 'lazy_init': True, 'serialize_data': False})
