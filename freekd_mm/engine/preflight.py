@@ -114,13 +114,18 @@ def _datasets(config: Any) -> Iterator[dict]:
 
 
 def _load(name: str, config: dict, scope: str | None) -> Any:
-    """Returns a data set that holds its annotations as ``data_list``; None if it is not of mmengine's kind."""
+    """Returns a data set that holds its annotations as ``data_list``; None if it does not work as mmengine's own."""
     with default_scope(scope), DATASETS.switch_scope_and_registry(None) as registry:
         kind = config.get('type')
         kind = registry.get(kind) if isinstance(kind, str) else kind
         if not (inspect.isclass(kind) and issubclass(kind, BaseDataset)):
             return None
-        dataset: Any = registry.build({**config, 'lazy_init': True, 'serialize_data': False})
+        try:
+            dataset: Any = registry.build({**config, 'lazy_init': True, 'serialize_data': False})
+        except TypeError:  # a class without these options
+            return None
+    if dataset.serialize_data:
+        return None
     if dataset.ann_file and not Path(dataset.ann_file).is_dir():
         check_file(f'ann_file of {name}', dataset.ann_file)
     try:

@@ -15,6 +15,7 @@ import pytest
 import tiny_configs
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from test_make_config import losses_of, save_teacher
 
 from freekd_mm.files import check_output, here, write_kept
@@ -223,6 +224,28 @@ def test_label_maps_that_are_not_there(scenes_root: Path, tmp_path: Path) -> Non
     config['train_dataloader']['dataset']['img_suffix'] = '.bmp'
     with pytest.raises(ValueError, match=r'should have images with annotations, but .* has none'):
         check_data(Config(config))
+
+
+class Strict(BaseDataset):
+    """A user's own, without the options of mmengine's."""
+
+    def __init__(self, ann_file: str, pipeline: list) -> None:
+        super().__init__(ann_file, pipeline=pipeline)
+
+
+class Deaf(BaseDataset):
+    """A user's own, which passes no options on."""
+
+    def __init__(self, ann_file: str, **_: object) -> None:
+        super().__init__('', lazy_init=True)
+
+
+@pytest.mark.parametrize('kind', [Strict, Deaf])
+def test_data_sets_that_take_no_options_are_not_checked(kind: type) -> None:
+    from freekd_mm.engine.preflight import check_data
+
+    dataset = {'type': kind, 'ann_file': 'none.json', 'pipeline': []}
+    assert check_data(Config({'train_dataloader': {'dataset': dataset}})) == []
 
 
 def as_imports(config: dict[str, Any], path: Path) -> Path:
