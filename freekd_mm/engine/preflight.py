@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import io
 import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from mmengine.runner import Runner
 
 from freekd_mm.checks import beside, check_file
 from freekd_mm.engine.distributed import unwrapped_model
-from freekd_mm.log import say, warn
+from freekd_mm.log import quiet, say, warn
 from freekd_mm.registry import HOOKS as OUR_HOOKS
 from freekd_mm.registry import MODELS as OUR_MODELS
 from freekd_mm.registry import SCOPE
@@ -129,7 +127,7 @@ def _load(name: str, config: dict, scope: str | None) -> Any:
     if dataset.ann_file and not Path(dataset.ann_file).is_dir():
         check_file(f'ann_file of {name}', dataset.ann_file)
     try:
-        with redirect_stdout(io.StringIO()):
+        with quiet():
             dataset.full_init()
     except ImportError:
         raise
