@@ -87,7 +87,7 @@ def naive_wavelet(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Ten
 def save_random_prompt(path: Path, levels: int, num_tokens: int, channels: int) -> Tensor:
     """Saves a prompt with the same random tokens (4, T, C) for every level, and returns them."""
     tokens = 0.05 * torch.randn(4, num_tokens, channels)
-    save_prompt(PromptFile({'neck': {level: tokens for level in range(levels)}}, num_tokens=num_tokens), path)
+    save_prompt(PromptFile({f'neck[{level}]': tokens for level in range(levels)}, num_tokens=num_tokens), path)
     return tokens
 
 

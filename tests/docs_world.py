@@ -164,7 +164,7 @@ def _prompts(distill: ConfigDict) -> Iterator[None]:
             file = holder.prompt = 'prompt_from_the_net.pth'
         levels = 5 if entry.get('student', 'neck').startswith('neck') else 1
         tokens = (4, 6 if loss.get('mode') == 'code' else 2, loss.channels)
-        prompt = PromptFile({'neck': {level: torch.randn(tokens) for level in range(levels)}}, num_tokens=tokens[1])
+        prompt = PromptFile({f'neck[{level}]': torch.randn(tokens) for level in range(levels)}, num_tokens=tokens[1])
         made.append(save_prompt(prompt, file))
     yield
     for path in made:

@@ -56,7 +56,7 @@ def epochs(root: Path, folder: Path, workers: int) -> dict[str, Any]:
     teacher = tiny_configs.detector(root, head='gfl', width=16, channels=24)['model']
     weights = save_weights(teacher, folder / 'detector_teacher.pth')
     generator = torch.Generator().manual_seed(0)
-    tokens = {'neck': {level: torch.randn(4, 2, 24, generator=generator) for level in range(3)}}
+    tokens = {f'neck[{level}]': torch.randn(4, 2, 24, generator=generator) for level in range(3)}
     prompt = save_prompt(PromptFile(tokens), folder / 'prompt.pth')
     freekd = {'type': 'freekd_mm.FreeKDLoss', 'channels': 24, 'prompt': str(prompt)}
     connector = {'type': 'mmrazor.MGDConnector', 'student_channels': 16, 'teacher_channels': 24}

@@ -26,8 +26,8 @@ class TinyRun:
 
 def entry(folder: Path, **options: Any) -> dict[str, Any]:
     """Returns the entry of a FreeKD distillation with a prompt of random tokens."""
-    tokens = {level: torch.randn(3, 2, TEACHER, generator=torch.manual_seed(level)) for level in range(LEVELS)}
-    prompt = save_prompt(PromptFile({'neck': tokens}, num_tokens=2, levels=2), folder / 'prompt.pth')
+    tokens = {f'neck[{i}]': torch.randn(3, 2, TEACHER, generator=torch.manual_seed(i)) for i in range(LEVELS)}
+    prompt = save_prompt(PromptFile(tokens, num_tokens=2, levels=2), folder / 'prompt.pth')
     loss = {'type': 'freekd_mm.FreeKDLoss', 'channels': TEACHER, 'levels': 2, 'min_positions': 0, 'prompt': str(prompt)}
     return {'student': 'neck', 'loss': {**loss, **options}}
 

@@ -43,7 +43,7 @@ class Place:
         return str(self.folder / name)
 
     def prompt(self, channels=8, tokens=2, sha='', **options):
-        file = PromptFile({'backbone': {0: torch.zeros(4, tokens, channels)}}, num_tokens=tokens, **options)
+        file = PromptFile({'backbone[0]': torch.zeros(4, tokens, channels)}, num_tokens=tokens, **options)
         file.teacher, file.teacher_sha256 = 'other.pth', sha
         return str(save_prompt(file, self.folder / 'prompt.pth'))
 

@@ -35,23 +35,23 @@ class PromptFile:
     """A trained frequency prompt and where it belongs.
 
     Attributes:
-        tokens: Tokens (groups, T, C) by module of the teacher, then by index of the level in the module's output.
+        tokens: Tokens (groups, T, C) by place, a module of the teacher and an index in its output: ``'neck[0]'``.
         levels: Number of wavelet levels.
         grouping: ``'level'`` or ``'band'``.
         num_tokens: T.
         evidence: ``'band'`` or ``'magnitude'``.
-        bias: Bias (groups, T) of the masks, by module and index as the tokens; empty for none.
+        bias: Bias (groups, T) of the masks, by place; empty for none.
         teacher: Checkpoint of the teacher, as named in stage 1.
         teacher_sha256: Hash of that file.
         measured: How selective it was at the end of its training, see :mod:`freekd_mm.stage1.selectivity`.
     """
 
-    tokens: dict[str, dict[int, Tensor]]
+    tokens: dict[str, Tensor]
     levels: int = 3
     grouping: Grouping = 'level'
     num_tokens: int = 2
     evidence: Evidence = 'band'
-    bias: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    bias: dict[str, Tensor] = field(default_factory=dict)
     teacher: str = ''
     teacher_sha256: str = ''
     measured: dict[str, Any] = field(default_factory=dict)
@@ -61,34 +61,22 @@ class PromptFile:
         check_positive('num_tokens of the prompt', self.num_tokens, integer=True)
         check_choice('evidence of the prompt', self.evidence, EVIDENCES)
         wanted = (num_groups(self.levels, self.grouping), self.num_tokens)
-        if not any(self.tokens.values()):
+        if not self.tokens:
             raise ValueError('a prompt should hold the tokens of at least one level, but got none')
-        for module, levels in self.tokens.items():
-            for index, tokens in levels.items():
-                if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tuple(tokens.shape[:2]) != wanted:
-                    got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
-                    raise ValueError(
-                        f'tokens of {module}[{index}] should be of shape {(*wanted, "C")} for {self.levels} wavelet '
-                        f'levels, grouping {self.grouping!r} and {self.num_tokens} tokens, but got {got}'
-                    )
-
-    def places(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Returns tokens and bias by place, e.g. ``'neck[0]'``, in the order of the levels."""
-        return {
-            f'{name}[{index}]': (levels[index], self.bias.get(name, {}).get(index))
-            for name, levels in self.tokens.items()
-            for index in sorted(levels)
-        }
+        for place, tokens in self.tokens.items():
+            if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tuple(tokens.shape[:2]) != wanted:
+                got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+                raise ValueError(
+                    f'tokens of {place} should be of shape {(*wanted, "C")} for {self.levels} wavelet levels, grouping '
+                    f'{self.grouping!r} and {self.num_tokens} tokens, but got {got}'
+                )
 
 
 def prompt_content(prompt: PromptFile) -> dict[str, Any]:
     """Returns a prompt as a dict of tensors on the CPU, strings and numbers."""
     content = {'format': FORMAT, **vars(prompt)}
     for name in ('tokens', 'bias'):
-        content[name] = {
-            module: {index: value.detach().cpu().clone() for index, value in levels.items()}
-            for module, levels in content[name].items()
-        }
+        content[name] = {place: value.detach().cpu().clone() for place, value in content[name].items()}
     return content
 
 
@@ -162,13 +150,7 @@ def _read_ours(content: Mapping[str, Any], source: Any) -> PromptFile:
     missing = [name for name in names if name not in content]
     if missing:
         raise ValueError(f'{source} should hold {", ".join(names)}, but has no {", ".join(missing)}')
-    values = {name: content[name] for name in names}
-    for name in ('tokens', 'bias'):
-        values[name] = {
-            str(module): {int(index): tensor for index, tensor in levels.items()}
-            for module, levels in content[name].items()
-        }
-    return PromptFile(**values)
+    return PromptFile(**{name: content[name] for name in names})
 
 
 def _read_released(content: Mapping[str, Any], source: Any) -> PromptFile:
@@ -186,7 +168,8 @@ def _read_released(content: Mapping[str, Any], source: Any) -> PromptFile:
     first = tokens[min(tokens)]
     if not isinstance(first, Tensor) or first.ndim != 3 or first.shape[0] < 2:
         raise ValueError(f"{source}: 'mask_token' should be a tensor of shape (levels + 1, T, C)")
-    return PromptFile({RELEASED: tokens}, levels=first.shape[0] - 1, num_tokens=first.shape[1])
+    places = {f'{RELEASED}[{index}]': tokens[index] for index in sorted(tokens)}
+    return PromptFile(places, levels=first.shape[0] - 1, num_tokens=first.shape[1])
 
 
 @MODELS.register_module()
@@ -217,21 +200,22 @@ class PoIMaskGenerator(nn.Module):
         self.grouping: Grouping = self.file.grouping
         if levels not in (None, self.file.levels):
             raise ValueError(f'levels should be {self.file.levels}, as in the prompt file {prompt}, but got {levels}')
-        places = list(self.file.places().items())
+        places = list(self.file.tokens)
         if indices is not None:
             unknown = [index for index in indices if not 0 <= index < len(places)]
             if unknown:
                 raise ValueError(f'indices should be in 0..{len(places) - 1}, but got {unknown}: {prompt} has no such')
             places = [places[index] for index in indices]
         #: Where the prompt of each feature level was trained, e.g. ('neck[0]', 'neck[1]').
-        self.places = tuple(place for place, _ in places)
+        self.places = tuple(places)
         per_place = (channels,) * len(places) if isinstance(channels, int) else tuple(channels)
         if len(per_place) != len(places):
             raise ValueError(
                 f'channels should be one number or one for each of the {len(places)} prompts '
                 f'({", ".join(self.places)}), but got {channels}'
             )
-        for level, (place, (tokens, bias)) in enumerate(places):
+        for level, place in enumerate(places):
+            tokens, bias = self.file.tokens[place], self.file.bias.get(place)
             if tokens.shape[2] != per_place[level]:
                 raise ValueError(
                     f'channels of level {level} should be {tokens.shape[2]}, as in the prompt of {place} in {prompt}, '

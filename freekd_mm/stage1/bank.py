@@ -87,10 +87,8 @@ class PromptBank(nn.Module):
 
     def content(self) -> dict[str, Any]:
         """Returns tokens, bias and options, as in a prompt file."""
-        tokens: dict[str, dict[int, Tensor]] = {}
-        bias: dict[str, dict[int, Tensor]] = {}
-        for module, index, prompt in self.places:
-            tokens.setdefault(module, {})[index], bias.setdefault(module, {})[index] = prompt.folded()
+        folded = {f'{module}[{index}]': prompt.folded() for module, index, prompt in self.places}
+        tokens, bias = ({place: pair[i] for place, pair in folded.items()} for i in (0, 1))
         first = self.first[0]
         options = {name: getattr(first, name) for name in STORED}
         return dict(tokens=tokens, bias=bias if first.evidence == 'magnitude' else {}, **options)

@@ -73,8 +73,9 @@ def write_prompt(cfg: Config, path: Path) -> None:
     channels = entry.loss.channels
     tokens = num_groups(3, 'level'), hook.get('num_tokens', 2)
     per_level = [channels] * {'neck': 5, 'backbone[-1:]': 1}[hook.modules] if isinstance(channels, int) else channels
-    levels = {index: 0.1 * torch.randn(*tokens, count) for index, count in enumerate(per_level)}
-    save_prompt(PromptFile({hook.modules.split('[')[0]: levels}, num_tokens=tokens[1]), path)
+    module = hook.modules.split('[')[0]
+    levels = {f'{module}[{index}]': 0.1 * torch.randn(*tokens, count) for index, count in enumerate(per_level)}
+    save_prompt(PromptFile(levels, num_tokens=tokens[1]), path)
 
 
 def names_of(cfg: Any, prefix: str) -> list[str]:

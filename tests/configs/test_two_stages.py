@@ -78,7 +78,7 @@ def test_one_command_runs_both_stages_and_the_next_reuses_the_first(
     assert 'stage 2 of 2' in first
     assert 'distill.loss_freekd' in first
     prompt = tmp_path / 'prompt/frequency_prompt.pth'
-    assert list(load_prompt(prompt).places()) == [f'neck[{level}]' for level in range(5)]
+    assert list(load_prompt(prompt).tokens) == [f'neck[{level}]' for level in range(5)]
     logs = tmp_path.glob('*/*/vis_data/2*.json')
     assert [log.parts[-4] for log in logs] == ['student']
     written = prompt.stat().st_mtime_ns

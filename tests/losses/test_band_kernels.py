@@ -106,8 +106,8 @@ def test_sums_and_gradients_are_those_of_whole_bands(depths, form, masked):
 def test_a_loss_is_the_same_with_and_without_them(kind, masked, tmp_path, monkeypatch):
     file = None
     if masked:
-        tokens = {level: torch.randn(4, 2, 4) for level in range(2)}
-        file = str(save_prompt(PromptFile({'neck': tokens}, num_tokens=2), tmp_path / 'prompt.pth'))
+        tokens = {f'neck[{level}]': torch.randn(4, 2, 4) for level in range(2)}
+        file = str(save_prompt(PromptFile(tokens, num_tokens=2), tmp_path / 'prompt.pth'))
     loss, sizes = kind(4, prompt=file), [(24, 17), (9, 10)]
     students = [torch.randn(2, 4, *size, requires_grad=True) for size in sizes]
     teachers = [torch.randn(2, 4, *size) for size in sizes]

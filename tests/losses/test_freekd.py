@@ -39,7 +39,12 @@ def prompt_path(folder, num_tokens=2, levels=3, grouping='level', count=4, chann
     groups = 1 + levels * (3 if grouping == 'band' else 1)
     generator = torch.Generator().manual_seed(7)
     tokens = {i: torch.randn(groups, num_tokens, channels, generator=generator) for i in range(count)}
-    file = PromptFile({'neck': tokens}, levels=levels, num_tokens=num_tokens, grouping=grouping)
+    file = PromptFile(
+        {f'neck[{level}]': value for level, value in tokens.items()},
+        levels=levels,
+        num_tokens=num_tokens,
+        grouping=grouping,
+    )
     return str(save_prompt(file, folder / 'prompt.pth')), tokens
 
 
@@ -142,7 +147,7 @@ def test_one_weight_serves_all_sizes_and_the_scale_is_that_of_the_features():
 @pytest.mark.parametrize(('mode', 'factor'), [('paper', 3.0), ('code', 0.5)])
 def test_six_tokens_of_zero_weigh_all_positions_alike(tmp_path, mode, factor):
     """Their sum is 3 in the paper, their mean 1/2 in the released code."""
-    file = PromptFile({'neck': {i: torch.zeros(4, 6, CHANNELS) for i in range(4)}}, num_tokens=6)
+    file = PromptFile({f'neck[{i}]': torch.zeros(4, 6, CHANNELS) for i in range(4)}, num_tokens=6)
     path = str(save_prompt(file, tmp_path / 'zero.pth'))
     options = dict(relation=None, min_positions=0) if mode == 'paper' else {}
     masked, plain = (FreeKDLoss(CHANNELS, mode=mode, prompt=p, **options) for p in (path, None))

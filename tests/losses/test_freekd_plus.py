@@ -18,8 +18,8 @@ def pair(seed=0, size=(16, 12), channels=4):
 
 
 def prompt(folder, levels=3):
-    tokens = {0: torch.randn(1 + levels, 2, 4, generator=torch.Generator().manual_seed(3))}
-    return str(save_prompt(PromptFile({'neck': tokens}, levels=levels), folder / 'prompt.pth'))
+    tokens = torch.randn(1 + levels, 2, 4, generator=torch.Generator().manual_seed(3))
+    return str(save_prompt(PromptFile({'neck[0]': tokens}, levels=levels), folder / 'prompt.pth'))
 
 
 def test_is_its_formula_with_and_without_masks(tmp_path):

@@ -30,7 +30,7 @@ def features(seed, sizes=SIZES, batch=2, channels=5, dtype=torch.float64):
 def prompt_path(folder, count=3, channels=5, levels=3):
     generator = torch.Generator().manual_seed(7)
     tokens = {i: torch.randn(1 + levels, 2, channels, generator=generator) for i in range(count)}
-    file = PromptFile({'neck': tokens}, levels=levels, num_tokens=2)
+    file = PromptFile({f'neck[{level}]': value for level, value in tokens.items()}, levels=levels, num_tokens=2)
     return str(save_prompt(file, folder / 'prompt.pth')), tokens
 
 

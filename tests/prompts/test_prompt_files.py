@@ -18,8 +18,8 @@ from freekd_mm.registry import MODELS
 
 
 def prompt(count=3, channels=4, **options):
-    tokens = {index: torch.randn(4, 2, channels + index) for index in range(count)}
-    return PromptFile({'neck': tokens}, teacher='teacher.pth', teacher_sha256='ab12', **options)
+    tokens = {f'neck[{index}]': torch.randn(4, 2, channels + index) for index in range(count)}
+    return PromptFile(tokens, teacher='teacher.pth', teacher_sha256='ab12', **options)
 
 
 def test_a_file_gives_back_what_was_written(tmp_path):
@@ -27,8 +27,8 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     path = save_prompt(wanted, tmp_path / 'deep' / 'prompt.pth')
     assert os.listdir(path.parent) == ['prompt.pth'], 'no temporary file stays behind'
     got = load_prompt(path)
-    assert {name: tokens.tolist() for name, (tokens, _) in got.places().items()} == {
-        name: tokens.tolist() for name, (tokens, _) in wanted.places().items()
+    assert {place: tokens.tolist() for place, tokens in got.tokens.items()} == {
+        place: tokens.tolist() for place, tokens in wanted.tokens.items()
     }
     for name in ('levels', 'grouping', 'num_tokens', 'teacher', 'teacher_sha256', 'measured'):
         assert getattr(got, name) == getattr(wanted, name)
@@ -170,7 +170,7 @@ def test_the_generator_gives_the_masks_of_every_level(tmp_path):
     generator = MODELS.build(cfg)
     features = [torch.randn(2, 4 + index, 8 >> index, 6) for index in range(3)]
     for index, (masks, level) in enumerate(zip_equal(generator(features), features)):
-        wanted = poi_masks(level, file.tokens['neck'][index])
+        wanted = poi_masks(level, file.tokens[f'neck[{index}]'])
         assert torch.equal(masks.low, wanted.low)
         assert torch.equal(masks.high[2].diagonal, wanted.high[2].diagonal)
         assert not masks.low.requires_grad
@@ -181,7 +181,7 @@ def test_the_generator_gives_the_masks_of_every_level(tmp_path):
 
 def test_the_generator_can_choose_some_of_the_prompts(tmp_path):
     file = prompt()
-    file.tokens['backbone'] = {3: torch.randn(4, 2, 7)}
+    file.tokens['backbone[3]'] = torch.randn(4, 2, 7)
     path = str(save_prompt(file, tmp_path / 'prompt.pth'))
     assert PoIMaskGenerator((5, 6), prompt=path, indices=(1, 2)).places == ('neck[1]', 'neck[2]')
     assert PoIMaskGenerator(7, prompt=path, indices=(3,)).places == ('backbone[3]',)

@@ -52,7 +52,7 @@ def test_a_prompt_that_is_folded_into_tokens_and_bias_gives_the_masks_of_eval_mo
     tokens, bias = prompt.folded()
     features = torch.randn(2, 4, 32, 32)
     folded = poi_masks(features, tokens, 3, 'level', 'magnitude', bias)
-    file = PromptFile({'neck': {0: tokens}}, num_tokens=3, evidence='magnitude', bias={'neck': {0: bias}})
+    file = PromptFile({'neck[0]': tokens}, num_tokens=3, evidence='magnitude', bias={'neck[0]': bias})
     generator = PoIMaskGenerator(4, prompt=str(save_prompt(file, tmp_path / 'prompt.pth')))
     (of_file,) = generator([features])
     assert of_file is not None

@@ -134,8 +134,8 @@ def test_the_prompt_alone_trains_and_the_file_says_where_it_belongs(stage1, tmp_
 
     work = Path(cfg.work_dir)
     file = load_prompt(work / 'frequency_prompt.pth')
-    assert list(file.places()) == ['neck[0]', 'neck[1]', 'neck[2]']
-    assert torch.equal(file.tokens['neck'][1], hook.bank.places[1][2].mask_token.detach())
+    assert list(file.tokens) == ['neck[0]', 'neck[1]', 'neck[2]']
+    assert torch.equal(file.tokens['neck[1]'], hook.bank.places[1][2].mask_token.detach())
     assert (file.teacher, file.teacher_sha256) == (cfg.load_from, sha256(cfg.load_from))
     assert os.path.getsize(work / 'frequency_prompt.pth') < 20_000
     for index in range(3):
@@ -154,7 +154,7 @@ def test_a_checkpoint_holds_the_prompt_alone_and_training_resumes_from_it(stage1
     whole = stage1('whole', max_iters=4)
     runner = Runner.from_cfg(copy.deepcopy(whole))
     runner.train()
-    tokens = load_prompt(Path(whole.work_dir) / 'frequency_prompt.pth').places()
+    tokens = load_prompt(Path(whole.work_dir) / 'frequency_prompt.pth').tokens
     checkpoint = torch.load(Path(whole.work_dir) / 'iter_2.pth', weights_only=False)
     assert set(checkpoint['state_dict']) == {f'frequency_prompt.prompts.neck__{i}.mask_token' for i in range(3)}
     assert load_prompt(Path(whole.work_dir) / 'iter_2.pth').teacher == whole.load_from
@@ -173,9 +173,9 @@ def test_a_checkpoint_holds_the_prompt_alone_and_training_resumes_from_it(stage1
     assert all(torch.equal(weights(runner.model)[name], value) for name, value in teacher.items())
     if not resumed_loop_walks():
         return  # mmengine's own resume, not tools/train.py: it starts with the first batch
-    resumed = load_prompt(Path(whole.work_dir) / 'frequency_prompt.pth').places()
-    for place, (wanted, _) in tokens.items():
-        torch.testing.assert_close(resumed[place][0], wanted, rtol=0, atol=0)
+    resumed = load_prompt(Path(whole.work_dir) / 'frequency_prompt.pth').tokens
+    for place, wanted in tokens.items():
+        torch.testing.assert_close(resumed[place], wanted, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_segmenter_takes_prompts_behind_one_output_of_its_backbone(stage1, seg
     runner.train()
     assert all(not modes['BatchNorm2d'] and not modes['Dropout2d'] for modes in spy.modes)
     file = load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth')
-    assert {place: tuple(tokens.shape) for place, (tokens, _) in file.places().items()} == {'backbone[3]': (10, 3, 64)}
+    assert {place: tuple(tokens.shape) for place, tokens in file.tokens.items()} == {'backbone[3]': (10, 3, 64)}
     assert spy.losses[-1]['loss'] < spy.losses[0]['loss']
     masks = hook_of(runner).bank.places[0][2].masks(torch.randn(1, 64, 8, 8)).low
     for first, second in itertools.combinations(range(3), 2):
@@ -259,7 +259,7 @@ def test_stage_1_ends_with_how_selective_the_prompt_is_and_warns_of_a_flat_one(s
     assert ('the weight is flat' in said) == (mode == 'paper')
     file = load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth')
     assert file.measured == hook_of(runner).measured
-    assert set(file.measured['bands']) == set(file.places())
+    assert set(file.measured['bands']) == set(file.tokens)
     bands = [band for bands in file.measured['bands'].values() for name, band in bands.items() if name != LOW]
     assert all((band['spread'] < 0.1) == (mode == 'paper') for band in bands)
     assert all(loss > 0 for loss in file.measured['task_loss'])
@@ -395,4 +395,4 @@ def test_two_processes_train_one_prompt(stage1, tmp_path):
     assert all(not torch.equal(tokens, ranks[0]['start'][name]) for name, tokens in ranks[0]['tokens'].items())
     assert all(torch.equal(tokens, ranks[1]['start'][name]) for name, tokens in ranks[0]['start'].items())
     file = load_prompt(Path(cfg.work_dir) / 'frequency_prompt.pth')
-    assert torch.equal(file.tokens['neck'][2], ranks[0]['tokens']['frequency_prompt.prompts.neck__2.mask_token'])
+    assert torch.equal(file.tokens['neck[2]'], ranks[0]['tokens']['frequency_prompt.prompts.neck__2.mask_token'])

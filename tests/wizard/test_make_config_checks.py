@@ -150,7 +150,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(case: str, tool: Tool,
 
 
 def test_a_prompt_of_another_teacher(tool: Tool, tmp_path: Path) -> None:
-    file = PromptFile({'neck': {0: torch.zeros(4, 2, 24)}}, num_tokens=2)
+    file = PromptFile({'neck[0]': torch.zeros(4, 2, 24)}, num_tokens=2)
     file.teacher, file.teacher_sha256 = 'other.pth', 'ff' * 32
     prompt = save_prompt(file, tmp_path / 'prompt.pth')
     with pytest.raises(ValueError, match=r'prompt .* should be made for the teacher .*but was made for other.pth'):

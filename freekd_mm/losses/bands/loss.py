@@ -51,6 +51,8 @@ class BandLoss(DistillLoss):
         check_positive('levels', levels, integer=True)
         check_positive('min_positions', min_positions, integer=True, zero=True)
         self.channels = channels if isinstance(channels, int) else tuple(channels)
+        for number in (channels,) if isinstance(channels, int) else channels:
+            check_positive('channels', number, integer=True)
         self.levels, self.min_positions = levels, min_positions
         self.masks = self._build_masks(prompt)
         self._told: set[str] = set()
