@@ -119,16 +119,16 @@ class Blocks:
 
     def weighted(self, sizes: list[Tensor], weights: list[Tensor]) -> Tensor:
         """Does what :meth:`Walk.weighted` does."""
-        columns = weights[0].flatten(1).expand(len(sizes[0]), -1)
-        return torch.bmm(sizes[0].flatten(2), columns.unsqueeze(2)).squeeze(2)
+        return torch.bmm(sizes[0].flatten(2), weights[0].flatten(1).unsqueeze(2)).squeeze(2)
 
     def spread(self, factors: Tensor) -> list[Tensor]:
         """Does what :meth:`Walk.spread` does, (2, k, side^2, 1, 1)."""
         return [torch.matmul(factors.flatten(2), self.members)[..., None, None]]
 
     def positions(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Does what :meth:`Walk.positions` does, (n, 1, side^2, h, w)."""
-        return self.pack([weight.unsqueeze(1).unbind(2) for weight in weights]) if weights else []
+        """Does what :meth:`Walk.positions` does, (N, 1, side^2, h, w)."""
+        found = self.pack([weight.unsqueeze(1).unbind(2) for weight in weights]) if weights else []
+        return [weight.expand(self.shape[0], -1, -1, -1, -1) for weight in found]
 
     def unpack(self, bands: list[Tensor]) -> list[list[Tensor]]:
         """Does what :meth:`Walk.unpack` does."""

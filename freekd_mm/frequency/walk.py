@@ -104,7 +104,7 @@ class Walk:
         """Returns the weighted sums of all bands (n, k), for weights of :meth:`positions`."""
         sums: list[Any] = []
         for size, weight in zip_equal(sizes, weights):
-            rows, columns = size.flatten(0, 1).flatten(2), weight.expand(len(size), -1, -1, -1, -1).flatten(0, 1)
+            rows, columns = size.flatten(0, 1).flatten(2), weight.flatten(0, 1)
             # One product of a matrix and a vector for each image: several times faster than a batch of them.
             sums.append(torch.stack([torch.mv(*pair) for pair in zip_equal(rows, columns.flatten(1))]))
         return sum(sums).view(-1, 2, sizes[0].shape[2]).sum(1)
@@ -116,8 +116,9 @@ class Walk:
         return [pair.expand(-1, -1, -1, -1, width, -1).flatten(4) for pair, width in zip_equal(pairs, widths)]
 
     def positions(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Returns weights of the positions (n, 4, h, w) per level in the form of the bands, (n, 2, 1, h, 2w)."""
-        return [w.unflatten(1, (2, 2)).flip(2).permute(0, 1, 3, 4, 2).flatten(3).unsqueeze(2) for w in weights]
+        """Returns weights of the positions (N or 1, 4, h, w) per level in the form of the bands, (N, 2, 1, h, 2w)."""
+        found = [w.unflatten(1, (2, 2)).flip(2).permute(0, 1, 3, 4, 2).flatten(3).unsqueeze(2) for w in weights]
+        return [weight.expand(self.shape[0], -1, -1, -1, -1) for weight in found]
 
 
 def _add_rows(x: Tensor, rows: Tensor) -> None:

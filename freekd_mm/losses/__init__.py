@@ -5,8 +5,7 @@ from __future__ import annotations
 from freekd_mm.losses.base import DistillLoss
 from freekd_mm.losses.dct_attention import DCTAttentionLoss
 from freekd_mm.losses.figkd import FiGKDLoss
-from freekd_mm.losses.freekd.loss import FreeKDLoss
-from freekd_mm.losses.freekd.plus import FreeKDPlusLoss
+from freekd_mm.losses.freekd import FreeKDLoss, FreeKDPlusLoss
 from freekd_mm.losses.heads import CrossKDLoss, LDLoss
 from freekd_mm.losses.logit_kl import LogitKLLoss
 from freekd_mm.losses.mse import FeatureMSELoss

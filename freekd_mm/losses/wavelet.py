@@ -1,23 +1,128 @@
-"""Our own recipe: the high wavelet bands of the features, standardised over the batch."""
+"""Losses on wavelet bands: their base, and our own recipe, the high bands standardised over the batch."""
 
 from __future__ import annotations
 
 import os
-import typing
 from collections.abc import Sequence
-from typing import Literal, Union
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from freekd_mm.checks import check_choice, check_positive
-from freekd_mm.compat.versions import zip_equal
-from freekd_mm.losses.bands.distance import Judge, Level, correlation, standardised
-from freekd_mm.losses.bands.loss import BandLoss, of_mean_one, per_band
+from freekd_mm.compat.versions import uncompiled, zip_equal
+from freekd_mm.frequency import WaveletBands, usable_levels
+from freekd_mm.log import say
+from freekd_mm.losses.bands.distance import TINY, Correlation, Level, standardised
+from freekd_mm.losses.base import DistillLoss
 from freekd_mm.registry import MODELS
+from freekd_mm.tensors import check_same_shapes, shapes
 
-LevelWeights = Union[Literal['equal', 'root', 'area'], typing.Sequence[float]]
 #: A feature level is weighted by this power of its area (in positions).
 POWERS = {'equal': 0.0, 'root': 0.5, 'area': 1.0}
+
+
+class BandLoss(DistillLoss):
+    """Compares Haar bands of all levels of student and teacher, at the positions that the teacher's prompt selects.
+
+    Subclasses implement :meth:`band_weights`, :meth:`weigh` and :meth:`compare`.
+
+    Attributes:
+        standardises: Bands are divided by their deviations, weights of positions by their mean.
+        compares_low: The low band is compared too.
+        refines: The masks of the student's bands count too.
+
+    Args:
+        channels: Channels of the features: one number, or one per feature level.
+        levels: Wavelet levels.
+        min_positions: Least positions of a band. A feature level gets only the wavelet levels that leave them; one that
+            has too few positions for one wavelet level is left out. 0 for no limit.
+        prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
+            :class:`freekd_mm.prompts.PoIMaskGenerator`. None for no masks.
+        loss_weight: Factor on the returned value.
+    """
+
+    standardises = False
+    compares_low = True
+    refines = False
+
+    def __init__(
+        self,
+        channels: int | Sequence[int],
+        levels: int = 3,
+        min_positions: int = 16,
+        prompt: str | os.PathLike | dict | None = None,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__(loss_weight)
+        self.channels = channels if isinstance(channels, int) else tuple(channels)
+        for number in [channels] if isinstance(channels, int) else channels:
+            check_positive('channels', number, integer=True)
+        check_positive('levels', levels, integer=True)
+        check_positive('min_positions', min_positions, integer=True, zero=True)
+        self.levels, self.min_positions = levels, min_positions
+        if prompt is not None and not isinstance(prompt, dict):
+            prompt = dict(type='freekd_mm.PoIMaskGenerator', channels=self.channels, levels=levels, prompt=prompt)
+        self.masks: Any = None if prompt is None else MODELS.build(prompt)
+        self._told: set[str] = set()
+
+    @uncompiled
+    def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
+        """Returns the loss; ``terms`` holds the part of each level."""
+        name = type(self).__name__
+        channels = [self.channels] * len(teachers) if isinstance(self.channels, int) else list(self.channels)
+        if [x.shape[1] for x in teachers if x.ndim == 4] != channels:
+            raise ValueError(
+                f'{name}: channels should be those of the teacher, one number or one per level, but got '
+                f'{self.channels} for levels of the shapes {shapes(teachers)}'
+            )
+        check_same_shapes(name, students, teachers)
+        depths = self._depths(teachers)
+        masks = self._position_weights(students, teachers, depths)
+        given = zip_equal(teachers, self.band_weights(teachers, depths), masks)
+        levels = [Level(teacher, low, high, weights) for teacher, (low, high), weights in given]
+        values = self.compare(students, levels)
+        self.terms = {f'level{level}/{self.part}': value for level, value in enumerate(values.detach().unbind())}
+        return values.sum()
+
+    def band_weights(self, teachers: Sequence[Tensor], depths: Sequence[int]) -> list[tuple[float, list[float]]]:
+        """Returns the weights of the bands of each feature level, which has ``depths`` wavelet levels."""
+        raise NotImplementedError
+
+    def weigh(self, theirs: Tensor, ours: Tensor) -> Tensor:
+        """Returns weights of the positions (N, 4, h, w) for the masks (N, T, 4, h, w) of teacher and student."""
+        raise NotImplementedError
+
+    def compare(self, students: Sequence[Tensor], levels: Sequence[Level]) -> Tensor:
+        """Returns the value of each level (levels,)."""
+        raise NotImplementedError
+
+    def _position_weights(
+        self, students: Sequence[Tensor], teachers: Sequence[Tensor], depths: Sequence[int]
+    ) -> list[list[Tensor]]:
+        """Returns the weights of the positions, (N, 4, h, w) per wavelet level of each feature level; none for 1."""
+        if self.masks is None:
+            return [[]] * len(teachers)
+        students = [student.detach() for student in students]
+        theirs = [_stacked(bands) for bands in self.masks(teachers, depths)]
+        ours = [_stacked(bands) for bands in self.masks(students, depths)] if self.refines else theirs
+        found = [list(map(self.weigh, *pair)) for pair in zip_equal(theirs, ours)]
+        if self.standardises:
+            # A mean of 1 in each band of an image.
+            found = [[x / x.mean((2, 3), keepdim=True).clamp(min=TINY) for x in weights] for weights in found]
+        return found
+
+    def _depths(self, features: Sequence[Tensor]) -> list[int]:
+        """Returns how many wavelet levels each feature level has; logged once if these are not all."""
+        found = [usable_levels((x.shape[2], x.shape[3]), self.levels, self.min_positions) for x in features]
+        said = ', '.join(f'{depth} of level {index}' for index, depth in enumerate(found) if depth < self.levels)
+        if said and said not in self._told:
+            self._told.add(said)
+            say(
+                f'{type(self).__name__}: of {self.levels} wavelet levels only {said} are compared at this size, since '
+                f'every band should have {self.min_positions} positions (min_positions)'
+            )
+        return found
 
 
 @MODELS.register_module()
@@ -37,30 +142,28 @@ class WaveletLoss(BandLoss):
 
     Args:
         channels: Channels of the features: one number, or one per feature level.
-        levels: Wavelet levels J.
         level_weights: Weights v of the feature levels: ``'equal'``, ``'area'`` (a level weighs by its positions, so
             that each position of the features counts the same), ``'root'`` (by the root of them, in between), each
             with a sum of 1; or one number per level, divided by their count.
-        min_positions: Least positions of a band. A feature level gets only the wavelet levels that leave them; one that
-            has too few positions for one wavelet level is left out. 0 for no limit.
-        prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
-            :class:`freekd_mm.prompts.PoIMaskGenerator`. None for no masks.
         loss_weight: Factor on the returned value.
+        **bands: Options of :class:`~freekd_mm.losses.wavelet.BandLoss`: ``levels``, ``min_positions``, ``prompt``.
     """
 
     standardises = True
     compares_low = False
+    part = 'high'
+    #: What is computed from the means of products.
+    judge = staticmethod(standardised)
 
     def __init__(
         self,
         channels: int | Sequence[int],
-        levels: int = 3,
-        level_weights: LevelWeights = 'root',
-        min_positions: int = 16,
-        prompt: str | os.PathLike | dict | None = None,
+        *,
+        level_weights: Literal['equal', 'root', 'area'] | Sequence[float] = 'root',
         loss_weight: float = 2.0,
+        **bands: Any,
     ) -> None:
-        super().__init__(channels, levels, min_positions, prompt, loss_weight)
+        super().__init__(channels, loss_weight=loss_weight, **bands)
         if isinstance(level_weights, str):
             check_choice('level_weights', level_weights, POWERS)
         else:
@@ -69,49 +172,37 @@ class WaveletLoss(BandLoss):
                 check_positive('level_weights', weight, zero=True)
         self.level_weights = level_weights
 
-    def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
-        """Returns the loss; ``terms`` holds the part of each level."""
-        self.check(students, teachers)
-        depths = self.depths(teachers)
-        shares = self.shares(teachers, depths)
-        levels = [
-            Level(teacher, depth, self.band_weights(depth, share / max(teacher.shape[1], 1)), mask)
-            for teacher, depth, share, mask in zip_equal(
-                teachers, depths, shares, self.position_masks(students, teachers, depths)
+    def compare(self, students: Sequence[Tensor], levels: Sequence[Level]) -> Tensor:
+        """Returns the value of each level (levels,)."""
+        return Correlation.apply(levels, self.judge, self.levels, self.loss_weight, *students)
+
+    def weigh(self, theirs: Tensor, ours: Tensor) -> Tensor:
+        """Returns the squares of the teacher's masks."""
+        return theirs.square().sum(1)
+
+    def band_weights(self, teachers: Sequence[Tensor], depths: Sequence[int]) -> list[tuple[float, list[float]]]:
+        """Returns the weights of the bands: a low band counts as much as all high bands together, or nothing."""
+        if isinstance(self.level_weights, str):
+            power = POWERS[self.level_weights]
+            sizes = [(x.shape[2] * x.shape[3]) ** power if depth else 0.0 for x, depth in zip_equal(teachers, depths)]
+            shares = [size / (sum(sizes) or 1.0) for size in sizes]
+        elif len(self.level_weights) == len(teachers):
+            shares = [weight / len(teachers) for weight in self.level_weights]
+        else:
+            raise ValueError(
+                f"level_weights should be 'equal', 'root', 'area' or one number for each of the {len(teachers)} "
+                f'levels, but got {self.level_weights}'
             )
-        ]
-        values = correlation(students, levels, self.levels, self.judge(), self.loss_weight)
-        self.terms.update({f'level{index}/high': value for index, value in enumerate(values.detach().unbind())})
-        return values.sum()
+        found = []
+        for teacher, depth, share in zip_equal(teachers, depths, shares):
+            share /= max(teacher.shape[1], 1)
+            found.append((share if self.compares_low else 0.0, [share / (3 * depth) for _ in range(depth)]))
+        return found
 
-    def shares(self, features: Sequence[Tensor], depths: Sequence[int]) -> list[float]:
-        """Returns the weights of the feature levels; those that are left out have none."""
-        if not isinstance(self.level_weights, str):
-            if len(self.level_weights) != len(features):
-                raise ValueError(
-                    f"level_weights should be 'equal', 'root', 'area' or one number for each of the {len(features)} "
-                    f'levels, but got {self.level_weights}'
-                )
-            return [weight / len(features) for weight in self.level_weights]
-        power = POWERS[self.level_weights]
-        sizes = [(x.shape[2] * x.shape[3]) ** power if depth else 0.0 for x, depth in zip_equal(features, depths)]
-        return [size / (sum(sizes) or 1.0) for size in sizes]
 
-    def position_masks(
-        self, students: Sequence[Tensor], teachers: Sequence[Tensor], depths: Sequence[int]
-    ) -> list[list[Tensor] | None]:
-        """Returns the weights of the positions, (N, 4, h, w) per wavelet level of each feature level."""
-        if not self.has_prompt:
-            return [None] * len(teachers)
-        return [
-            [of_mean_one(mask.square().sum(1)) for mask in masks] if masks is not None else None
-            for masks in self.level_masks(teachers, depths)
-        ]
-
-    def band_weights(self, depth: int, share: float) -> list[list[float]]:
-        """Returns the weight of each band of a level (depth, 4)."""
-        return per_band(depth, 0.0, share / (3 * max(depth, 1)))
-
-    def judge(self) -> Judge:
-        """Returns what is computed from the means of products."""
-        return standardised
+def _stacked(bands: WaveletBands | None) -> list[Tensor]:
+    """Returns bands (N, T, h, w) as (N, T, 4, h, w) per wavelet level; the low band counts only at the last level."""
+    if bands is None:
+        return []
+    pairs = zip_equal([*(detail.vertical for detail in bands.high[:-1]), bands.low], bands.high)
+    return [torch.stack((low, detail.vertical, detail.horizontal, detail.diagonal), 2) for low, detail in pairs]

@@ -99,7 +99,7 @@ def test_sums_of_products_and_their_gradient(forms, weighted, shape, levels):
         gradients.append(weight * (own[:, level, :, None, None] * b - other[:, level, :, None, None] * a))
     wanted, gradient = torch.stack(wanted, 1), back(gradients, shape)
     wanted[:, :-1, 0] = 0
-    given = [Level(teacher, levels, [], weights if weighted else None)]
+    given = [Level(teacher, 0.0, [0.0] * levels, weights if weighted else [])]
     for form in forms():
         torch.testing.assert_close(distance.sums_of([student], given, levels)[0], wanted)
         (out,) = distance.gradients_of([student], given, torch.stack((own, other)).unsqueeze(1))
@@ -128,12 +128,12 @@ def test_absolute_differences_and_their_gradient(forms, shared, shape, levels):
     pairs = [(weight[:, None], band) for weight, band in zip_equal(weights, bands)]
     wanted = sum((weight * band.abs()).sum((2, 3, 4)) for weight, band in pairs)
     gradient = back([weight * band.sign() for weight, band in pairs], shape)
-    level = Level(teacher, levels, [])
+    level = Level(teacher, 1.0, [1.0] * levels, weights)
     for _ in forms():
-        total, out = distance._planes(student, level, weights, True)
+        total, out = distance._planes(student, level, True)
         torch.testing.assert_close(total, wanted)
         torch.testing.assert_close(out, gradient)
-        total, out = distance._planes(student, level, weights, False)
+        total, out = distance._planes(student, level, False)
         torch.testing.assert_close(total, wanted)
         assert out is None
 

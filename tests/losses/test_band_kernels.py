@@ -50,7 +50,7 @@ def case(depths, masked, students=torch.float32, teachers=torch.float32, sizes=S
         made.append(torch.randn(shape, generator=generator).to(students))
         teacher = torch.randn(shape, generator=generator).to(teachers)
         masks = [torch.rand(2, 4, *band, generator=generator) for band in band_sizes(size, depth)]
-        levels.append(Level(teacher, depth, [[1.0] * 4] * depth, masks if masked else None))
+        levels.append(Level(teacher, 1.0, [1.0] * depth, masks if masked else []))
     return made, levels
 
 
@@ -82,18 +82,19 @@ def test_sums_and_gradients_are_those_of_whole_bands(depths, form, masked):
     factors = torch.randn(2, len(levels), channels, most, 4, generator=torch.Generator().manual_seed(1))
     sums = kernels().sums_of(students, levels, most)
     gradients = kernels().gradients_of(students, levels, factors)
-    for index, (student, (teacher, depth, _, masks)) in enumerate(zip_equal(students, levels)):
+    for index, (student, level) in enumerate(zip_equal(students, levels)):
+        teacher, depth, masks = level.teacher, level.depth, level.masks
         count, mixed = student.shape[1], []
         assert not sums[index, :, depth:].any()
         assert not sums[index, count:].any()
         if not depth:
             assert not gradients[index].any()
             continue
-        for level, (b, a) in enumerate(zip_equal(listed(student, depth), listed(teacher, depth))):
-            weight = masks[level][:, None].double() if masks else 1.0
+        for number, (b, a) in enumerate(zip_equal(listed(student, depth), listed(teacher, depth))):
+            weight = masks[number][:, None].double() if masks else 1.0
             wanted = torch.stack([(weight * x * y).sum((0, 3, 4)) for x, y in ((b, b), (b, a), (a, a))], 2)
-            torch.testing.assert_close(sums[index, :count, level], wanted.float(), rtol=1e-4, atol=1e-4)
-            own, other = factors[:, index, :count, level, :, None, None].double()
+            torch.testing.assert_close(sums[index, :count, number], wanted.float(), rtol=1e-4, atol=1e-4)
+            own, other = factors[:, index, :count, number, :, None, None].double()
             mixed.append(weight * (own * b - other * a))
         assert gradients[index].dtype == dtype
         wanted = back(mixed, tuple(student.shape[2:]))

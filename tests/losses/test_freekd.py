@@ -171,7 +171,7 @@ def test_half_batches_give_the_same_loss_and_gradient_as_the_whole_batch(tmp_pat
 def test_gradients_agree_with_finite_differences(tmp_path, mode, size):
     path, _ = prompt_path(tmp_path, 3, levels=2, count=1, channels=2)
     options = dict(relation=None, min_positions=0) if mode == 'paper' else {}
-    loss = FreeKDLoss(2, 2, mode, prompt=path, **options)
+    loss = FreeKDLoss(2, levels=2, mode=mode, prompt=path, **options)
     student, teacher = (features(seed, [size], channels=2, dtype=torch.float64)[0] for seed in (4, 5))
     assert torch.autograd.gradcheck(lambda x: loss([x], [teacher]), (student.requires_grad_(),), eps=1e-7, atol=1e-5)
 
@@ -317,7 +317,7 @@ def test_is_built_from_a_config_and_copies(tmp_path):
         (dict(min_positions=1.5), TypeError, 'min_positions should be an integer'),
         (dict(channels='256'), TypeError, 'channels should be an integer'),
         (dict(mode='code', relation='bounded'), ValueError, "left out with mode='code'.*got relation='bounded'"),
-        (dict(mode='code', min_positions=4), ValueError, "left out with mode='code'.*got min_positions=4"),
+        (dict(mode='code', min_positions=4), ValueError, "left out with mode='code'.*min_positions=4"),
         (dict(prompt='no/such/file.pth'), FileNotFoundError, 'no/such/file.pth'),
     ],
 )

@@ -26,17 +26,16 @@ def test_is_its_formula_with_and_without_masks(tmp_path):
     """The low band by values in units of the teacher's square, the high ones by correlation; in value and gradient."""
     student, teacher = (side.double() for side in pair())
     student.requires_grad_()
-    for refine in (None, False, True):
-        loss = FreeKDPlusLoss(4, levels=2, min_positions=0, prompt=prompt(tmp_path, 2) if refine is not None else None)
-        loss.refine = refine
+    for masked in (False, True):
+        loss = FreeKDPlusLoss(4, levels=2, min_positions=0, prompt=prompt(tmp_path, 2) if masked else None)
         own, other = dwt2d(student, 2), dwt2d(teacher, 2)
-        masks = [loss.masks([side.detach()])[0] for side in (teacher, student)] if refine is not None else None
+        masks = [loss.masks([side.detach()])[0] for side in (teacher, student)] if masked else None
 
-        def weight(kind, level=None, masks=masks, refine=refine):
+        def weight(kind, level=None, masks=masks):
             if masks is None:
                 return 1.0
             theirs, ours = (m.low if level is None else getattr(m.high[level], kind) for m in masks)
-            found = (theirs * (1 + (theirs - ours).abs()) if refine else theirs).sum(1, keepdim=True)
+            found = (theirs * (1 + (theirs - ours).abs())).sum(1, keepdim=True)
             return found / found.mean((2, 3), keepdim=True)
 
         axes = (0, 2, 3)
@@ -68,7 +67,7 @@ def test_high_bands_are_relaxed_and_the_low_band_is_strong():
 def test_masks_weigh_more_where_the_student_misses_them(tmp_path):
     student, teacher = pair()
     loss = FreeKDPlusLoss(4, prompt=prompt(tmp_path), min_positions=0)
-    refined, plain = (loss.position_masks([side], [teacher], [3])[0] for side in (student, teacher))
+    refined, plain = (loss._position_weights([side], [teacher], [3])[0] for side in (student, teacher))
     (theirs,), (ours,) = loss.masks([teacher]), loss.masks([student])
     misses = (theirs.high[0].diagonal - ours.high[0].diagonal).abs().sum(1)
     gain = refined[0][:, 3] / plain[0][:, 3]

@@ -14,8 +14,7 @@ from ranks import run_two_ranks
 
 from freekd_mm.compat.versions import torch_at_least, zip_equal
 from freekd_mm.frequency import dwt2d
-from freekd_mm.losses import FreeKDPlusLoss, WaveletLoss
-from freekd_mm.losses.bands import loss as band_loss
+from freekd_mm.losses import FreeKDPlusLoss, WaveletLoss, wavelet
 from freekd_mm.prompts import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
 
@@ -98,7 +97,7 @@ def test_any_size_and_depth(batch, channels, height, width, levels, positions, s
     sizes = [(height, width)]
     (student,), (teacher,) = features(seed, sizes, batch, channels), features(seed + 100, sizes, batch, channels)
     student.requires_grad_()
-    loss = WaveletLoss(channels, levels, min_positions=positions, loss_weight=1.0)
+    loss = WaveletLoss(channels, levels=levels, min_positions=positions, loss_weight=1.0)
     value = loss(student, teacher)
     gradient = torch.autograd.grad(value, student)[0]
     if not depth_of(sizes[0], levels, positions):
@@ -120,7 +119,7 @@ def test_numbers_weigh_the_levels():
 
 def test_the_parts_add_up_and_a_small_level_is_left_out_once_and_aloud(monkeypatch):
     logged = []
-    monkeypatch.setattr(band_loss, 'say', logged.append)
+    monkeypatch.setattr(wavelet, 'say', logged.append)
     sizes = [(32, 32), (8, 10), (7, 4)]
     students, teachers = [level.requires_grad_() for level in features(0, sizes)], features(1, sizes)
     loss = WaveletLoss(5, loss_weight=1.0)
@@ -170,7 +169,7 @@ def test_a_second_backward_and_a_scaled_gradient_are_right():
     torch.testing.assert_close(second, 2 * first)
 
 
-def test_no_gradient_is_made_where_none_is_needed():
+def test_without_gradients_the_value_is_the_same():
     students, teachers = [level.requires_grad_() for level in features(0)], features(1)
     with torch.no_grad():
         value = WaveletLoss(5)(students, teachers)
@@ -267,9 +266,11 @@ def test_wrong_options_name_what_is_available(options, error, message):
 
 def test_features_that_do_not_fit_are_named():
     students, teachers = features(0), features(1)
-    with pytest.raises(ValueError, match=r'level 0 of the teacher should be \(N, 7, H, W\).*but got \(2, 5, 24, 17\)'):
+    with pytest.raises(
+        ValueError, match=r'channels should be .* one number or one per level, but got 7 .* \(2, 5, 24, 17\)'
+    ):
         WaveletLoss(7)(students, teachers)
-    with pytest.raises(ValueError, match='channels should be one number or one for each of the 3 levels'):
+    with pytest.raises(ValueError, match=r'channels should be .* one number or one per level, but got \(5, 5\)'):
         WaveletLoss((5, 5))(students, teachers)
     with pytest.raises(ValueError, match="level 1 of the student should have the teacher's shape"):
         WaveletLoss(5)([students[0], students[0], students[2]], teachers)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, Callable, NamedTuple, Tuple
+from typing import Any, Callable, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,7 @@ from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from freekd_mm.compat.versions import torch_at_least, uncompiled, zip_equal
+from freekd_mm.compat.versions import torch_at_least, zip_equal
 from freekd_mm.frequency.inputs import band_sizes
 from freekd_mm.frequency.wavelet import haar_form
 from freekd_mm.tensors import constant, full_precision
@@ -36,24 +36,19 @@ FLOOR = 1e-2
 # A variance is at least this, so that a band of zeros divides nothing by 0.
 LEAST = 1e-30
 
-#: Gives values (..., 4) and both factors, for means of products (..., 4, 3) and weights (..., 4).
-Judge = Callable[[Tensor, Tensor], Tuple[Tensor, Tensor, Tensor]]
-
 
 class Level(NamedTuple):
-    """One feature level.
+    """One feature level of the teacher, and what counts there."""
 
-    Attributes:
-        teacher: a (N, C, H, W).
-        depth: Wavelet levels.
-        weights: Weight of each band (depth, 4): low, vertical, horizontal, diagonal; 0 for a band that does not count.
-        masks: Weights of the positions, (N, 4, h, w) per wavelet level; None for 1.
-    """
+    teacher: Tensor  # a (N, C, H, W)
+    low: float  # weight of the low band
+    high: Sequence[float]  # weight of the high bands of each wavelet level; a feature level without any does not count
+    masks: Sequence[Tensor] = ()  # weights of the positions, (N, 4, h, w) per wavelet level; none for 1
 
-    teacher: Tensor
-    depth: int
-    weights: list[list[float]]
-    masks: list[Tensor] | None = None
+    @property
+    def depth(self) -> int:
+        """How many wavelet levels it has."""
+        return len(self.high)
 
 
 def standardised(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,16 +76,26 @@ def standardised(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor
     return values, weights * own / variances[..., 0], weights * inverse
 
 
-class _Correlation(torch.autograd.Function):
-    """The value of each level (levels,), from the statistics of all images of all processes."""
+class Correlation(torch.autograd.Function):
+    """The value of each level (levels,), summed over channels and bands, from the images of all processes.
+
+    Args:
+        levels: What the students are compared with.
+        judge: Gives values and both factors for means of products and weights, see :func:`standardised`.
+        most: The most wavelet levels that any process may have.
+        scale: What the value will probably be multiplied by; it saves a pass over the gradients if it is.
+        *students: b of each level (N, C, H, W).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, levels: Sequence[Level], judge: Judge, most: int, scale: float | None, *students: Tensor
+        ctx: Any, levels: Sequence[Level], judge: Callable[..., Any], most: int, scale: float, *students: Tensor
     ) -> Tensor:
+        """Returns the values."""
         world, (weights, positions) = get_world_size(), _table(students, levels, most)
         ctx.gradients, ctx.scale, ctx.way = None, scale, _way(students, levels, most)
-        if scale is not None and world == 1 and students[0].device.type == 'cpu' and ctx.way[0] is sums_of:
+        plain = students[0].device.type == 'cpu' and ctx.way[0] is sums_of
+        if plain and world == 1 and scale and any(ctx.needs_input_grad):
             # A part has all values of its channels: its gradient is made while it is in the cache.
             def factors(level: int, channels: slice, sums: Tensor) -> Tensor:
                 w, n = (table[level, : sums.shape[1]] for table in (weights, positions))
@@ -100,7 +105,9 @@ class _Correlation(torch.autograd.Function):
         else:
             sums = ctx.way[0](students, levels, most)
         if world > 1:
-            sums, positions = _reduce(sums, positions)
+            flat = torch.cat((sums.flatten(), positions.flatten()))
+            dist.all_reduce(flat)
+            sums, positions = flat[: sums.numel()].view_as(sums), flat[sums.numel() :].view_as(positions).clamp(min=1)
         positions = positions.unsqueeze(1)
         values, own, other = judge(sums / positions.unsqueeze(4), weights.unsqueeze(1))
         ctx.save_for_backward(*students)
@@ -111,6 +118,7 @@ class _Correlation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns the gradients of the students."""
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             # Without them, or for a second time through a retained graph.
@@ -139,9 +147,9 @@ def _table(students: Sequence[Tensor], levels: Sequence[Level], most: int) -> tu
     """Returns the weights (levels, most, 4) and the positions (levels, most, 1)."""
     least, rows = float(get_world_size() == 1), []
     for level in levels:
-        sizes = band_sizes(level.teacher.shape[2:], level.depth)
-        counts = [max(least, len(level.teacher) * height * width) for height, width in sizes]
-        rows += [(*weights, count) for weights, count in zip_equal(level.weights, counts)]
+        lows = [0.0] * (level.depth - 1) + [level.low]
+        for low, high, (height, width) in zip(lows, level.high, band_sizes(level.teacher.shape[2:], level.depth)):
+            rows.append((low, high, high, high, max(least, len(level.teacher) * height * width)))
         rows += [(0.0, 0.0, 0.0, 0.0, least)] * (most - level.depth)
     table = constant(_numbers, full_precision(students[0].new_empty(0)), *rows).view(len(levels), most, 5)
     return table[..., :4], table[..., 4:]
@@ -165,15 +173,10 @@ def gradients_of(students: Sequence[Tensor], levels: Sequence[Level], factors: T
 def _pass(
     students: Sequence[Tensor], levels: Sequence[Level], most: int, summed: bool, factors: Callable[..., Tensor] | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Goes once over the bands of both maps: adds up their products, and combines them to gradients.
+    """Goes once over the bands of both maps: adds up their products if ``summed``, and combines them to gradients.
 
-    Args:
-        students: b of each level.
-        levels: What they are compared with.
-        most: The most wavelet levels.
-        summed: Whether sums are wanted.
-        factors: Gives the factors (2, k, depth, 4) of b and -a for a level, some channels, and their sums so far; None
-            for no gradients.
+    ``factors`` gives the factors (2, k, depth, 4) of b and -a for a level, some channels, and their sums so far; None
+    for no gradients.
     """
     like = full_precision(students[0].new_empty(0))
     sums = like.new_zeros(len(levels), max(x.shape[1] for x in students), most, 4, 3)
@@ -182,11 +185,12 @@ def _pass(
         if not level.depth:
             continue
         form = haar_form(student.shape, level.depth, like)
-        roots = form.positions([mask.sqrt() for mask in level.masks or ()])
+        roots = form.positions([mask.sqrt() for mask in level.masks])
         for part in form.parts():
             own, other = (form.analyse(x[part], which) for which, x in enumerate((student, level.teacher)))
-            weights = [_images(root, part) for root in roots]
-            _weigh(own + other, weights * 2)
+            weights = [root[part[0]] for root in roots]
+            for band, weight in zip(own + other, weights * 2):
+                band.mul_(weight)
             found = sums[index, part[1], : level.depth]
             if summed:
                 found += form.products(own, other)
@@ -194,7 +198,8 @@ def _pass(
                 for b, a, both in zip_equal(own, other, form.spread(factors(index, part[1], found))):
                     b.mul_(both[0]).addcmul_(a, both[1], value=-1)
                     del b, a
-                _weigh(own, weights)
+                for band, weight in zip(own, weights):
+                    band.mul_(weight)
                 gradients[index] = form.synthesise(own, gradients[index], part)
             del own, other  # else they would be there beside those of the next part
     if factors is not None:
@@ -203,100 +208,42 @@ def _pass(
     return sums, gradients
 
 
-def _weigh(bands: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    """Multiplies bands by weights of their positions, if there are any."""
-    for band, weight in zip(bands, weights):
-        band.mul_(weight)
-
-
-def _images(weights: Tensor, part: tuple[slice, slice]) -> Tensor:
-    """Returns the weights of the positions of the images in a part."""
-    return weights if len(weights) == 1 else weights[part[0]]
-
-
-def _reduce(*parts: Tensor) -> list[Tensor]:
-    """Adds up sums and positions over all processes, in one call; no positions are 1, for a division."""
-    flat = torch.cat([part.flatten() for part in parts])
-    dist.all_reduce(flat)
-    sums, positions = (x.view(part.shape) for x, part in zip_equal(flat.split([p.numel() for p in parts]), parts))
-    return [sums, positions.clamp(min=1)]
-
-
-@uncompiled
-def correlation(
-    students: Sequence[Tensor], levels: Sequence[Level], most: int, judge: Judge = standardised, scale: float = 1.0
-) -> Tensor:
-    """Returns the value of each level (levels,), summed over channels and bands, from the images of all processes.
-
-    Args:
-        students: b of each level (N, C, H, W).
-        levels: What they are compared with.
-        most: The most wavelet levels that any process may have.
-        judge: What is computed from the means of products, see :func:`standardised`.
-        scale: What the value will probably be multiplied by; it saves a pass over the gradients if it is.
-    """
-    return _Correlation.apply(levels, judge, most, scale if _needed(students) and scale else None, *students)
-
-
-def _needed(students: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(student.requires_grad for student in students)
-
-
-class _Absolute(torch.autograd.Function):
-    """The weighted sum of absolute differences of each plane, (N, C) per level."""
+class Absolute(torch.autograd.Function):
+    """The sum over bands and positions of weight times absolute difference, (N, C), of one feature level."""
 
     @staticmethod
-    def forward(ctx: Any, levels: Sequence[Level], needed: bool, *students: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*students)
-        ctx.levels, (table, _) = levels, _table(students, levels, max(level.depth for level in levels))
-        ctx.weights = [_of_positions(level, rows) for level, rows in zip_equal(levels, table.unbind())]
-        found = [_planes(x, level, w, needed) for x, level, w in zip_equal(students, levels, ctx.weights)]
-        ctx.gradients = [gradient for _, gradient in found] if needed else None
-        return tuple(total for total, _ in found)
+    def forward(ctx: Any, student: Tensor, level: Level) -> Tensor:
+        """Returns the sums for b (N, C, H, W)."""
+        ctx.save_for_backward(student)
+        ctx.level = level
+        total, ctx.gradient = _planes(student, level, ctx.needs_input_grad[0])
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *factors: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            given = zip_equal(ctx.saved_tensors, ctx.levels, ctx.weights)
-            gradients = [_planes(x, level, weights, True)[1] for x, level, weights in given]
-        found = zip_equal(gradients, factors, ctx.saved_tensors)
-        return None, None, *(each.mul_(factor[:, :, None, None]).to(x.dtype) for each, factor, x in found)
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns the gradient of b."""
+        (student,), gradient, ctx.gradient = ctx.saved_tensors, ctx.gradient, None
+        if gradient is None:  # for a second time through a retained graph
+            _, gradient = _planes(student, ctx.level, True)
+        return gradient.mul_(factor[:, :, None, None]).to(student.dtype), None
 
 
-def _planes(student: Tensor, level: Level, weights: list[Tensor], needed: bool) -> tuple[Tensor, Tensor | None]:
+def _planes(student: Tensor, level: Level, needed: bool) -> tuple[Tensor, Tensor | None]:
     """Returns the weighted sum of each plane (N, C), and its gradient (N, C, H, W) where needed."""
     like, gradient = full_precision(student.new_empty(0)), None
     total = like.new_zeros(student.shape[:2])
     if level.depth:
         form = haar_form(student.shape, level.depth, like)
-        scale = form.positions(weights)
+        sizes, (table, _) = band_sizes(student.shape[2:], level.depth), _table([student], [level], level.depth)
+        masks = level.masks or [table.new_ones(()).expand(1, 4, *size) for size in sizes]
+        weights = form.positions([row.view(1, 4, 1, 1) * mask for row, mask in zip_equal(table[0], masks)])
         for part in form.parts():
             bands = form.analyse(student[part].to(like.dtype) - level.teacher[part])
-            weighed = [_images(weight, part) for weight in scale]
+            weighed = [weight[part[0]] for weight in weights]
             total[part] = form.weighted([band.abs() for band in bands], weighed)
             if needed:
                 for band, weight in zip_equal(bands, weighed):
                     band.sign_().mul_(weight)
                 gradient = form.synthesise(bands, gradient, part)
     return total, like.new_zeros(student.shape) if needed and gradient is None else gradient
-
-
-def _of_positions(level: Level, rows: Tensor) -> list[Tensor]:
-    """Returns the weights of the bands and of their positions, (N or 1, 4, h, w) per wavelet level."""
-    sizes = band_sizes(level.teacher.shape[2:], level.depth)
-    weights = [row.view(1, 4, 1, 1) for row in rows[: level.depth].unbind()]
-    masks = level.masks or [rows.new_ones(()).expand(1, 4, *size) for size in sizes]
-    return [weight * mask for weight, mask in zip_equal(weights, masks)]
-
-
-@uncompiled
-def absolute(students: Sequence[Tensor], levels: Sequence[Level]) -> tuple[Tensor, ...]:
-    """Returns the sum over bands and positions of weight times absolute difference, (N, C) per level.
-
-    Args:
-        students: b of each level (N, C, H, W).
-        levels: What they are compared with.
-    """
-    return _Absolute.apply(levels, _needed(students), *students)

@@ -201,7 +201,7 @@ _launch.register_fake(lambda *given: None)
 
 
 def _given(students: Sequence[Tensor], levels: Sequence[Any], most: int) -> list[Any]:
-    masks = [mask.float().contiguous() for level in levels for mask in level.masks or ()]
+    masks = [mask.float().contiguous() for level in levels for mask in level.masks]
     return [list(students), [level.teacher for level in levels], masks, [level.depth for level in levels], most]
 
 
@@ -223,7 +223,7 @@ def gradients_of(students: Sequence[Tensor], levels: Sequence[Any], factors: Ten
 def serve(students: Sequence[Tensor], levels: Sequence[Any], most: int, plain: Sequence[Any]) -> bool:
     """Whether these kernels can be used; the first time that such tensors come, they are compared with ``plain``."""
     dtypes = {(student.dtype, level.teacher.dtype) for student, level in zip(students, levels)}
-    masked = {level.masks is not None for level in levels if level.depth}
+    masked = {bool(level.masks) for level in levels if level.depth}
     if len(dtypes) > 1 or len(masked) != 1 or not set(*dtypes) <= set(ROUNDING) or most > MOST or not len(students[0]):
         return False
     key = students[0].device, most, *dtypes, *masked

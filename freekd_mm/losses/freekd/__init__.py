@@ -1,1 +1,0 @@
-"""FreeKD's losses."""
