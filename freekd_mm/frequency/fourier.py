@@ -129,44 +129,26 @@ class SpectralFilter2d(nn.Module):
             check_positive('high_pass', high_pass)
             if high_pass >= 1:
                 raise ValueError(f'high_pass should be below 1, the highest frequency, but got {high_pass}')
-        if mode == 'dense' and size is None:
-            raise ValueError("size should be (H, W) of the inputs in mode 'dense', but got None")
-        if mode != 'dense' and size is not None:
-            raise ValueError(f"size should be None unless mode is 'dense', but got {size} with mode {mode!r}")
+        if (mode == 'dense') != (size is not None):
+            raise ValueError(
+                f"size should be (H, W) of the inputs in mode 'dense', else None, but got {size} with mode {mode!r}"
+            )
         self.in_channels, self.out_channels, self.mode = in_channels, out_channels, mode
         self.high_pass, self.region = high_pass, region
         self.size = None if size is None else _check_pair('size', size, 1)
         if self.size is not None:
-            self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *self.size, 2))
-        else:
-            check_positive('rank', rank, integer=True)
-            filters = rank if mode == 'lowrank' else in_channels
-            if mode == 'lowrank':
-                self.reduce = nn.Parameter(torch.empty(rank, in_channels))
-            self.expand = nn.Parameter(torch.empty(out_channels, filters))
-            # Axis 0: real and imaginary part.
-            self.spectrum = nn.Parameter(torch.empty(2, filters, *_check_pair('grid_size', grid_size, 2)))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initialises the parameters."""
-        if self.mode == 'dense':
+            weight = torch.empty(out_channels, in_channels, *self.size, 2)
             # As in the released code: both parts of K in [0, 1 / (C_in C_out)).
-            nn.init.uniform_(self.weight, 0, 1 / (self.in_channels * self.out_channels))
+            self.weight = nn.Parameter(nn.init.uniform_(weight, 0, 1 / (in_channels * out_channels)))
             return
-        for matrix in (self.reduce, self.expand) if self.mode == 'lowrank' else (self.expand,):
-            nn.init.normal_(matrix, std=1 / math.sqrt(matrix.shape[1]))
-        with torch.no_grad():
-            self.spectrum[0].fill_(1)
-            self.spectrum[1].zero_()
-
-    def extra_repr(self) -> str:
-        """Returns the options for ``print``."""
-        stored = tuple((self.weight if self.mode == 'dense' else self.spectrum).shape)
-        return (
-            f'{self.in_channels}, {self.out_channels}, mode={self.mode!r}, stored={stored}, '
-            f'high_pass={self.high_pass}, region={self.region!r}'
-        )
+        check_positive('rank', rank, integer=True)
+        filters = rank if mode == 'lowrank' else in_channels
+        if mode == 'lowrank':
+            self.reduce = _mixing(rank, in_channels)
+        self.expand = _mixing(out_channels, filters)
+        grid = torch.ones(filters, *_check_pair('grid_size', grid_size, 2))
+        # Axis 0: real and imaginary part.
+        self.spectrum = nn.Parameter(torch.stack((grid, torch.zeros_like(grid))))
 
     def forward(self, x: Tensor) -> Tensor:
         """Filters x (N, C_in, H, W) and returns (N, C_out, H, W) in the dtype of x."""
@@ -209,6 +191,10 @@ class SpectralFilter2d(nn.Module):
             mask = constant(_half_mask, like, height, width, self.high_pass, self.region)
             real, imaginary = real * mask, imaginary * mask
         return torch.complex(real, imaginary)
+
+
+def _mixing(outputs: int, inputs: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.normal_(torch.empty(outputs, inputs), std=1 / math.sqrt(inputs)))
 
 
 def _check_pair(what: str, pair: tuple[int, int], least: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -107,9 +108,9 @@ class BandLoss(DistillLoss):
         theirs = [_stacked(bands) for bands in self.masks(teachers, depths)]
         ours = [_stacked(bands) for bands in self.masks(students, depths)] if self.refines else theirs
         found = [list(map(self.weigh, *pair)) for pair in zip_equal(theirs, ours)]
-        if self.standardises:
+        for weight in itertools.chain(*found) if self.standardises else ():
             # A mean of 1 in each band of an image.
-            found = [[x / x.mean((2, 3), keepdim=True).clamp(min=TINY) for x in weights] for weights in found]
+            weight.div_(weight.mean((2, 3), keepdim=True).clamp(min=TINY))
         return found
 
     def _depths(self, features: Sequence[Tensor]) -> list[int]:

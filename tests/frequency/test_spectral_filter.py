@@ -209,9 +209,9 @@ def test_errors() -> None:
         SpectralFilter2d(3, 4, 'low_rank')
     with pytest.raises(ValueError, match="region should be one of 'symmetric', 'code', but got 'paper'"):
         SpectralFilter2d(3, 4, region='paper')
-    with pytest.raises(ValueError, match=r"size should be \(H, W\) of the inputs in mode 'dense', but got None"):
+    with pytest.raises(ValueError, match=r"size should be \(H, W\) .* in mode 'dense', else None, but got None"):
         SpectralFilter2d(3, 4, 'dense')
-    with pytest.raises(ValueError, match=r"size should be None unless mode is 'dense', but got \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"in mode 'dense', else None, but got \(4, 4\) with mode 'lowrank'"):
         SpectralFilter2d(3, 4, size=(4, 4))
     with pytest.raises(ValueError, match=r'grid_size should be two integers of at least 2, but got \(1, 5\)'):
         SpectralFilter2d(3, 4, grid_size=(1, 5))
