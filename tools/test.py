@@ -6,10 +6,7 @@ from freekd_mm.cli import Parser, add_common_options, prepare_config, run
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line.
-
-    For test time augmentation or a window, give the exported student to MMDetection's or MMSegmentation's own test.py.
-    """
+    """Reads the command line; the options are those of MMDetection's and MMSegmentation's test.py, and ``--result``."""
     parser = Parser(description=__doc__)
     add_common_options(parser)
     parser.add_force()
@@ -19,7 +16,10 @@ def parse_args() -> argparse.Namespace:
         '--out',
         help='write the predictions to this .pkl file; with a segmenter also to a directory of label maps',
     )
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='write pictures of the predictions to this directory')
+    parser.add_argument('--wait-time', type=float, default=2.0, help='seconds for which each picture is shown')
+    parser.add_argument('--tta', action='store_true', help='test time augmentation')
     return parser.parse_args()
 
 
@@ -33,7 +33,16 @@ def main() -> None:
     cfg = prepare_config(args)
     for path in filter(None, (args.result, args.out, args.show_dir)):
         check_output(path, [args.config, args.checkpoint], args.force)
-    evaluate(cfg, args.checkpoint, result=args.result, out=args.out, show_dir=args.show_dir)
+    evaluate(
+        cfg,
+        args.checkpoint,
+        result=args.result,
+        out=args.out,
+        show=args.show,
+        show_dir=args.show_dir,
+        wait_time=args.wait_time,
+        tta=args.tta,
+    )
     leave_process_group()
 
 

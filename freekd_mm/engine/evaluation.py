@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
@@ -25,6 +25,9 @@ FOLDER = 'test'
 #: Written beside the log of every evaluation.
 RESULT = 'result.json'
 PICKLES = ('.pkl', '.pickle')
+#: Test time augmentation of a detector whose config has none: MMDetection's default, one flip.
+DETECTOR_TTA = {'type': 'DetTTAModel', 'tta_cfg': {'nms': {'type': 'nms', 'iou_threshold': 0.5}, 'max_per_img': 100}}
+FLIPS = [{'type': 'RandomFlip', 'prob': prob} for prob in (1.0, 0.0)]
 
 
 def plain_config(cfg: Config) -> Config:
@@ -43,7 +46,10 @@ def evaluate(
     checkpoint: str,
     result: str | None = None,
     out: str | None = None,
+    show: bool = False,
     show_dir: str | None = None,
+    wait_time: float = 2.0,
+    tta: bool = False,
 ) -> dict:
     """Evaluates a checkpoint, written in training or an exported student, and returns the metrics.
 
@@ -60,8 +66,10 @@ def evaluate(
     if is_main_process():
         for path in filter(None, (out, show_dir)):
             make_room(Path(path))
-    if show_dir:
-        _draw(cfg, show_dir)
+    if show or show_dir:
+        _draw(cfg, show, show_dir, wait_time)
+    if tta:
+        _augment(cfg)
     if out:
         _keep_predictions(cfg, out)
     with ExitStack() as end:
@@ -69,7 +77,8 @@ def evaluate(
             runner = Runner.from_cfg(cfg)
             end.callback(clean_up, runner)
             if has_whole_weights(runner):
-                load_whole(unwrapped_model(runner), weights, checkpoint)
+                model = unwrapped_model(runner)
+                load_whole(model.module if tta else model, weights, checkpoint)
         runner.dump_config()
         del weights
         metrics = runner.test()
@@ -86,16 +95,35 @@ def _is_segmenter(cfg: Config) -> bool:
     return cfg.get('default_scope') == 'mmseg'
 
 
-def _draw(cfg: Config, folder: str) -> None:
+def _draw(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
     """Turns on the hook that draws predictions, as MMDetection's and MMSegmentation's own scripts do."""
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
-        raise ValueError('--show-dir needs default_hooks.visualization in the config, but it has none')
-    hook.draw = True
-    if _is_segmenter(cfg):
-        cfg.visualizer.save_dir = folder
-    else:
-        hook.test_out_dir = folder
+        raise ValueError('--show and --show-dir need default_hooks.visualization in the config, but it has none')
+    hook.update(draw=True, show=show, wait_time=wait_time)
+    if show_dir and _is_segmenter(cfg):
+        cfg.visualizer.save_dir = show_dir
+    elif show_dir:
+        hook.test_out_dir = show_dir
+
+
+def _augment(cfg: Config) -> None:
+    """Wraps the model and changes the test pipeline for test time augmentation."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if not _is_segmenter(cfg):
+        *steps, pack = dataset.pipeline
+        keys = pack.get('meta_keys')
+        # Notes the flip, which is undone in the predictions.
+        pack = {**pack, 'meta_keys': (*keys, 'flip', 'flip_direction')} if keys else pack
+        cfg.setdefault('tta_model', DETECTOR_TTA)
+        cfg.setdefault('tta_pipeline', [*steps, {'type': 'TestTimeAug', 'transforms': [FLIPS, [pack]]}])
+    missing = [name for name in ('tta_model', 'tta_pipeline') if name not in cfg]
+    if missing:
+        raise ValueError(f'--tta needs tta_model and tta_pipeline in the config, but it has no {" and ".join(missing)}')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
 
 
 def _keep_predictions(cfg: Config, out: str) -> None:

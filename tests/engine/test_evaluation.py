@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from distill_cases import save_weights
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from freekd_mm.engine.evaluation import evaluate
 
@@ -58,19 +60,65 @@ def test_out_of_a_detector_is_a_pickle(detector):
         evaluate(cfg, checkpoint, out='metrics.json')
 
 
+@HOOKS.register_module()
+class PassesHook(Hook):
+    """Keeps the hook that draws the predictions, then the batches that go through the backbone."""
+
+    seen: list = []  # noqa: RUF012
+
+    def before_test(self, runner) -> None:
+        model = getattr(runner.model, 'module', runner.model)
+        self.seen.append(next(hook for hook in runner.hooks if 'Visualization' in type(hook).__name__))
+        model.backbone.register_forward_pre_hook(lambda _, args: self.seen.append(args[0]))
+
+
 @pytest.mark.parametrize('kind', ['detector', 'segmenter'])
-def test_show_dir(kind, request, tmp_path):
+def test_show(kind, request, tmp_path, monkeypatch):
     cfg, checkpoint = request.getfixturevalue(kind)
     drawing = {'detector': 'DetVisualizationHook', 'segmenter': 'SegVisualizationHook'}[kind]
-    cfg.default_hooks = {'visualization': {'type': drawing, 'interval': 1}}
+    cfg.default_hooks = {'visualization': {'type': drawing}}
     cfg.visualizer = {'type': 'DetLocalVisualizer' if kind == 'detector' else 'SegLocalVisualizer', 'name': 'shown'}
     cfg.visualizer['vis_backends'] = [{'type': 'LocalVisBackend'}]
-    evaluate(cfg, checkpoint, show_dir=str(tmp_path / 'pictures'))
-    assert len(list((tmp_path / 'pictures').rglob('*.*g'))) == VAL
+    cfg.custom_hooks = [{'type': 'PassesHook'}]
+    shown = []
+    monkeypatch.setattr('mmengine.visualization.Visualizer.show', lambda self, *_, **options: shown.append(options))
+    monkeypatch.setattr(PassesHook, 'seen', [])
+    if kind == 'segmenter':
+        cfg.default_hooks.visualization.interval = 1
+    evaluate(cfg, checkpoint, show=True, show_dir=str(tmp_path / 'pictures'), wait_time=0.5)
+    assert PassesHook.seen[0].show
+    assert [options['wait_time'] for options in shown] == [0.5] * VAL
+    assert len(list((tmp_path / 'pictures').rglob('*.*g'))) == (VAL if kind == 'detector' else 0)
 
 
 def test_pictures_need_their_hook(detector, tmp_path):
     cfg, checkpoint = detector
     cfg.default_hooks.pop('visualization', None)
-    with pytest.raises(ValueError, match=r'--show-dir needs default_hooks.visualization in the config'):
+    with pytest.raises(ValueError, match=r'--show and --show-dir need default_hooks.visualization in the config'):
         evaluate(cfg, checkpoint, show_dir=str(tmp_path))
+
+
+def test_tta_of_a_detector_flips(detector, monkeypatch):
+    """Each image is seen as it is and mirrored, with the weights of the checkpoint."""
+    cfg, checkpoint = detector
+    cfg.default_hooks.visualization = {'type': 'DetVisualizationHook'}
+    cfg.custom_hooks = [{'type': 'PassesHook'}]
+    monkeypatch.setattr(PassesHook, 'seen', [])
+    assert 'coco/bbox_mAP' in evaluate(cfg, checkpoint, tta=True)
+    mirrored, plain = PassesHook.seen[1::2], PassesHook.seen[2::2]
+    assert sum(map(len, plain)) == VAL
+    assert all(one.flip(-1).equal(other) for one, other in zip(plain, mirrored))
+
+
+def test_tta_of_a_segmenter(segmenter, tmp_path):
+    """A pipeline that flips nothing twice predicts as none does; without one there is an error."""
+    cfg, checkpoint = segmenter
+    with pytest.raises(ValueError, match=r'--tta needs .* in the config, but it has no tta_pipeline'):
+        evaluate(copy.deepcopy(cfg), checkpoint, tta=True)
+    *steps, pack = cfg.test_dataloader.dataset.pipeline
+    still = [[{'type': 'RandomFlip', 'prob': 0.0}] * 2, [pack]]
+    cfg.tta_model = {'type': 'SegTTAModel'}
+    cfg.tta_pipeline = [*steps, {'type': 'TestTimeAug', 'transforms': still}]
+    plain = evaluate(copy.deepcopy(cfg), checkpoint)
+    cfg.experiment_name = 'augmented'
+    assert evaluate(cfg, checkpoint, tta=True) == plain
