@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -34,48 +35,39 @@ HONEST = (
 )
 
 
-class Steps:
-    """Runs tools of the repository ``root``, each once; what they print goes to logs in ``folder``."""
+def run_steps(root: Path, folder: Path, steps: Mapping[str, Sequence[object]]) -> None:
+    """Runs tools of the repository ``root`` side by side: tool and options by the name of the step.
 
-    def __init__(self, root: Path, folder: Path) -> None:
-        self.root, self.folder = root, folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def run(self, steps: Mapping[str, Sequence[object]]) -> None:
-        """Runs steps, tool and options by name, side by side: they share the cores. Finished ones are not repeated."""
-        waiting = {name: words for name, words in steps.items() if not self._file(name, 'done').is_file()}
-        if not waiting:
-            return
-        start, label = time.monotonic(), ' and '.join(waiting)
-        threads = max((os.cpu_count() or 1) // len(waiting), 1)
-        running = {name: self._start(name, words, threads) for name, words in waiting.items()}
-        trainings = [self.folder / name for name, words in waiting.items() if words[0] == 'train']
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=None)
-            while any(process.poll() is None for process in running.values()):
-                time.sleep(0.5)
-                parts = [progress(folder) for folder in trainings]
-                if all(total for _, total in parts) and parts:
-                    done, total = map(sum, zip(*parts))
-                    bar.update(task, completed=done, total=total)
-        failed = [name for name, process in running.items() if process.returncode != 0]
-        for name in running:
-            log = self._file(name, 'log')
-            if name in failed:
-                tail = '\n'.join(log.read_text(errors='replace').splitlines()[-15:])
-                command = ' '.join(running[name].args)  # type: ignore[arg-type]
-                raise SystemExit(f'{tail}\n\nthe demo stopped: {command} failed.\nThe whole log: {log}')
-            write_text(self._file(name, 'done'), '')
-        print(f'{label}: {timedelta(seconds=round(time.monotonic() - start))}', file=sys.stderr)
-
-    def _file(self, name: str, kind: str) -> Path:
-        return self.folder / f'{name}.{kind}'
-
-    def _start(self, name: str, words: Sequence[object], threads: int) -> subprocess.Popen:
-        command = [sys.executable, f'tools/{words[0]}.py', *map(str, words[1:])]
-        environment = {'OMP_NUM_THREADS': str(threads), **os.environ, 'PYTHONWARNINGS': 'ignore'}
-        with open(self._file(name, 'log'), 'a') as log:
-            return subprocess.Popen(command, cwd=self.root, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    What they print goes to ``<name>.log`` in the folder. Finished steps are not repeated.
+    """
+    waiting = {name: words for name, words in steps.items() if not (folder / f'{name}.done').is_file()}
+    if not waiting:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    start, label = time.monotonic(), ' and '.join(waiting)
+    threads = max((os.cpu_count() or 1) // len(waiting), 1)
+    environment = {'OMP_NUM_THREADS': str(threads), **os.environ, 'PYTHONWARNINGS': 'ignore'}
+    running = {}
+    for name, (tool, *words) in waiting.items():
+        command = [sys.executable, f'tools/{tool}.py', *map(str, words)]
+        with open(folder / f'{name}.log', 'a') as log:
+            running[name] = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
+    trainings = [folder / name for name, words in waiting.items() if words[0] == 'train']
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        while any(process.poll() is None for process in running.values()):
+            time.sleep(0.5)
+            parts = [progress(training) for training in trainings]
+            if parts and all(total for _, total in parts):
+                done, total = map(sum, zip(*parts))
+                bar.update(task, completed=done, total=total)
+    for name, process in running.items():
+        if process.returncode != 0:
+            file = folder / f'{name}.log'
+            tail = '\n'.join(file.read_text(errors='replace').splitlines()[-15:])
+            raise SystemExit(f'{tail}\n\nthe demo stopped: tools/{steps[name][0]}.py failed.\nThe whole log: {file}')
+        write_text(folder / f'{name}.done', '')
+    print(f'{label}: {timedelta(seconds=round(time.monotonic() - start))}', file=sys.stderr)
 
 
 def progress(work_dir: Path) -> tuple[int, int]:
@@ -94,23 +86,23 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
     """
     start = time.monotonic()
     base = (work_dir or root / 'work_dirs/demo') / task
-    steps = Steps(root, base)
+    run = functools.partial(run_steps, root, base)
     teacher, student = (f'configs/demo/{task}_{role}.py' for role in ('teacher', 'student'))
 
     def training(config: str | Path, folder: Path, seed: int) -> dict[str, Sequence[object]]:
         options = (f'randomness.seed={seed}', 'default_hooks.logger.interval=5')
         return {folder.name: ('train', config, '--work-dir', folder, '--resume', '--cfg-options', *options)}
 
-    steps.run({'scenes': ('make_scenes', Config.fromfile(root / student).data_root)})
-    steps.run(training(teacher, base / 'teacher', 0))
+    run({'scenes': ('make_scenes', Config.fromfile(root / student).data_root)})
+    run(training(teacher, base / 'teacher', 0))
 
     alone, distilled = base / f'student_seed{seed}', base / f'{method}_seed{seed}'
     config, exported = base / 'configs' / f'{distilled.name}.py', base / f'{distilled.name}.pth'
     checkpoint = last_checkpoint(base / 'teacher')
     options = ('--method', method, '-o', config, '--teacher-checkpoint', checkpoint, '--prompt-dir', base / 'prompt')
-    steps.run({f'make_config_{distilled.name}': ('make_config', student, teacher, *options)})
-    steps.run({**training(student, alone, seed), **training(config, distilled, seed)})
-    steps.run({f'export_{distilled.name}': ('export_student', config, last_checkpoint(distilled), '-o', exported)})
+    run({f'make_config_{distilled.name}': ('make_config', student, teacher, *options)})
+    run({**training(student, alone, seed), **training(config, distilled, seed)})
+    run({f'export_{distilled.name}': ('export_student', config, last_checkpoint(distilled), '-o', exported)})
 
     tested: dict[str, tuple] = {
         'teacher': (teacher, checkpoint),
@@ -120,7 +112,7 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
     }
     results = {label: base / f'test_{re.sub(", | ", "_", label)}.json' for label in tested}
     tests = {out.stem: (*tested[label], '--result', out) for label, out in results.items()}
-    steps.run({name: ('test', *words, '--work-dir', base / name) for name, words in tests.items()})
+    run({name: ('test', *words, '--work-dir', base / name) for name, words in tests.items()})
     rows = []
     for label, out in results.items():
         result = json.loads(out.read_text())

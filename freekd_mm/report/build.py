@@ -14,7 +14,7 @@ from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.pages.page import parts, write_page
 from freekd_mm.report.configs import EMPTY, differences
-from freekd_mm.report.curves import distillation_curves, loss_curves, metric_curves, optimisation_curves
+from freekd_mm.report.curves import curves, distillation_curves, metric_curves
 from freekd_mm.report.metrics import main_metrics
 from freekd_mm.report.models import shown_models
 from freekd_mm.report.runs import Run, inside, read_runs
@@ -34,9 +34,9 @@ def write_report(
         ('Results', [parts.notes(remarks), result_table(runs), *sources(runs)]),
         *(shown_models(runs, pictures) if pictures else ()),
         ('Metrics over the training', metric_curves(runs)),
-        ('Losses', loss_curves(runs)),
+        ('Losses', curves(runs, lambda key: 'loss' in key and not key.startswith('distill.'))),
         ('Distillation', distillation_curves(runs)),
-        ('Optimisation', optimisation_curves(runs)),
+        ('Optimisation', curves(runs, lambda key: key in ('lr', 'grad_norm') or key.startswith('prompt/'))),
         ('Settings', settings(runs)),
         ('Environment', environments(runs)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Callable
 
 from markupsafe import Markup
 
@@ -43,15 +44,9 @@ def metric_curves(runs: Sequence[Run]) -> list[Markup]:
     return [shown, parts.details('All other metrics', [parts.charts(others)])] if others else [shown]
 
 
-def loss_curves(runs: Sequence[Run]) -> list[Markup]:
-    """Returns the total loss and those of the task; those of the distillation are separate."""
-    keys = [key for key in _keys(runs) if 'loss' in key and not key.startswith('distill.')]
-    return _curves(runs, sorted(keys, key=lambda key: key != 'loss'))
-
-
 def distillation_curves(runs: Sequence[Run]) -> list[Markup]:
     """Returns the weighted losses of the distillation entries, then their parts by level and band."""
-    found = _curves(runs, [key for key in _keys(runs) if key.startswith(('distill.loss_', 'distill.scale'))])
+    found = curves(runs, lambda key: key.startswith(('distill.loss_', 'distill.scale')))
     terms = [parts.charts(_terms(run)) for run in runs if any(map(TERM.match, run.train_keys()))]
     if found and terms:
         explained = 'The share of each level in the loss, before its weight; level 0 has the highest resolution.'
@@ -72,20 +67,11 @@ def _terms(run: Run) -> list[Markup]:
     return [line_chart(title, lines, 'iteration', 'share in the loss') for title, lines in charts.items()]
 
 
-def optimisation_curves(runs: Sequence[Run]) -> list[Markup]:
-    """Returns the learning rate, the norm of the gradient, and what a prompt's training logs."""
-    return _curves(runs, [key for key in _keys(runs) if key in ('lr', 'grad_norm') or key.startswith('prompt/')])
-
-
-def _curves(runs: Sequence[Run], keys: Sequence[str]) -> list[Markup]:
-    """Returns a chart per logged value, with a line per run."""
+def curves(runs: Sequence[Run], is_shown: Callable[[str], bool]) -> list[Markup]:
+    """Returns a chart per logged value whose name is shown, with a line per run."""
     charts = []
-    for name in keys:
+    for name in filter(is_shown, {key: None for run in runs for key in run.train_keys()}):
         title = TITLES.get(name) or remove_prefix(name, 'distill.') + (', weighted' if 'distill.' in name else '')
         lines = [Line(run.name, run.series(name), index) for index, run in enumerate(runs)]
         charts.append(line_chart(title, lines, 'iteration', 'loss' if 'loss' in name else 'value'))
     return [parts.charts(charts)] if any(charts) else []
-
-
-def _keys(runs: Sequence[Run]) -> list[str]:
-    return list({key: None for run in runs for key in run.train_keys()})

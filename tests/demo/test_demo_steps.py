@@ -7,30 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from freekd_mm.demo.run import Steps, progress
+from freekd_mm.demo.run import progress, run_steps
 
 WRITE = "import sys; open(sys.argv[1], 'a').write('x')"
 
 
 @pytest.fixture
-def steps(tmp_path: Path) -> Steps:
+def root(tmp_path: Path) -> Path:
     (tmp_path / 'tools').mkdir()
     (tmp_path / 'tools/write.py').write_text(WRITE)
     (tmp_path / 'tools/boom.py').write_text('1 / 0')
-    return Steps(tmp_path, tmp_path / 'demo')
+    return tmp_path
 
 
-def test_steps_run_once_and_side_by_side(steps: Steps, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_steps_run_once_and_side_by_side(root: Path, capsys: pytest.CaptureFixture) -> None:
     for _ in range(2):
-        steps.run({name: ('write', tmp_path / name) for name in ('one', 'two')})
-    assert [(tmp_path / name).read_text() for name in ('one', 'two')] == ['x', 'x']
+        run_steps(root, root / 'demo', {name: ('write', root / name) for name in ('one', 'two')})
+    assert [(root / name).read_text() for name in ('one', 'two')] == ['x', 'x']
     assert capsys.readouterr().err.count('one and two: ') == 1
 
 
-def test_a_failing_step_names_its_command_and_log_and_runs_again(steps: Steps, tmp_path: Path) -> None:
+def test_a_failing_step_names_its_tool_and_log_and_runs_again(root: Path) -> None:
     with pytest.raises(SystemExit, match=r'(?s)ZeroDivisionError.*the demo stopped: .*boom.py failed\..*bad\.log'):
-        steps.run({'good': ('write', tmp_path / 'good'), 'bad': ('boom',)})
-    assert [path.name for path in (tmp_path / 'demo').glob('*.done')] == ['good.done']
+        run_steps(root, root / 'demo', {'good': ('write', root / 'good'), 'bad': ('boom',)})
+    assert [path.name for path in (root / 'demo').glob('*.done')] == ['good.done']
 
 
 def test_the_progress_is_read_from_the_newest_log(tmp_path: Path) -> None:
