@@ -57,10 +57,6 @@ KEY = 'freekd_mm/failure'
 LENGTH = 2000
 
 
-class OtherProcessError(RuntimeError):
-    """Another process of the run failed first."""
-
-
 @contextmanager
 def failing_together() -> Iterator[None]:
     """Tells the other processes about an error, or says which of them had an error first."""
@@ -78,7 +74,7 @@ def failing_together() -> Iterator[None]:
             first = own
         if first != own:
             said = f'{first} (that was the first failure; this process then stopped as well)'
-            raise OtherProcessError(said) from error
+            raise RuntimeError(said) from error
         raise
 
 

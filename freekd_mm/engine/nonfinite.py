@@ -37,10 +37,6 @@ ADVICE = {
 }
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or a gradient is not finite."""
-
-
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
     """Looks at the loss and the gradients before each step of the optimizer, so that no weight is damaged.
@@ -138,7 +134,7 @@ class NonFiniteHook(Hook):
             return True
         if self.policy == 'error' or too_many:
             often = f' It happened {self.in_a_row} times in a row.' if too_many else ''
-            raise NonFiniteError(f'{finding}{often}{ADVICE[scaled]}')
+            raise FloatingPointError(f'{finding}{often}{ADVICE[scaled]}')
         warn(f'{finding} The step is skipped.')
         return False
 

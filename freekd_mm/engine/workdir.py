@@ -29,10 +29,6 @@ LOCK = '.lock'
 LEFTOVERS = '.*.part'
 
 
-class WorkDirInUseError(RuntimeError):
-    """Another run writes to the same work directory."""
-
-
 def is_first_process(launcher: str = 'none') -> bool:
     """Whether this is the process of a run that writes, also before the processes have found each other."""
     # Without a launcher each process is its own run, whatever a scheduler has put into its environment.
@@ -80,7 +76,7 @@ def _lock(file: TextIO, path: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             file.seek(0)
-            raise WorkDirInUseError(
+            raise BlockingIOError(
                 f'work_dir {str(path)!r} should belong to one run, but is in use by {file.read() or "another"}. Wait '
                 'for it, stop it, or choose another with --work-dir.'
             ) from None

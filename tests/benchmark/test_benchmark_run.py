@@ -22,7 +22,7 @@ from freekd_mm.benchmark.jobs import ConfigMaker, make_jobs
 from freekd_mm.benchmark.plan import Method, load_plan
 from freekd_mm.benchmark.run import benchmark, run_job, to_do
 from freekd_mm.compat.versions import torch_at_least
-from freekd_mm.engine.workdir import LOCK, WorkDirInUseError
+from freekd_mm.engine.workdir import LOCK
 
 pytest.importorskip('mmdet')
 
@@ -223,7 +223,7 @@ def test_two_benchmarks_do_not_share_a_folder(plan_file, tmp_path):
     command = [sys.executable, '-c', code, str(tmp_path / LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(WorkDirInUseError, match='should belong to one run, but is in use'):
+        with pytest.raises(BlockingIOError, match='should belong to one run, but is in use'):
             benchmark(str(plan_file), tmp_path)
         other.communicate(b'\n')
     assert [file.name for file in tmp_path.iterdir()] == [LOCK]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from toy_runs import toy_config, toy_run
 
-from freekd_mm.engine.workdir import LOCK, WorkDirInUseError, own_work_dir
+from freekd_mm.engine.workdir import LOCK, own_work_dir
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def holder(tmp_path):
 
 def test_a_second_run_is_refused(holder, tmp_path):
     first = holder()
-    with pytest.raises(WorkDirInUseError, match=f"work' should belong to one run, but is in use by process {first} on"):
+    with pytest.raises(BlockingIOError, match=f"work' should belong to one run, but is in use by process {first} on"):
         toy_run(toy_config(tmp_path))
     # Nothing was written there.
     assert [path.name for path in (tmp_path / 'work').iterdir()] == [LOCK]
@@ -75,7 +75,7 @@ def test_only_the_first_process_of_a_run_holds_it(holder, tmp_path, monkeypatch)
     monkeypatch.setenv('RANK', '1')
     with own_work_dir(tmp_path / 'work', 'pytorch'):
         pass
-    with pytest.raises(WorkDirInUseError), own_work_dir(tmp_path / 'work'):
+    with pytest.raises(BlockingIOError), own_work_dir(tmp_path / 'work'):
         pass
 
 
