@@ -159,7 +159,7 @@ def _options(found: Any) -> list[str] | None:
             return None
         names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != 'self']
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            return names
+            return list(dict.fromkeys(names))
     return None
 
 
