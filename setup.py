@@ -68,11 +68,12 @@ setup(
     package_data={'freekd_mm.pages': ['*.html']},
     cmdclass={'build_py': BuildWithMim},
     # Without bounds, and no torch, mmcv, mmdet ...: installing freekd_mm must not replace what a user has; the doctor
-    # says what is missing.
+    # says what is missing. Also not ptwt, which wavelets other than Haar need: it asks for SciPy 1.10 or newer.
     install_requires=['Jinja2', 'matplotlib'],
     extras_require={
         'openmmlab': mm_line('openmmlab'),
         'onedl': mm_line('onedl'),
+        'wavelets': ['ptwt>=0.1.8', 'PyWavelets>=1.4'],
         'mmpretrain': ['mmpretrain>=1.2.0'],
         # It asks for no torch. timm has no extra: its torchvision would bring another PyTorch.
         'transformers': ['transformers>=4.46'],

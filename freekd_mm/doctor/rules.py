@@ -40,6 +40,7 @@ DISTRIBUTION_OF = {
     'cv2': HEADLESS,
     'PIL': 'pillow',
     'yaml': 'pyyaml',
+    'pywt': 'pywavelets',
     'ordered_set': 'ordered-set',
     'dateutil': 'python-dateutil',
     'imgaug': 'imaug',
@@ -127,11 +128,14 @@ def find_unfit(installed: Versions, pins: Versions, mmcv_below: Versions, whole:
     """
     names = mm_names(pins)
     kinds = {
-        **dict.fromkeys(('torch', 'numpy'), ()),
+        **dict.fromkeys(('torch', 'numpy', 'ptwt', 'pywavelets'), ()),
         **{n: candidates(m) for m, n in names.items()},
     }
     neither = not {names['mmdet'], names['mmseg']} & set(installed)
+    wavelets = ('; needed for wavelets other than Haar', False)
     uses = {
+        'ptwt': wavelets,
+        'pywavelets': wavelets,
         names['mmdet']: ('; needed for detectors', whole or neither),
         names['mmseg']: ('; needed for segmenters', whole or neither),
         names.get('mmrazor', ''): ("; needed for mmrazor's own losses and algorithms", whole),
@@ -167,7 +171,7 @@ def find_unfit(installed: Versions, pins: Versions, mmcv_below: Versions, whole:
             known = 'newer than any tested' if numbers(torch) > NEWEST_TORCH else 'between tested ones'
             text = f'{torch} is here, {known}; {wanted} is tested; mmcv must be compiled for the one that is here'
             yield Problem(name, text, remedy, fatal=False)
-        elif name != 'torch' and version != wanted:
+        elif name not in ('torch', 'ptwt', 'pywavelets') and version != wanted:
             yield Problem(name, f'{version} is here, {wanted} is tested', remedy, whole)
     major, minor = (*numbers(torch), 0, 0)[:2]
     vision, needed = installed.get('torchvision', ''), (0, minor + (15 if major == 2 else 1))

@@ -8,11 +8,17 @@ from typing import Any
 from torch import Tensor
 
 
-def check_axes(what: str, x: Any, wanted: str, ndim: int | None = None) -> None:
+def check_floating(what: str, x: Any) -> None:
+    """Raises TypeError unless ``x`` is a tensor of a real floating-point dtype."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f'{what} should be a tensor, but got a {type(x).__name__}')
+    if not x.is_floating_point():
+        raise TypeError(f'{what} should be of a real floating-point dtype, but got {x.dtype}')
+
+
+def check_axes(what: str, x: Tensor, wanted: str, ndim: int | None = None) -> None:
     """Raises an error unless ``x`` is real and has ``ndim`` axes (at least 2 if None), the last two of length >= 1."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else f'a {type(x).__name__}'
-        raise TypeError(f'{what} should be a tensor of a real floating-point dtype, but got {kind}')
+    check_floating(what, x)
     fits = x.ndim >= 2 if ndim is None else x.ndim == ndim
     if not fits or x.shape[-1] < 1 or x.shape[-2] < 1:
         raise ValueError(f'{what} should be of shape {wanted} with H, W >= 1, but got {tuple(x.shape)}')

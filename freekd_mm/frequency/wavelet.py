@@ -1,29 +1,25 @@
-"""Haar wavelet transforms in 1D and 2D with boundary 'zero', names and values as in PyWavelets.
+"""Discrete wavelet transforms in 1D and 2D with boundary 'zero', names and values as in PyWavelets.
 
-The orthonormal analysis is an orthogonal matrix (appending a zero to an odd size, and cropping after the synthesis,
-keep it so): its vector-Jacobian product is the synthesis, and vice versa. In 2D each direction is an autograd function
-whose backward is the other one: nothing is saved, and derivatives of any order work.
-
-In 2D a CPU gets :mod:`freekd_mm.frequency.walk`, any other device :mod:`freekd_mm.frequency.blocks`, and so do the
-losses on bands. Bands are separate tensors. One block for a level's three details would need a copy in the backward,
-and above 32 MiB the allocator maps fresh pages at each step, which takes ten times as long as filling them.
+Haar uses the adds and subtracts of :mod:`freekd_mm.frequency.haar`, every other wavelet goes through ptwt, which is
+imported only when it is needed, because it is slow to import.
+Inputs in half precision are transformed in float32 and the bands returned in the input's dtype.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
-from freekd_mm.checks import check_positive
-from freekd_mm.compat.versions import uncompiled, zip_equal
-from freekd_mm.frequency.blocks import Blocks
-from freekd_mm.frequency.inputs import band_sizes, check_axes
-from freekd_mm.frequency.walk import Walk
+from freekd_mm.checks import check_positive, did_you_mean
+from freekd_mm.compat.versions import zip_equal
+from freekd_mm.frequency.haar import HaarAnalysis2d, HaarSynthesis2d
+from freekd_mm.frequency.inputs import band_sizes, check_axes, check_floating
 from freekd_mm.tensors import full_precision
 
 
@@ -48,60 +44,69 @@ class WaveletBands(NamedTuple):
         low: Low band of the last level (N, C, h, w).
         high: One :class:`WaveletDetail` per level, finest first.
         shape: (H, W) of the transformed tensor.
+        wavelet: Name of the wavelet.
     """
 
     low: Tensor
     high: tuple[WaveletDetail, ...]
     shape: tuple[int, int]
+    wavelet: str = 'haar'
 
 
-def haar_form(shape: Sequence[int], levels: int, like: Tensor) -> Walk | Blocks:
-    """Returns the form of the 2D transform for maps (N, C, H, W), on the device and in the dtype of a tensor."""
-    return (Walk if like.device.type == 'cpu' else Blocks)(shape, levels, like)
+class WaveletBands1d(NamedTuple):
+    """Bands of a 1D transform.
+
+    Attributes:
+        low: Low band of the last level.
+        high: One high band per level, finest first.
+        length: Length of the transformed axis.
+        dim: The transformed axis.
+        wavelet: Name of the wavelet.
+    """
+
+    low: Tensor
+    high: tuple[Tensor, ...]
+    length: int
+    dim: int = -1
+    wavelet: str = 'haar'
 
 
-class _Analysis(Function):
-    """(N, C, H, W) to the low band and horizontal, vertical, diagonal of each level, finest first."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, levels: int) -> tuple[Tensor, ...]:
-        ctx.size = x.shape[-2:]
-        form = haar_form(x.shape, levels, x)
-        high = [x.new_empty(*x.shape[:2], *size) for size in band_sizes(x.shape[2:], levels) for _ in range(3)]
-        low = torch.empty_like(high[-1])
-        for part in form.parts():
-            found = form.unpack(form.analyse(x[part]))
-            details = [band for _, vertical, *others in found for band in (others[0], vertical, others[1])]
-            for out, band in zip_equal((low, *high), (found[-1][0], *details)):
-                out[part] = band
-        return (low, *high)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _Synthesis.apply(ctx.size, *grads), None
+def _optional(name: str) -> Any:
+    """Imports what only wavelets other than Haar need: freekd_mm does not install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"wavelet should be 'haar' here, since {name} cannot be imported ({error}). Others need ptwt and "
+            f'PyWavelets: {sys.executable} -m pip install ptwt PyWavelets'
+        ) from error
 
 
-class _Synthesis(Function):
-    """(H, W) and the bands in the order of :class:`_Analysis` to (N, C, H, W)."""
+def available_wavelets() -> tuple[str, ...]:
+    """Returns the names of all discrete wavelets."""
+    return tuple(_optional('pywt').wavelist(kind='discrete'))
 
-    @staticmethod
-    def forward(ctx: Any, size: tuple[int, int], low: Tensor, *high: Tensor) -> Tensor:
-        ctx.levels = len(high) // 3
-        out = low.new_empty(*low.shape[:2], *size)
-        form = haar_form(out.shape, ctx.levels, out)
-        for part in form.parts():
-            details = [band[part] for band in high]
-            bands = [(low[part], details[i + 1], details[i], details[i + 2]) for i in range(0, len(high), 3)]
-            out = form.synthesise(form.pack(bands), out, part)
-        return out
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_Analysis.apply(grad, ctx.levels)
+def is_haar(wavelet: str) -> bool:
+    """Tells whether ``wavelet`` is Haar; raises ValueError if it is no discrete wavelet."""
+    if wavelet in ('haar', 'db1'):
+        return True
+    names = available_wavelets()
+    if wavelet not in names:
+        listed = ', '.join(names)
+        raise ValueError(f'wavelet should be one of {listed}, but got {wavelet!r}.{did_you_mean(wavelet, names)}')
+    return False
+
+
+def band_length(length: int, wavelet: str) -> int:
+    """Returns the length of a band of a signal of ``length``."""
+    if is_haar(wavelet):
+        return (length + 1) // 2
+    return (length + _optional('pywt').Wavelet(wavelet).dec_len - 1) // 2
 
 
 def usable_levels(shape: tuple[int, int], levels: int, min_positions: int = 16) -> int:
-    """Returns how many levels, up to ``levels``, leave at least ``min_positions`` positions in each band.
+    """Returns how many Haar levels, up to ``levels``, leave at least ``min_positions`` positions in each band.
 
     Args:
         shape: (H, W) of what is transformed.
@@ -111,11 +116,10 @@ def usable_levels(shape: tuple[int, int], levels: int, min_positions: int = 16) 
     return sum(height * width >= min_positions for height, width in band_sizes(shape, levels))
 
 
-@uncompiled
-def dwt2d(x: Tensor, levels: int = 3) -> WaveletBands:
+def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
     r"""Wavelet transform over the last two axes.
 
-    For the four pixels a b / c d of each 2 x 2 block (an odd size gets a zero row or column at its end):
+    With Haar, for the four pixels a b / c d of each 2 x 2 block (an odd size gets a zero row or column at its end):
 
     .. math::
         low &= (a + b + c + d) / 2 \\
@@ -124,44 +128,119 @@ def dwt2d(x: Tensor, levels: int = 3) -> WaveletBands:
         diagonal &= (a - b - c + d) / 2
 
     and the low band again at each further level. Bands of a difference are the difference of the bands, so a loss
-    needs one transform of ``student - teacher``. Half precision is transformed in float32.
+    needs one transform of ``student - teacher``.
 
     Args:
         x: (N, C, H, W), any H, W >= 1.
         levels: Number of levels, also beyond the maximum that PyWavelets recommends.
+        wavelet: A discrete wavelet of PyWavelets, see :func:`available_wavelets`.
     """
     check_axes('x', x, '(N, C, H, W)', ndim=4)
     check_positive('levels', levels, integer=True)
-    low, *bands = (band.to(x.dtype) for band in _Analysis.apply(full_precision(x), levels))
-    high = tuple(WaveletDetail(*bands[start : start + 3]) for start in range(0, len(bands), 3))
-    return WaveletBands(low, high, (x.shape[-2], x.shape[-1]))
+    low = full_precision(x)
+    if is_haar(wavelet):
+        low, *bands = HaarAnalysis2d.apply(low, levels)
+        high = [WaveletDetail(*bands[start : start + 3]) for start in range(0, len(bands), 3)]
+    else:
+        ptwt = _optional('ptwt')
+        with torch.autocast(x.device.type, enabled=False):
+            low, *coarsest_first = ptwt.wavedec2(low, wavelet, mode='zero', level=levels)
+        high = [WaveletDetail(*details) for details in reversed(coarsest_first)]
+    if low.dtype != x.dtype:
+        low, high = low.to(x.dtype), [WaveletDetail(*(band.to(x.dtype) for band in details)) for details in high]
+    return WaveletBands(low, tuple(high), (x.shape[-2], x.shape[-1]), wavelet)
 
 
-@uncompiled
 def idwt2d(bands: WaveletBands) -> Tensor:
     """Inverse of :func:`dwt2d`: returns (N, C, H, W).
 
     Args:
         bands: What :func:`dwt2d` returned, changed or not.
     """
-    high = (full_precision(band) for details in bands.high for band in details)
-    return _Synthesis.apply(bands.shape, full_precision(bands.low), *high).to(bands.low.dtype)
+    check_axes('bands.low', bands.low, '(N, C, h, w)', ndim=4)
+    named = []
+    for level, details in enumerate(bands.high):
+        if len(details) != 3:
+            raise ValueError(f'bands.high[{level}] should hold 3 bands, but got {len(details)}')
+        named.append({f'bands.high[{level}].{name}': band for name, band in zip(WaveletDetail._fields, details)})
+    _check_bands(bands.low, named, bands.shape, (-2, -1), bands.wavelet)
+    low, high = full_precision(bands.low), [[full_precision(band) for band in details] for details in bands.high]
+    if is_haar(bands.wavelet):
+        x = HaarSynthesis2d.apply(bands.shape, low, *(band for details in high for band in details))
+        return x.to(bands.low.dtype)
+    ptwt = _optional('ptwt')
+    with torch.autocast(low.device.type, enabled=False):
+        coarsest_first = [ptwt.WaveletDetailTuple2d(*details) for details in reversed(high)]
+        x = ptwt.waverec2((low, *coarsest_first), bands.wavelet)
+    return x[..., : bands.shape[0], : bands.shape[1]].to(bands.low.dtype)
 
 
-def dwt1d(x: Tensor, levels: int = 1, dim: int = -1) -> tuple[Tensor, list[Tensor]]:
-    """Wavelet transform along one axis: the low band of the last level, and the high band of each, finest first.
+def _check_bands(
+    low: Tensor, named: Sequence[dict[str, Tensor]], lengths: Sequence[int], dims: Sequence[int], wavelet: str
+) -> None:
+    """Raises TypeError or ValueError unless the bands fit together; ``lengths`` are those of the axes ``dims``."""
+    check_positive('the number of levels in bands.high', len(named), integer=True)
+    source, wanted = tuple(lengths), list(low.shape)
+    for level, details in enumerate(named):
+        lengths = [band_length(length, wavelet) for length in lengths]
+        for dim, length in zip_equal(dims, lengths):
+            wanted[dim] = length
+        for what, band in {**details, **({'bands.low': low} if level == len(named) - 1 else {})}.items():
+            check_floating(what, band)
+            if (band.dtype, band.device) != (low.dtype, low.device):
+                raise TypeError(
+                    f'{what} should be {low.dtype} on {low.device} as bands.low, but got {band.dtype} on {band.device}'
+                )
+            if list(band.shape) != wanted:
+                raise ValueError(
+                    f'{what} should be of shape {tuple(wanted)} (wavelet {wavelet!r}, transformed size {source}), '
+                    f'but got {tuple(band.shape)}'
+                )
+
+
+def dwt1d(x: Tensor, levels: int = 1, wavelet: str = 'haar', dim: int = -1) -> WaveletBands1d:
+    """Wavelet transform along one axis, e.g. over the classes of logits.
 
     Args:
-        x: A tensor of any rank, transformed in float32 or float64; an odd length gets a zero at its end.
+        x: Tensor of any rank >= 1; an axis of odd length is zero-padded at its end.
         levels: Number of levels.
-        dim: The axis, e.g. 1 for the classes of per-pixel logits (N, classes, H, W).
+        wavelet: A discrete wavelet of PyWavelets, see :func:`available_wavelets`.
+        dim: The axis, e.g. 1 for per-pixel logits (N, classes, H, W).
     """
+    check_floating('x', x)
     check_positive('levels', levels, integer=True)
+    if not -x.ndim <= dim < x.ndim or not x.shape[dim]:
+        raise ValueError(f'dim should be an axis of x with a length of at least 1, but got {dim} for {tuple(x.shape)}')
     low, high = full_precision(x).movedim(dim, -1), []
-    for _ in range(levels):
-        low = low * 0.5**0.5
-        low = F.pad(low, (0, 1)) if low.shape[-1] % 2 else low
-        even, odd = low.unflatten(-1, (-1, 2)).unbind(-1)
-        low = even + odd
-        high.append((even - odd).movedim(-1, dim))
-    return low.movedim(-1, dim), high
+    if is_haar(wavelet):
+        for _ in range(levels):
+            low = low * 0.5**0.5
+            low = F.pad(low, (0, 1)) if low.shape[-1] % 2 else low
+            even, odd = low.unflatten(-1, (-1, 2)).unbind(-1)
+            low = even + odd
+            high.append(even - odd)
+    else:
+        with torch.autocast(x.device.type, enabled=False):
+            low, *coarsest_first = _optional('ptwt').wavedec(low, wavelet, mode='zero', level=levels)
+        high = coarsest_first[::-1]
+    low, *high = (band.to(x.dtype).movedim(-1, dim) for band in (low, *high))
+    return WaveletBands1d(low, tuple(high), x.shape[dim], dim, wavelet)
+
+
+def idwt1d(bands: WaveletBands1d) -> Tensor:
+    """Inverse of :func:`dwt1d`.
+
+    Args:
+        bands: What :func:`dwt1d` returned, changed or not.
+    """
+    named = [{f'bands.high[{level}]': band} for level, band in enumerate(bands.high)]
+    _check_bands(bands.low, named, [bands.length], [bands.dim], bands.wavelet)
+    low, *high = (full_precision(band).movedim(bands.dim, -1) for band in (bands.low, *bands.high))
+    if is_haar(bands.wavelet):
+        for detail in reversed(high):
+            low = low[..., : detail.shape[-1]]
+            low = torch.stack((low + detail, low - detail), -1).flatten(-2) * 0.5**0.5
+    else:
+        with torch.autocast(low.device.type, enabled=False):
+            low = _optional('ptwt').waverec([low, *reversed(high)], bands.wavelet)
+    return low[..., : bands.length].movedim(-1, bands.dim).to(bands.low.dtype)

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.frequency import dwt1d
+from freekd_mm.frequency.wavelet import is_haar
 from freekd_mm.losses.classes import ClassLoss, divergence
 from freekd_mm.registry import MODELS
 from freekd_mm.tensors import mean
 
+Part = Literal['detail', 'content', 'both']
 Order = Literal['index', 'teacher']
 Distance = Literal['mse', 'kl']
 Normalize = Literal['none', 'center', 'standard']
@@ -25,9 +27,9 @@ EPS = 1e-6
 class FiGKDLoss(ClassLoss):
     r"""Distance between the wavelet coefficients of the student's and the teacher's logits along the classes.
 
-    The logits :math:`z \in R^K` of one position (an image, a pixel, an anchor) are a signal of length K. The high bands
-    of its Haar transform (boundary ``'zero'``), of all levels together, are its detail. Per position, with the
-    coefficients :math:`d`:
+    The logits :math:`z \in R^K` of one position (an image, a pixel, an anchor) are a signal of length K. Its
+    discrete wavelet transform (boundary ``'zero'``) gives the content, the low band of the last level, and
+    the detail, the high bands of all levels together. Per position, with the coefficients :math:`d`:
 
     * ``distance='mse'``: :math:`\frac{1}{|d|} \sum_i (d^t_i - d^s_i)^2`;
     * ``distance='kl'``: :math:`T^2\, KL(\mathrm{softmax}(d^t / T) \,\|\, \mathrm{softmax}(d^s / T))`.
@@ -36,7 +38,9 @@ class FiGKDLoss(ClassLoss):
     which logits are accepted.
 
     Args:
+        wavelet: A discrete wavelet of PyWavelets.
         levels: Number of levels. An odd number of coefficients is padded with one zero.
+        target: ``'detail'``, the method; ``'content'`` or ``'both'`` (the sum of the two) for comparison.
         order: Order of the classes in the signal: ``'index'``, as in the head (the paper), or
             ``'teacher'``, sorted by the teacher's logits at each position, highest first, which makes
             the loss independent of the arbitrary numbering of the classes.
@@ -53,7 +57,9 @@ class FiGKDLoss(ClassLoss):
 
     def __init__(
         self,
+        wavelet: str = 'haar',
         levels: int = 1,
+        target: Part = 'detail',
         order: Order = 'index',
         distance: Distance = 'mse',
         normalize: Normalize = 'center',
@@ -61,29 +67,34 @@ class FiGKDLoss(ClassLoss):
         **scores: Any,
     ) -> None:
         super().__init__(**scores)
+        is_haar(wavelet)  # raises where there is no such wavelet
         check_positive('levels', levels, integer=True)
+        check_choice('target', target, ('detail', 'content', 'both'))
         check_choice('order', order, ('index', 'teacher'))
         check_choice('distance', distance, ('mse', 'kl'))
         check_choice('normalize', normalize, ('none', 'center', 'standard'))
         check_positive('temperature', temperature)
-        self.levels, self.order, self.distance = levels, order, distance
-        self.normalize, self.temperature = normalize, temperature
+        self.wavelet, self.levels, self.part, self.order = wavelet, levels, target, order
+        self.distance, self.normalize, self.temperature = distance, normalize, temperature
 
     def values(self, student: Tensor, teacher: Tensor, level: int) -> Tensor:
         """Returns the distance at every position (N, A P) of logits (N, A, K, P)."""
-        inputs = [self._normalised(logits) for logits in (student, teacher)]
-        # The transform is linear: for 'mse' one of the difference is enough.
-        inputs = [inputs[0] - inputs[1]] if self.distance == 'mse' else inputs
-        if self.order == 'teacher':
-            index = teacher.argsort(dim=2, descending=True, stable=True)
-            inputs = [logits.gather(2, index) for logits in inputs]
-        details = (dwt1d(logits, self.levels, dim=2)[1] for logits in inputs)
-        value = self._distance(*(torch.cat(detail, 2) for detail in details))
-        self.terms[f'level{level}/detail'] = mean(value).detach()
-        return value.flatten(1)
+        index = teacher.argsort(dim=2, descending=True, stable=True) if self.order == 'teacher' else None
+        values = []
+        for part in ('detail', 'content') if self.part == 'both' else (self.part,):
+            inputs = [self._normalised(logits, part) for logits in (student, teacher)]
+            # The transform is linear: for 'mse' one of the difference is enough.
+            inputs = [inputs[0] - inputs[1]] if self.distance == 'mse' else inputs
+            inputs = inputs if index is None else [logits.gather(2, index) for logits in inputs]
+            bands = [dwt1d(logits, self.levels, self.wavelet, dim=2) for logits in inputs]
+            coefficients = [torch.cat(band.high, 2) if part == 'detail' else band.low for band in bands]
+            value = self._distance(*coefficients)
+            self.terms[f'level{level}/{part}'] = mean(value).detach()
+            values.append(value.flatten(1))
+        return sum(values[1:], values[0])
 
-    def _normalised(self, logits: Tensor) -> Tensor:
-        if self.normalize == 'none':
+    def _normalised(self, logits: Tensor, part: str) -> Tensor:
+        if self.normalize == 'none' or (self.normalize == 'center' and part == 'content'):
             return logits
         logits = logits - logits.mean(2, keepdim=True)
         if self.normalize == 'center':

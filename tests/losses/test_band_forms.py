@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.frequency import WaveletBands, WaveletDetail, blocks, dwt2d, idwt2d, walk, wavelet
+from freekd_mm.frequency import WaveletBands, WaveletDetail, blocks, dwt2d, haar, idwt2d, walk
 from freekd_mm.frequency.inputs import band_sizes
 from freekd_mm.losses import WaveletLoss
 from freekd_mm.losses.bands import distance
@@ -57,7 +57,7 @@ def forms(request, monkeypatch):
 
     def each():
         for form in (walk.Walk, blocks.Blocks):
-            monkeypatch.setattr(wavelet, 'haar_form', form)
+            monkeypatch.setattr(haar, 'haar_form', form)
             monkeypatch.setattr(distance, 'haar_form', form)
             yield form
 

@@ -19,30 +19,37 @@ from freekd_mm.registry import MODELS
 pytestmark = pytest.mark.filterwarnings('ignore:Level value')
 
 
-def naive_position(student, teacher, levels, order, distance, normalize, temperature):
+def naive_position(student, teacher, wavelet, levels, target, order, distance, normalize, temperature):
     """The distance at one position, from the formulas; logits are arrays of length K."""
     if order == 'teacher':
         index = sorted(range(len(teacher)), key=lambda k: -teacher[k])
         student, teacher = student[index], teacher[index]
     parts = []
     for logits in (student, teacher):
-        if normalize != 'none':
-            logits = logits - logits.mean()
         if normalize == 'standard':
-            logits = logits / np.sqrt(logits.var() + 1e-6)
-        _, *details = pywt.wavedec(logits, 'haar', mode='zero', level=levels)
-        parts.append(np.concatenate(details[::-1]))
-    s, t = parts
-    if distance == 'mse':
-        return np.mean((t - s) ** 2)
-    log_t, log_s = log_softmax(t / temperature), log_softmax(s / temperature)
-    return temperature**2 * np.sum(np.exp(log_t) * (log_t - log_s))
+            logits = (logits - logits.mean()) / np.sqrt(logits.var() + 1e-6)
+        low, *_ = pywt.wavedec(logits, wavelet, mode='zero', level=levels)
+        if normalize == 'center':
+            logits = logits - logits.mean()
+        _, *details = pywt.wavedec(logits, wavelet, mode='zero', level=levels)
+        parts.append({'content': low, 'detail': np.concatenate(details[::-1])})
+    value = 0.0
+    for name in ('detail', 'content') if target == 'both' else (target,):
+        s, t = parts[0][name], parts[1][name]
+        if distance == 'mse':
+            value += np.mean((t - s) ** 2)
+        else:
+            log_t, log_s = log_softmax(t / temperature), log_softmax(s / temperature)
+            value += temperature**2 * np.sum(np.exp(log_t) * (log_t - log_s))
+    return value
 
 
 def naive(students, teachers, num_classes=None, foreground=None, background=None, **options):
     """The whole loss with loops; ``foreground`` is None, 'sigmoid' or 'softmax'."""
     options = {
+        'wavelet': 'haar',
         'levels': 1,
+        'target': 'detail',
         'order': 'index',
         'distance': 'mse',
         'normalize': 'center',
@@ -77,19 +84,24 @@ def pair(*shapes, dtype=torch.float64, seed=0):
 
 
 @pytest.mark.parametrize('order', ['index', 'teacher'])
+@pytest.mark.parametrize('target', ['detail', 'content', 'both'])
 @pytest.mark.parametrize(
     ('distance', 'temperature'),
     [('mse', 1.0), ('kl', 1.0), ('kl', 4.0)],
 )
-@pytest.mark.parametrize(('levels', 'classes'), [(1, 7), (2, 8), (3, 9)])
+@pytest.mark.parametrize(
+    ('wavelet', 'levels', 'classes'), [('haar', 1, 7), ('haar', 2, 8), ('db2', 2, 9), ('sym4', 1, 5)]
+)
 @pytest.mark.parametrize('normalize', ['none', 'center', 'standard'])
-def test_equals_the_formula(order, distance, temperature, levels, classes, normalize):
+def test_equals_the_formula(order, target, distance, temperature, wavelet, levels, classes, normalize):
     students, teachers = pair((2, classes, 2, 3))
     options = {
         'order': order,
+        'target': target,
         'distance': distance,
         'normalize': normalize,
         'temperature': temperature,
+        'wavelet': wavelet,
         'levels': levels,
     }
     loss = FiGKDLoss(**options, loss_weight=3.0)(students[0], teachers[0])
@@ -148,6 +160,7 @@ def test_haar_detail_of_an_even_number_of_classes_is_the_mean_of_pair_difference
 def test_a_constant_on_all_logits_is_no_detail():
     _, (teacher,) = pair((4, 6))
     assert FiGKDLoss()(teacher + 5, teacher).item() == pytest.approx(0, abs=1e-20)
+    assert FiGKDLoss(target='content')(teacher + 5, teacher).item() == pytest.approx(50, rel=1e-9)
 
 
 def test_order_teacher_does_not_depend_on_the_numbering_of_the_classes():
@@ -175,7 +188,7 @@ def test_foreground_follows_the_confident_positions():
 
 
 @pytest.mark.parametrize('order', ['index', 'teacher'])
-@pytest.mark.parametrize('options', [{}, {'distance': 'kl', 'temperature': 2.0, 'foreground': True}])
+@pytest.mark.parametrize('options', [{}, {'distance': 'kl', 'temperature': 2.0, 'target': 'both', 'foreground': True}])
 def test_gradient(order, options):
     students, teachers = pair((2, 6, 2, 2), (2, 6, 1, 1))
     loss = FiGKDLoss(order=order, num_classes=3, **options)
@@ -220,7 +233,7 @@ def test_half_precision(dtype, distance):
     assert value.item() == pytest.approx(loss(student.float(), teacher.float()).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize('options', [{}, {'distance': 'kl', 'foreground': True, 'order': 'teacher'}])
+@pytest.mark.parametrize('options', [{}, {'distance': 'kl', 'foreground': True, 'order': 'teacher', 'wavelet': 'db2'}])
 @pytest.mark.parametrize('batch', [0, 1])
 def test_small_batches(options, batch):
     student = torch.randn(batch, 6, 2, 2, requires_grad=True)
@@ -249,11 +262,14 @@ def test_resize():
 
 def test_terms():
     students, teachers = pair((2, 5, 3, 3), (2, 5, 2, 2))
-    loss = FiGKDLoss()
+    loss = FiGKDLoss(target='both')
     total = loss(students, teachers)
-    assert set(loss.terms) == {'level0/detail', 'level1/detail'}
+    assert set(loss.terms) == {'level0/detail', 'level0/content', 'level1/detail', 'level1/content'}
     assert not any(term.requires_grad for term in loss.terms.values())
-    mean = 9 * loss.terms['level0/detail'] + 4 * loss.terms['level1/detail']
+    mean = sum(
+        positions * (loss.terms[f'level{level}/detail'] + loss.terms[f'level{level}/content'])
+        for level, positions in enumerate((9, 4))
+    )
     assert total.item() == pytest.approx(mean.item() / 13, rel=1e-12)
 
 
@@ -267,7 +283,9 @@ def test_channels_last():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
+        ({'wavelet': 'harr'}, "wavelet should be one of .*Did you mean 'haar'"),
         ({'levels': 0}, 'levels should be greater than 0, but got 0'),
+        ({'target': 'details'}, "target should be one of .* but got 'details'. Did you mean 'detail'"),
         ({'order': 'teachers'}, "order should be one of .*Did you mean 'teacher'"),
         ({'normalize': 'centre'}, "normalize should be one of .*Did you mean 'center'"),
         ({'distance': 'l2'}, "distance should be one of 'mse', 'kl', but got 'l2'"),
@@ -313,14 +331,17 @@ def test_wrong_number_of_levels():
     size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     order=st.sampled_from(['index', 'teacher']),
     distance=st.sampled_from(['mse', 'kl']),
+    target=st.sampled_from(['detail', 'content', 'both']),
     foreground=st.booleans(),
     scale=st.sampled_from([1e-4, 1.0, 1e4]),
     seed=st.integers(0, 1000),
 )
-def test_properties(classes, anchors, size, order, distance, foreground, scale, seed):
+def test_properties(classes, anchors, size, order, distance, target, foreground, scale, seed):
     (student,), (teacher,) = pair((3, anchors * classes, *size), dtype=torch.float32, seed=seed)
     student, teacher = student * scale, teacher * scale
-    loss = FiGKDLoss(num_classes=classes, order=order, distance=distance, foreground=foreground, use_sigmoid=True)
+    loss = FiGKDLoss(
+        num_classes=classes, order=order, distance=distance, target=target, foreground=foreground, use_sigmoid=True
+    )
     value = loss(student, teacher)
     assert torch.isfinite(value)
     assert value.item() >= -1e-6

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from freekd_mm.compat.versions import torch_at_least, zip_equal
+from freekd_mm.frequency.haar import haar_form
 from freekd_mm.frequency.inputs import band_sizes
-from freekd_mm.frequency.wavelet import haar_form
 from freekd_mm.tensors import constant, full_precision
 
 # A band whose mean square in the teacher is below this is constant, and has no information.
