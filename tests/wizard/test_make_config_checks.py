@@ -125,7 +125,12 @@ def test_the_mark_is_that_of_the_text(tmp_path: Path) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], list[str], type[Exception], str]] = {
     'no checkpoint': ({'weights': 'none.pth'}, [], FileNotFoundError, 'checkpoint should be an existing file, but got'),
-    'checkpoint of another model': ({'weights': 'student.pth'}, [], RuntimeError, 'It fits the student: are teacher'),
+    'checkpoint of another model': (
+        {'weights': 'student.pth'},
+        [],
+        RuntimeError,
+        'Check that config and checkpoint belong',
+    ),
     'text for an output': ({}, ['-o', 'kd.txt'], ValueError, '-o should be the name of a Python file, like kd.py'),
     'levels that are not there': (
         {},
