@@ -332,7 +332,7 @@ CASES = {
     'channels of the loss': (
         lambda p: loss(p, channels=16).loss(images(size=(8, 8)), []),
         ValueError,
-        'level 0 of the teacher should be (N, 16, H, W) after its channels option, but got (2, 8, 8, 8)',
+        'channels should be those of the teacher, one number or one per level, but got 16 for levels of the shapes (2, 8, 8, 8)',
     ),
     'channels of the connector': (
         lambda p: entry(p, connector={'type': 'freekd_mm.FAMConnector', 'in_channels': 4, 'out_channels': 5}),
@@ -390,7 +390,7 @@ CASES = {
     'teacher and student swapped': (
         lambda p: teacher(p, checkpoint=p.student),
         RuntimeError,
-        'should fit ToyModel, but only |Check that config and checkpoint belong together',
+        'should fit ToyModel, but only |It fits the student: are teacher and student swapped?',
     ),
     'checkpoint without weights': (
         lambda p: teacher(p, checkpoint=p.write('x.pth', {'epoch': 3})),

@@ -15,7 +15,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='the distillation config')
     parser.add_argument('checkpoint', help='a checkpoint that the distillation wrote')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
-    parser.add_argument('--out', required=True, help='the page to write, for example pictures.html')
+    parser.add_argument('--out', required=True, help='a page (name.html) or a folder for PNG files')
     parser.add_force()
     parser.add_argument(
         '--before',
@@ -34,7 +34,8 @@ def main() -> None:
     from freekd_mm.visualize.draw import visualize
 
     cfg = Config.fromfile(args.config)
-    print(f'written: {visualize(cfg, args.checkpoint, args.images, args.out, args.before, args.force)}')
+    written = visualize(cfg, args.checkpoint, args.images, args.out, args.before, args.force)
+    print('\n'.join(f'written: {path}' for path in written))
 
 
 if __name__ == '__main__':

@@ -13,25 +13,34 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import Progress
+from torch.utils.benchmark import Timer
 
 from freekd_mm.engine.checkpoint_hook import last_checkpoint
 from freekd_mm.files import write_text
 from freekd_mm.log import quiet
+from freekd_mm.pages.page import parts
 from freekd_mm.report.build import write_report
 from freekd_mm.report.metrics import main_metrics
 from freekd_mm.report.runs import NoRunError, read_run
 from freekd_mm.runtime.config import build_empty
 from freekd_mm.text import table
 
+# Stage 1 on the toy data: short, so that it takes little of the demo's time.
+PROMPT_ITERATIONS = 100
 #: Pictures with the predictions of all models.
 PICTURES = 4
+#: By task, the command that does the same on a real data set.
+ON_REAL_DATA = {
+    'det': 'python tools/train.py configs/wavelet/gfl_r50_r101.py',
+    'seg': 'python tools/train.py configs/wavelet/pspnet_r18_r101.py',
+}
 HONEST = (
     'A generated toy data set, one seed, minutes of training: it shows the steps and that everything works. It is no\n'
-    'benchmark, and a difference of a few points between two of its models may be chance.\n'
-    'The same on your data: docs/getting-started.md'
+    'benchmark, and a difference of a few points between two of its models may be chance.'
 )
 
 
@@ -99,9 +108,14 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
     alone, distilled = base / f'student_seed{seed}', base / f'{method}_seed{seed}'
     config, exported = base / 'configs' / f'{distilled.name}.py', base / f'{distilled.name}.pth'
     checkpoint = last_checkpoint(base / 'teacher')
-    options = ('--method', method, '-o', config, '--teacher-checkpoint', checkpoint, '--prompt-dir', base / 'prompt')
-    run({f'make_config_{distilled.name}': ('make_config', student, teacher, *options)})
-    run({**training(student, alone, seed), **training(config, distilled, seed)})
+    options = ('--method', method, '-o', config, '--teacher-checkpoint', checkpoint)
+    stage1 = ('--prompt-iters', PROMPT_ITERATIONS, '--prompt-dir', base / 'prompt')
+    run({f'make_config_{distilled.name}': ('make_config', student, teacher, *options, *stage1)})
+    first, second = training(student, alone, seed), training(config, distilled, seed)
+    prompt = config.with_name(f'{config.stem}_prompt.py')
+    if prompt.is_file():
+        run({**first, **training(prompt, base / 'prompt', 0)})
+    run({**first, **second})
     run({f'export_{distilled.name}': ('export_student', config, last_checkpoint(distilled), '-o', exported)})
 
     tested: dict[str, tuple] = {
@@ -118,19 +132,28 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
         result = json.loads(out.read_text())
         metric = main_metrics(result)[0]
         file = f'{Path(result["checkpoint"]).name} ({result["sha256"]})'
-        rows.append([label, metric.cell(result[metric.key]), parameters(root / tested[label][0]), file])
-    print('\n' + table(rows, ['model', metric.label, 'parameters', 'file (SHA-256)']))
-    print(f'\n{HONEST}')
+        rows.append([label, metric.cell(result[metric.key]), *measure(root / tested[label][0]), file])
+    header = ['model', metric.label, 'parameters', 'ms per image', 'file (SHA-256)']
+    print('\n' + table(rows, header))
+    print(f'\n{HONEST}\nOn real data: {ON_REAL_DATA[task]}')
     print(f'Everything is in {base}; {time.monotonic() - start:.0f} s in this run.')
     names = ['student alone', f'student, {method}', 'teacher']
     title = f'freekd_mm demo, generated toy data, one seed: {names[1]}'
-    report, _ = write_report([alone, distilled, base / 'teacher'], base / 'report.html', names, title, PICTURES)
+    first_lines = [
+        HONEST,
+        f'On real data, with the data set of the config (docs/getting-started.md): {ON_REAL_DATA[task]}',
+    ]
+    demo = parts.section('The demo', [parts.notes(first_lines), parts.table(header, rows, 't' + 'n' * len(header))])
+    folders = [alone, distilled, base / 'teacher']
+    report, _ = write_report(folders, base / 'report.html', names, title, PICTURES, [demo])
     print(f'The report, with curves and pictures: {report}')
     return rows
 
 
-def parameters(config: Path) -> str:
-    """Returns the size of the plain model of a config."""
-    with quiet():
-        model = build_empty(Config.fromfile(config))
-    return f'{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} M'
+def measure(config: Path) -> list[str]:
+    """Returns parameters and milliseconds per image of the plain model of a config, on one thread."""
+    with quiet(), torch.no_grad():
+        model = build_empty(Config.fromfile(config)).eval()
+        found = {'model': model, 'image': torch.zeros(1, 3, 160, 160)}
+        seconds = Timer('model(image, None, mode="tensor")', globals=found).timeit(20).median
+    return [f'{sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} M', f'{1000 * seconds:.0f}']

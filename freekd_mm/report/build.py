@@ -26,8 +26,9 @@ def write_report(
     names: Sequence[str] | None = None,
     title: str | None = None,
     pictures: int = 0,
+    first: Sequence[Markup] = (),
 ) -> tuple[Path, list[str]]:
-    """Writes a report, with the tool's options; returns its path and one line per folder that is left out."""
+    """Writes a report, with the tool's options, after the sections ``first``; returns its path and what is left out."""
     runs, left_out = read_runs(folders, names)
     remarks = [f'left out: {line}' for line in left_out] + [f'{run.name}: {note}' for run in runs for note in run.notes]
     sections = (
@@ -43,7 +44,7 @@ def write_report(
     found = [parts.section(heading, inner) for heading, inner in sections if any(inner)]
     title = title or ' / '.join(run.name for run in runs[:4]) + (' …' if len(runs) > 4 else '')
     count = f'{len(runs)} runs' if len(runs) != 1 else '1 run'
-    return write_page(out, title, count, found), left_out
+    return write_page(out, title, count, [*first, *found]), left_out
 
 
 def result_table(runs: Sequence[Run]) -> Markup:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
+from freekd_mm.checkpoints.fitting import WeightsMismatchError
+from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, sha256
 from freekd_mm.log import warn
 from freekd_mm.prompts.prompt_file import PoIMaskGenerator, PromptFile
@@ -25,6 +28,22 @@ def warn_if_swapped(student: nn.Module, teacher: nn.Module) -> None:
             f'the teacher {type(teacher).__name__} has {sizes[1] / 1e6:.3g} M parameters, fewer than the student with '
             f'{sizes[0] / 1e6:.3g} M: are teacher and student swapped?'
         )
+
+
+@contextmanager
+def hint_if_swapped(student: nn.Module | None, checkpoint: str | None) -> Iterator[None]:
+    """Adds a hint to the error of a teacher's checkpoint that does not fit the teacher, but the student."""
+    try:
+        yield
+    except WeightsMismatchError as error:
+        if student is None or checkpoint is None:
+            raise
+        content = load_checkpoint_file(fetch(checkpoint))
+        state = content.get('state_dict', content)
+        own = {key: value.shape for key, value in student.state_dict().items()}
+        fitting = sum(getattr(state.get(key), 'shape', None) == shape for key, shape in own.items())
+        hint = ' It fits the student: are teacher and student swapped?' if fitting > 0.9 * len(own) else ''
+        raise WeightsMismatchError(f'{error}{hint}') from error
 
 
 def check_prompts(entries: Iterable[Any], checkpoint: str | None, tolerant: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from freekd_mm.checks import check_choice
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.log import say
-from freekd_mm.runtime.compatibility import check_boxes, check_prompts, warn_if_swapped
+from freekd_mm.runtime.compatibility import check_boxes, check_prompts, hint_if_swapped, warn_if_swapped
 from freekd_mm.runtime.entry import Entry
 from freekd_mm.runtime.inherit import inherited_weights
 from freekd_mm.runtime.preprocess import PreprocessBridge, preprocess_bridge
@@ -80,7 +80,8 @@ class Distillation(nn.Module):
 
     def _add(self, student: nn.Module, name: str, options: dict, inherit: Sequence[str]) -> str:
         """Builds a teacher for its entries; returns a line about it."""
-        model, weights = build_teacher(options)
+        with hint_if_swapped(student, options.get('checkpoint')):
+            model, weights = build_teacher(options)
         warn_if_swapped(student, model)
         if not self.teachers:
             #: Taken before a teacher in half precision is rounded.

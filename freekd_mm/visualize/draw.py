@@ -13,10 +13,10 @@ from mmengine.config import Config
 from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.files import check_output
+from freekd_mm.files import check_output, write_kept
 from freekd_mm.log import quiet
 from freekd_mm.pages.page import Line, draw, parts, picture, rgb, write_page
-from freekd_mm.pictures import MASKED, SIDE, Tile, grid, mask_tiles, shrink
+from freekd_mm.pictures import MASKED, SIDE, Tile, grid, mask_tiles, png, shrink
 from freekd_mm.prompts.prompt_file import use_prompt
 from freekd_mm.stage1.selectivity import describe
 from freekd_mm.visualize.features import Seen, View, compare, read_images
@@ -103,22 +103,34 @@ def visualize(
     out: str | Path,
     before: bool = False,
     force: bool = False,
-) -> Path:
-    """Writes a page of what a distilled student and its teacher compare; the options are those of the tool."""
+) -> list[Path]:
+    """Writes what a distilled student and its teacher compare, as the tool does: a page, or a folder of PNG files."""
     check_file('a checkpoint', checkpoint)
-    check_output(out, [checkpoint, *images], force)
+    is_page = Path(out).suffix.lower() in ('.html', '.htm')
+    if is_page:
+        check_output(out, [checkpoint, *images], force)
     use_prompt(cfg)
     with quiet():
         views = compare(cfg, checkpoint, read_images(cfg, images), before)
     for seen in views[0].entries:
         if seen.masks:
             print(f"the weight of the prompt of '{seen.entry}':\n{describe(seen.prompt)}")
+    if not is_page:
+        drawn = {
+            Path(out) / f'{Path(file).stem}_{seen.entry}_{kind}.png': overview
+            for file, view in zip_equal(images, views)
+            for seen in view.entries
+            for kind, overview in overviews(seen, view.image).items()
+        }
+        for path in drawn:
+            check_output(path, images, force)
+        return [write_kept(path, png(overview)) for path, overview in drawn.items()]
     says = '/'.join(Path(checkpoint).parts[-2:]) + f' ({short_hash(checkpoint)})'
     if before:
         says = f'"Before" is the student as its training started, "after" is {says}.'
     found = [parts.section(Path(file).name, view_parts(view)) for file, view in zip_equal(images, views)]
     title = f'What {Path(cfg.filename).name} distils'
-    return write_page(out, title, Path(checkpoint).name, [parts.notes([says]), *found])
+    return [write_page(out, title, Path(checkpoint).name, [parts.notes([says]), *found])]
 
 
 def view_parts(view: View) -> list[Markup]:

@@ -17,7 +17,7 @@ from freekd_mm.datasets.unlabelled import find_pictures
 from freekd_mm.engine.preflight import check_data
 from freekd_mm.files import check_output, write_kept
 from freekd_mm.prompts.prompt_file import PROMPT_FILE, load_prompt
-from freekd_mm.runtime.compatibility import check_prompt, warn_if_swapped
+from freekd_mm.runtime.compatibility import check_prompt, hint_if_swapped, warn_if_swapped
 from freekd_mm.runtime.config import build_empty, load_config
 from freekd_mm.runtime.inherit import choose_modules
 from freekd_mm.runtime.probe import SMALL, Size, config_size
@@ -180,7 +180,8 @@ def _check_inputs(
     # The teacher gets its weights, unless it has them (no checkpoint); a URL is checked if its file is in the cache.
     # The student is None for stage 1 alone.
     if checkpoint is not None and is_here(checkpoint):
-        load_weights(teacher, checkpoint)
+        with hint_if_swapped(student, checkpoint):
+            load_weights(teacher, checkpoint)
     if student is not None:
         warn_if_swapped(student, teacher)
     if prompt is not None:

@@ -1,4 +1,4 @@
-"""tools/visualize.py: the page, before and after, and what it says to wrong input."""
+"""tools/visualize.py: PNG files or a page, before and after, and what it says to wrong input."""
 
 from __future__ import annotations
 
@@ -58,6 +58,15 @@ def test_a_page_has_a_picture_of_each_kind(
     assert [name for name, *_ in found] == ['the', 'Wavelet', 'PoI', 'Relation']
     bands = np.frombuffer(base64.b64decode(found[1][2]), np.uint8)
     assert cv2.imdecode(bands, cv2.IMREAD_COLOR).shape[0] > LEVELS * 256
+
+
+def test_a_folder_gets_a_file_per_kind_of_picture(
+    tool: Tool, runs: tuple[TinyRun, ...], image: Path, tmp_path: Path
+) -> None:
+    assert tool(runs[2].config, runs[2].checkpoint, image, '--out', tmp_path / 'out') == 0
+    written = sorted(path.name for path in (tmp_path / 'out').iterdir())
+    assert written == [f'{image.stem}_freekd_{kind}.png' for kind in ('bands', 'masks', 'weights')]
+    assert cv2.imread(str(tmp_path / 'out' / written[0])).shape[0] > LEVELS * 256
 
 
 def test_a_page_compares_before_and_after(tool: Tool, runs: tuple[TinyRun, ...], image: Path, tmp_path: Path) -> None:
