@@ -332,7 +332,7 @@ CASES = {
     'channels of the loss': (
         lambda p: loss(p, channels=16).loss(images(size=(8, 8)), []),
         ValueError,
-        'channels should be those of the teacher, one number or one per level, but got 16 for levels of the shapes (2, 8, 8, 8)',
+        'channels should be those of the teacher, |but got 16 for levels of the shapes (2, 8, 8, 8)',
     ),
     'channels of the connector': (
         lambda p: entry(p, connector={'type': 'freekd_mm.FAMConnector', 'in_channels': 4, 'out_channels': 5}),

@@ -30,14 +30,27 @@ def has_whole_weights(runner: Any) -> bool:
 
 def prepare_cpu_processes(cfg: Config) -> None:
     """Lets ``--launcher pytorch`` run on CPUs: joins the processes with gloo and wraps the model without devices."""
-    # mmengine 0.10.7 sets a CUDA device for each process, and gives DDP its number.
+    # mmengine 0.10.7 sets a CUDA device for each process, and gives DDP and FSDP its number.
     if cfg.get('launcher') != 'pytorch' or get_device() != 'cpu':
         return
     if not dist.is_initialized():
         dist.init_process_group('gloo')
-    unused = cfg.get('find_unused_parameters', False)
-    ddp = {'type': 'MMDistributedDataParallel', 'broadcast_buffers': False, 'find_unused_parameters': unused}
-    cfg.model_wrapper_cfg = {**ddp, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    if 'runner_type' not in cfg:
+        unused = cfg.get('find_unused_parameters', False)
+        defaults = {'broadcast_buffers': False, 'find_unused_parameters': unused}
+        cfg.model_wrapper_cfg = _without_devices(cfg.get('model_wrapper_cfg'), 'MMDistributedDataParallel', defaults)
+    elif cfg.get('strategy', {}).get('type') == 'FSDPStrategy':
+        cfg.strategy.model_wrapper = _without_devices(cfg.strategy.get('model_wrapper'), 'MMFullyShardedDataParallel')
+
+
+def _without_devices(wrapper: dict | None, kind: str, defaults: dict | None = None) -> dict[str, Any]:
+    """Returns the wrapper's config without the device of each process, if it is the usual wrapper."""
+    wrapper = {'type': kind, **(wrapper or {})}
+    if wrapper['type'] == 'MMDistributedDataParallel':
+        return {**(defaults or {}), **wrapper, 'device_ids': None}
+    if wrapper['type'] == 'MMFullyShardedDataParallel':
+        return {**wrapper, 'device_id': 'cpu'}
+    return wrapper
 
 
 def leave_process_group() -> None:

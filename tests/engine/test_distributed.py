@@ -14,6 +14,7 @@ from distill_cases import L2, distilled, save_weights
 from mmengine.config import Config
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from ranks import processes
+from torch_versions import newer_torch
 
 from freekd_mm.engine import training
 
@@ -186,6 +187,27 @@ def test_gradients_are_those_of_the_doubled_batch(runs):
                 assert (actual[name] - gradient).abs().max() <= 1e-5, (step, name)
                 moved += bool(gradient.abs().max() > 1e-4)
     assert moved > len(one['gradients'][0])
+
+
+@newer_torch('fully sharded training on a CPU')
+def test_fully_sharded(scenes_root, tmp_path):
+    """mmengine's FSDP strategy: each process holds a part of each gradient, and nothing of the teacher.
+
+    A segmenter: FSDP does not take the scalar parameters of GFL's head.
+    """
+    config = {**segmenter(scenes_root, tmp_path), 'runner_type': 'FlexibleRunner'}
+    one = run_here(config, tmp_path / 'one.py')
+    config['strategy'] = {'type': 'FSDPStrategy', 'state_dict_cfg': 'local'}
+    fork(write(config, tmp_path / 'sharded.py', 2))
+    parts = [torch.load(tmp_path / 'sharded_work' / f'rank{rank}.pth') for rank in range(2)]
+    assert sum(each['wrapped'] for each in parts) < 1.1 * one['wrapped']
+    assert len(one['gradients']) == STEPS
+    for step, expected in enumerate(one['gradients']):
+        for name, gradient in expected.items():
+            shards = [each['gradients'][step][name] for each in parts]
+            flat = torch.cat([shard.flatten() for shard in shards if shard is not None])
+            assert flat.numel() == gradient.numel()
+            assert (flat - gradient.flatten()).abs().max() <= 1e-5, (step, name)
 
 
 def test_teacher_is_in_no_bucket_and_the_same_everywhere(runs):
