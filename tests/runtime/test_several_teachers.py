@@ -177,7 +177,7 @@ def test_a_prompt_of_the_second_teacher_and_pictures_of_all(folder, scenes_root,
     checkpoint = Path(cfg.work_dir) / 'epoch_1.pth'
 
     picture = next((scenes_root / 'val2017').iterdir())
-    page = visualize(cfg, checkpoint, [picture], tmp_path / 'page.html')
+    (page,) = visualize(cfg, checkpoint, [picture], tmp_path / 'page.html')
     words = check_page(page)
     named = ['big: student and teacher', 'masked: student and teacher wide', 'dino: student and teacher dino']
     assert all(title in words for title in named)
