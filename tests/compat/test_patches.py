@@ -77,8 +77,8 @@ def changed():
     loaders = [CheckpointLoader._get_checkpoint_loader(name) for name in ('a.pth', 'http://a/b.pth')]
     places = [place.save_checkpoint for place in (mmengine.runner, runner, checkpoint)]
     stand_ins = [sys.modules[name] for name in ('mmrazor.structures.quantization',) if name in sys.modules]
-    return [item.__module__.startswith('freekd_mm.')
-            for item in (*loaders, *places, checkpoint.load_from_http)] + [item.QConfigHandler is None for item in stand_ins]
+    ours = [item.__module__.startswith('freekd_mm.') for item in (*loaders, *places, checkpoint.load_from_http)]
+    return ours + [item.QConfigHandler is None for item in stand_ins]
 assert not any(changed())
 from freekd_mm.compat import install
 install()
