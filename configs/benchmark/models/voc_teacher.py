@@ -1,8 +1,8 @@
-# The teacher of VOC: the wide student's neck and head on EfficientNet-Lite2, trained for two and a half times as long.
+# The teacher of VOC: the wide student's neck and head on EfficientNet-Lite2, trained for twice as long.
 _base_ = ['./voc_student.py']
 
-max_epochs = 10
-train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+max_epochs = 8
+train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
     dict(
