@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from freekd_mm.compat.versions import cache
 
-__all__ = ['install']
-
 
 @cache
 def install() -> None:

@@ -15,14 +15,8 @@ from freekd_mm.checkpoints.fitting import PREFIX, WeightsMismatchError, load_who
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checks import check_choice, check_options
 from freekd_mm.compat import install
+from freekd_mm.engine import distributed
 from freekd_mm.engine.checkpoint_hook import ResumePoint, checkpoints_of, find_resume_point, make_safe
-from freekd_mm.engine.distributed import (
-    check_equal_steps,
-    failing_together,
-    has_whole_weights,
-    prepare_cpu_processes,
-    unwrapped_model,
-)
 from freekd_mm.engine.exact import ExactResumeHook
 from freekd_mm.engine.nonfinite import POLICIES, NonFiniteHook
 from freekd_mm.engine.preflight import check_config, check_data, compare_classes, show_overview
@@ -93,7 +87,7 @@ def run(
         ensure_prompt(dict(cfg[NAME]), cfg)
     hooks = reliability_hooks(cfg)
     check_config(cfg)
-    prepare_cpu_processes(cfg)
+    distributed.prepare_cpu_processes(cfg)
     if amp:
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
         if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -106,7 +100,7 @@ def run(
         cfg.auto_scale_lr.enable = True
     if resume is None and cfg.get('resume') and not cfg.get('load_from'):
         resume = 'auto'
-    with failing_together(), own_work_dir(cfg.work_dir, launcher), ExitStack() as end:
+    with distributed.failing_together(), own_work_dir(cfg.work_dir, launcher), ExitStack() as end:
         point = resume_from(cfg, resume) if resume else None
         keep_own_config(cfg)
         with quiet_building():
@@ -150,7 +144,7 @@ def reliable(runner: Any, hooks: Sequence[Hook]) -> Iterator[None]:
         hook = present.get(type(hook), hook)
         if isinstance(hook, ExactResumeHook):
             hook.prepare(runner)
-            check_equal_steps(len(runner._train_dataloader))
+            distributed.check_equal_steps(len(runner._train_dataloader))
     compare_classes(runner)
     try:
         yield
@@ -164,8 +158,8 @@ def check_resumed(runner: Any, path: str) -> None:
     """Raises where the checkpoint to resume is one of another model; the runner loads it later."""
     file = load_checkpoint_file(path)
     # A checkpoint of stage 1 holds the prompt, which is not plugged in yet.
-    if NAME not in file and has_whole_weights(runner):
-        model, weights = unwrapped_model(runner), weights_of(file, path)
+    if NAME not in file and distributed.has_whole_weights(runner):
+        model, weights = distributed.unwrapped_model(runner), weights_of(file, path)
         load_whole(model, weights, path)
         if hasattr(model, 'distillation') and STEPS not in weights:
             raise WeightsMismatchError(

@@ -66,13 +66,7 @@ def in_place(bands: Sequence[Sequence[Tensor]], size: Sequence[int]) -> Tensor:
 
 
 class Blocks:
-    """The transform of maps of one size; its bands are one tensor (n, k, side^2, h, w) in a list.
-
-    Args:
-        shape: (N, C, H, W).
-        depth: Wavelet levels.
-        like: A tensor of the device and the dtype to compute in.
-    """
+    """The transform of maps of one size, as :class:`Walk`; its bands are one tensor (n, k, side^2, h, w) in a list."""
 
     def __init__(self, shape: Sequence[int], depth: int, like: Tensor) -> None:
         self.shape, self.depth, self.side, self.like = tuple(shape), depth, 2**depth, like

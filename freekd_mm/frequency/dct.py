@@ -11,15 +11,11 @@ from freekd_mm.frequency.inputs import check_axes
 from freekd_mm.tensors import constant, full_precision
 
 
-def dct_matrix(size: int, like: Tensor) -> Tensor:
-    r"""Returns the orthonormal DCT-II matrix (size, size) in the dtype and on the device of ``like``.
+def dct_matrix(size: int) -> Tensor:
+    r"""Returns the orthonormal DCT-II matrix (size, size) in float64.
 
     :math:`D_{kn} = s_k \cos(\pi k (2n + 1) / 2N)` with :math:`s_0 = \sqrt{1/N}`, else :math:`\sqrt{2/N}`.
     """
-    return constant(_matrix, like, size)
-
-
-def _matrix(size: int) -> Tensor:
     # The angle in float64: in float32 k (2n + 1) loses the digits that matter for large sizes.
     steps = torch.arange(size, dtype=torch.float64)
     matrix = torch.cos(math.pi / (2 * size) * steps[:, None] * (2 * steps + 1)) * math.sqrt(2 / size)
@@ -31,7 +27,7 @@ def _transform(x: Tensor, inverse: bool) -> Tensor:
     check_axes('x', x, '(..., H, W)')
     with torch.autocast(x.device.type, enabled=False):
         wide = full_precision(x)
-        rows, columns = dct_matrix(x.shape[-2], wide), dct_matrix(x.shape[-1], wide)
+        rows, columns = (constant(dct_matrix, wide, size) for size in x.shape[-2:])
         if inverse:
             rows, columns = rows.mT, columns.mT
         return (rows @ wide @ columns.mT).to(x.dtype)

@@ -26,22 +26,9 @@ from freekd_mm.frequency.inputs import band_sizes
 from freekd_mm.frequency.walk import Walk
 
 
-def _pairs(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Returns views of the even and of the odd positions along the negative axis ``dim``."""
-    return x.movedim(dim, 0)[0::2].movedim(0, dim), x.movedim(dim, 0)[1::2].movedim(0, dim)
-
-
-def _add_sub(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return a + b, a - b
-
-
 def haar_form(shape: Sequence[int], levels: int, like: Tensor) -> Walk | Blocks:
     """Returns the form of the 2D transform for maps (N, C, H, W), on the device and in the dtype of a tensor."""
     return (Walk if like.device.type == 'cpu' else Blocks)(shape, levels, like)
-
-
-def _interleave(even: Tensor, odd: Tensor) -> Tensor:
-    return torch.stack((even, odd), dim=-1).flatten(-2)
 
 
 def traced_analysis2d(x: Tensor, levels: int) -> tuple[Tensor, ...]:
@@ -49,10 +36,9 @@ def traced_analysis2d(x: Tensor, levels: int) -> tuple[Tensor, ...]:
     high: list[Tensor] = []
     for _ in range(levels):
         x = F.pad(x * 0.5, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
-        total, difference = _add_sub(*_pairs(x, -2))
-        x, vertical = _add_sub(*_pairs(total, -1))
-        horizontal, diagonal = _add_sub(*_pairs(difference, -1))
-        high += [horizontal, vertical, diagonal]
+        a, b, c, d = F.pixel_unshuffle(x, 2).unflatten(1, (x.shape[1], 4)).unbind(2)
+        x = a + b + c + d
+        high += [a + b - c - d, a - b + c - d, a - b - c + d]
     return x, *high
 
 
@@ -60,11 +46,10 @@ def traced_synthesis2d(size: Sequence[int], low: Tensor, *high: Tensor) -> Tenso
     """:class:`HaarSynthesis2d` for a tracer."""
     sizes = [(size[0], size[1]), *band_sizes(size, len(high) // 3)]
     for level in reversed(range(len(high) // 3)):
-        horizontal, vertical, diagonal = high[3 * level : 3 * level + 3]
         rows, columns = sizes[level]
-        total = _interleave(*_add_sub(low * 0.5, vertical * 0.5))
-        difference = _interleave(*_add_sub(horizontal * 0.5, diagonal * 0.5))
-        low = torch.stack(_add_sub(total, difference), dim=-2).flatten(-3, -2)[..., :rows, :columns]
+        low, h, v, d = (band * 0.5 for band in (low, *high[3 * level : 3 * level + 3]))
+        pixels = torch.stack((low + h + v + d, low + h - v - d, low - h + v - d, low - h - v + d), 2)
+        low = F.pixel_shuffle(pixels.flatten(1, 2), 2)[..., :rows, :columns]
     return low
 
 

@@ -9,6 +9,7 @@ from typing import Any, Tuple, TypeVar
 
 import torch
 from mmengine.device import get_device
+from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
 from freekd_mm.runtime.foreign import OptionsError
@@ -100,7 +101,6 @@ def dummy_samples(model: nn.Module, size: Size) -> list[Any]:
         return [SegDataSample(metainfo=meta)]
     if 'mmdet' in packages:
         from mmdet.structures import DetDataSample
-        from mmengine.structures import InstanceData
 
         # Heads with denoising queries make these from the boxes, in training.
         boxes = InstanceData(bboxes=torch.tensor([[0.0, 0.0, *size[::-1]]]), labels=torch.zeros(1, dtype=torch.long))
@@ -108,8 +108,6 @@ def dummy_samples(model: nn.Module, size: Size) -> list[Any]:
         if hasattr(model, 'roi_head') and not hasattr(model, 'rpn_head'):  # it takes proposals from elsewhere
             sample.proposals = InstanceData(bboxes=boxes.bboxes, scores=torch.ones(1))
         return [sample]
-    from mmengine.structures import BaseDataElement
-
     return [BaseDataElement(metainfo=meta)]
 
 

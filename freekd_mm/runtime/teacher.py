@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, Tuple
 
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from freekd_mm.checkpoints.fitting import load_whole, weights_of
@@ -186,8 +187,6 @@ class FrozenTeacher:
 
 def forward_features(model: Any, inputs: Tensor, data_samples: Any = None) -> None:
     """Runs a model forward without losses: a detector, a segmenter, a classifier or a bare backbone."""
-    from mmengine.model import BaseModel
-
     if isinstance(getattr(model, 'semi_test_cfg', None), dict):
         # mmdet's semi-supervised detectors run one of their two detectors outside of training, and both may be tapped.
         model.teacher(inputs, data_samples, mode='tensor')

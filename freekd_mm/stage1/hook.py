@@ -24,15 +24,8 @@ from freekd_mm.prompts.prompt_file import NAME, PROMPT_FILE, PromptFile, prompt_
 from freekd_mm.registry import HOOKS
 from freekd_mm.runtime.encoder import FeatureEncoder
 from freekd_mm.runtime.preprocess import as_rgb
+from freekd_mm.stage1 import recipe
 from freekd_mm.stage1.bank import PromptBank, find_channels
-from freekd_mm.stage1.recipe import (
-    OPTIMIZER,
-    default_iters,
-    follow,
-    load_teacher,
-    stage1_recipe,
-    teacher_and_resume_point,
-)
 from freekd_mm.stage1.selectivity import describe, flat_bands, measure
 
 
@@ -84,7 +77,7 @@ class FrequencyPromptHook(Hook):
         self.max_iters, self.weight, self.prompt = max_iters, weight, prompt
         #: The last batches, on which the prompt is measured.
         self.batches: deque[Any] = deque(maxlen=4)
-        self.optimizer = optimizer or OPTIMIZER
+        self.optimizer = optimizer or recipe.OPTIMIZER
         self.probe_size, self.allow_random_teacher = probe_size, allow_random_teacher
         self.measured: dict[str, Any] = {}
 
@@ -104,18 +97,18 @@ class FrequencyPromptHook(Hook):
             )
         if hasattr(model, NAME):
             raise ValueError(f'the config should have one FrequencyPromptHook, but {type(model).__name__} has {NAME}')
-        source, point = teacher_and_resume_point(runner)
+        source, point = recipe.teacher_and_resume_point(runner)
         runner._load_from, runner._resume = point, point is not None
-        self.teacher, self.teacher_sha256 = load_teacher(model, source, self.allow_random_teacher)
+        self.teacher, self.teacher_sha256 = recipe.load_teacher(model, source, self.allow_random_teacher)
         self.bank = PromptBank(find_channels(model, self.modules, self.probe_size), self.weight, **self.prompt)
         self.bank.plug_into(model)
         if wrapped:
             # Once more, so that the buckets of DDP hold only the tokens.
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
         training = runner.max_iters
-        self.max_iters = self.max_iters or default_iters(training)
-        recipe = stage1_recipe(runner.cfg.get('optim_wrapper') or {}, self.optimizer, self.max_iters)
-        follow(runner, recipe, self.bank)
+        self.max_iters = self.max_iters or recipe.default_iters(training)
+        settings = recipe.stage1_recipe(runner.cfg.get('optim_wrapper') or {}, self.optimizer, self.max_iters)
+        recipe.follow(runner, settings, self.bank)
         places = ', '.join(f'{module}[{index}]' for module, index, _ in self.bank.places)
         count = sum(parameter.numel() for parameter in self.bank.parameters())
         say(
