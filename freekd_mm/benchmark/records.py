@@ -23,15 +23,11 @@ def machine() -> dict[str, Any]:
     import torch
 
     file = Path('/proc/cpuinfo')
-    instructions = re.findall('CPU capability usage: (.+)', torch.__config__.show())[0]
-    # oneDNN's own switch: the products of convolutions in bfloat16, the sums in float32.
-    if os.environ.get('ONEDNN_DEFAULT_FPMATH_MODE', '').upper() == 'BF16':
-        instructions += '-bf16'
     name = re.search(r'^model name\s*: (.+)$', file.read_text() if file.is_file() else '', re.MULTILINE)
     return {
         'cpu': name[1].strip() if name else platform.processor() or platform.machine(),
         # With other instructions sums round differently, and the same seed gives another result.
-        'instructions': instructions,
+        'instructions': re.findall('CPU capability usage: (.+)', torch.__config__.show())[0],
         'cores': os.cpu_count(),
         'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         'python': platform.python_version(),
