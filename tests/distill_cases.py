@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from freekd_mm.runtime.config import build_model
+from freekd_mm.wizard.make_config import plan_config
 
 CWD = {'type': 'mmrazor.ChannelWiseDivergence', 'loss_weight': 1.0}
 L2 = {'type': 'mmrazor.L2Loss', 'normalize': False, 'div_element': True}
@@ -35,6 +36,11 @@ def distilled(config: dict, teacher: dict | list, distill: dict, **options: Any)
         **options,
     }
     return {**config, 'model': model}
+
+
+def make_config(*given: Any, **options: Any) -> list[Path]:
+    """Writes a config as ``tools/make_config.py`` does; returns the files, that of the distillation last."""
+    return plan_config(*given, **options).write()
 
 
 def build(model: dict, scope: str = 'mmdet') -> Any:

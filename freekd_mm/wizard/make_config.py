@@ -88,25 +88,8 @@ def plan_config(
 ) -> Plan:
     """Probes both models and plans the config, and the one of stage 1 if the method needs a new prompt.
 
-    Args:
-        student_cfg: The student's config: a file, or ``mmdet::...``.
-        teacher_cfg: The teacher's, or a teacher of another library: ``'transformers:<name>'``, ``'timm:<name>'`` or
-            ``'module:<package.module:Class>'``.
-        checkpoint: The teacher's checkpoint, a file or a URL; timm and transformers have their own.
-        method: A name of ``METHODS``, or several joined by ``+``.
-        out: The file to write.
-        stage: ``'distill'``, or ``'prompt'`` to write only the config of stage 1.
-        prompt: A prompt file made before, instead of stage 1; with any method of wavelets.
-        prompt_iters: Iterations of stage 1; a fifth of the training by default.
-        prompt_dir: Work directory of stage 1; ``work_dirs/<its config>`` by default.
-        inherit: Modules of the student that start with the teacher's weights; empty for all that fit except the
-            backbone, None for none.
-        head: Whether to compare also what the decode heads of segmenters classify.
-        size: Height and width of the dummy image; by default from the configs.
-        features: Tap of the features of both, or of student and teacher; by default chosen.
-        check: Whether to check checkpoint, prompt and data before anything is planned.
-        unlabelled: A folder of pictures without labels, to be distilled too; see
-            :class:`freekd_mm.datasets.unlabelled.ImageFolder`.
+    The options are those of ``tools/make_config.py``: ``size`` is its ``--probe-size``, ``inherit=None`` its
+    ``--no-inherit``, and ``head=False`` and ``check=False`` its ``--no-head`` and ``--no-check``.
     """
     names = parse_methods(method)
     out = Path(out)
@@ -200,8 +183,3 @@ def _check_features_alone(names: Sequence[str], teacher: str, stage: str) -> Non
             f'{teacher} gives features alone, so the method should be one of {", ".join(known)}, but got '
             f'{wrong[0] if wrong else "stage 1 of a prompt"}'
         )
-
-
-def make_config(*args: Any, force: bool = False, **kwargs: Any) -> list[Path]:
-    """Plans a config, see :func:`plan_config`, and writes it; returns the files written."""
-    return plan_config(*args, **kwargs).write(force)

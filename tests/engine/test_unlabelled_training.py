@@ -9,7 +9,7 @@ from typing import Any, Callable
 import pytest
 import tiny_configs
 import torch
-from distill_cases import L2, build, det_samples, distilled, images, save_weights
+from distill_cases import L2, build, det_samples, distilled, images, make_config, save_weights
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -19,7 +19,6 @@ from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat.versions import torch_at_least
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.distillation import is_unlabelled
-from freekd_mm.wizard.make_config import make_config
 
 ConfigWriter = Callable[..., Path]
 PARTS = ('state_dict', 'optimizer')

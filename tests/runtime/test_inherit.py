@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import tiny_configs
 import torch
-from distill_cases import L2, build, differing, distilled, save_weights, student_weights
+from distill_cases import L2, build, differing, distilled, make_config, save_weights, student_weights
 from mmengine.config import Config
 
 from freekd_mm.runtime.inherit import choose_modules, inherited_weights
-from freekd_mm.wizard.make_config import make_config
 
 STUDENT = tiny_configs.detector(Path('.'), head='gfl', width=8, channels=16)['model']
 TEACHER = tiny_configs.detector(Path('.'), head='gfl', width=16, channels=16)['model']

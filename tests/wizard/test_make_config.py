@@ -8,12 +8,13 @@ from typing import Callable
 import pytest
 import tiny_configs
 import torch
+from distill_cases import make_config
 from mmengine.config import Config
 
 from freekd_mm.datasets.scenes import DET_METAINFO
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.config import build_model, find_model
-from freekd_mm.wizard.make_config import make_config, plan_config
+from freekd_mm.wizard.make_config import plan_config
 from freekd_mm.wizard.methods import METHODS, PROMPTED, list_methods, parse_methods
 
 ConfigWriter = Callable[..., Path]

@@ -8,13 +8,12 @@ from typing import Callable
 import pytest
 import tiny_configs
 import torch
-from distill_cases import build, det_samples, differing, images, save_weights, seg_samples
+from distill_cases import build, det_samples, differing, images, make_config, save_weights, seg_samples
 from mmengine.config import Config
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.export import export_student
-from freekd_mm.wizard.make_config import make_config
 
 ConfigWriter = Callable[..., Path]
 ON_DETECTORS = ('ld', 'crosskd', 'kl', 'figkd', 'dctkd', 'famkd', 'famkd-review')
