@@ -30,9 +30,9 @@ class Wiring:
     shapes_s: tuple[Shape, ...]
     shapes_t: tuple[Shape, ...]
     #: Tap of the classification logits of both, None if they cannot be compared; how many classes they score.
-    logits: str | None
-    num_classes: int
-    use_sigmoid: bool
+    logits: str | None = None
+    num_classes: int = 0
+    use_sigmoid: bool = False
     why_no_logits: str = ''
     resize: bool = False  # whether the teacher's logits have another size
     indices_t: tuple[int, ...] | None = None  # which of the teacher's levels are paired; None for all of them
@@ -40,16 +40,6 @@ class Wiring:
     #: The dense heads, or why there is none.
     dense_s: DenseHead | str = 'not probed'
     dense_t: DenseHead | str = 'not probed'
-
-    @property
-    def channels_s(self) -> int | list[int]:
-        """The student's channels, one number if all levels agree."""
-        return _one_or_all([shape[0] for shape in self.shapes_s])
-
-    @property
-    def channels_t(self) -> int | list[int]:
-        """The same of the teacher."""
-        return _one_or_all([shape[0] for shape in self.shapes_t])
 
     def feature_entry(self, loss: dict, connector: dict | list[dict] | None = None) -> dict:
         """Returns an entry on the features."""
@@ -62,7 +52,7 @@ class Wiring:
             return file
         return {
             'type': 'freekd_mm.PoIMaskGenerator',
-            'channels': self.channels_t,
+            'channels': channels(self.shapes_t),
             **({'levels': loss['levels']} if 'levels' in loss else {}),
             'prompt': file,
             'indices': self.indices_t,
@@ -77,14 +67,6 @@ class Wiring:
             raise ValueError(f'{method} needs dense heads that look at the same levels, but {self.why_no_logits}')
         return self.dense_s, self.dense_t  # type: ignore[return-value]
 
-    def logit_entry(self, loss: dict) -> dict:
-        """Returns an entry on the classification logits."""
-        if self.logits is None:
-            raise ValueError(
-                f'a logit loss needs classification logits of student and teacher, but {self.why_no_logits}'
-            )
-        return {'student': self.logits, 'teacher': self.logits, 'loss': loss}
-
 
 @dataclass(frozen=True)
 class Method:
@@ -97,21 +79,27 @@ class Method:
     with_head: bool = True  # whether what the decode heads classify is compared too
 
 
+def channels(shapes: tuple[Shape, ...]) -> int | list[int]:
+    """Returns the channels of levels (C, H, W), one number if all agree."""
+    found = [shape[0] for shape in shapes]
+    return found[0] if len(set(found)) == 1 else found
+
+
 def _features(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
     return lambda wiring: {name: wiring.feature_entry({'type': loss, **options})}
 
 
 def _bands(name: str, loss: str, **options: object) -> Callable[[Wiring], Entries]:
     loss = f'freekd_mm.{loss}'
-    return lambda wiring: {name: wiring.feature_entry({'type': loss, 'channels': wiring.channels_t, **options})}
+    return lambda wiring: {name: wiring.feature_entry({'type': loss, 'channels': channels(wiring.shapes_t), **options})}
 
 
 def _fam(connector: str) -> Callable[[Wiring], Entries]:
     def entries(wiring: Wiring) -> Entries:
         adapter = {
             'type': f'freekd_mm.{connector}',
-            'in_channels': wiring.channels_s,
-            'out_channels': wiring.channels_t,
+            'in_channels': channels(wiring.shapes_s),
+            'out_channels': channels(wiring.shapes_t),
             'num_levels': len(wiring.shapes_s),
         }
         return {'famkd': wiring.feature_entry({'type': 'freekd_mm.FeatureMSELoss'}, adapter)}
@@ -121,11 +109,14 @@ def _fam(connector: str) -> Callable[[Wiring], Entries]:
 
 def _logits(name: str, kind: str) -> Callable[[Wiring], Entries]:
     def entries(wiring: Wiring) -> Entries:
+        if wiring.logits is None:
+            why = wiring.why_no_logits
+            raise ValueError(f'a logit loss needs classification logits of student and teacher, but {why}')
         # A sigmoid is of a dense detection head: nearly all positions are background.
         dense = {'use_sigmoid': True, 'foreground': True} if wiring.use_sigmoid else {}
         sizes = {'resize': True} if wiring.resize else {}
         loss = {'type': f'freekd_mm.{kind}', 'num_classes': wiring.num_classes, **dense, **sizes}
-        return {name: wiring.logit_entry(loss)}
+        return {name: {'student': wiring.logits, 'teacher': wiring.logits, 'loss': loss}}
 
     return entries
 
@@ -174,9 +165,7 @@ def _mgd(wiring: Wiring) -> Entries:
 
 
 METHODS: dict[str, Method] = {
-    'best': Method(
-        'the recipe with the best results in our benchmarks, today only wavelet', _bands('wavelet', 'WaveletLoss')
-    ),
+    'best': Method('what does best in our benchmarks, today only wavelet', _bands('wavelet', 'WaveletLoss')),
     'wavelet': Method(
         'high wavelet bands of the features, our own recipe in one stage',
         _bands('wavelet', 'WaveletLoss'),
@@ -297,7 +286,3 @@ def list_methods() -> str:
     """Returns the methods with one line each."""
     width = max(map(len, METHODS))
     return '\n'.join(f'{name.ljust(width)}  {method.summary}' for name, method in METHODS.items())
-
-
-def _one_or_all(values: list[int]) -> int | list[int]:
-    return values[0] if len(set(values)) == 1 else values

@@ -218,7 +218,6 @@ def at_level_of(student: Probed, teacher: Probed) -> Probed:
 
 def find_logits(student: Probed, teacher: Probed) -> dict[str, Any]:
     """Returns what :class:`Wiring` says about logits: tap, classes, sigmoids, other sizes, or why there is none."""
-    none: dict[str, Any] = {'logits': None, 'num_classes': 0, 'use_sigmoid': False}
     for path, test in (('bbox_head[0]', _is_dense_head), ('decode_head', _is_decode_head)):
         tap = Tap.parse(path)
         heads: list[Any] = [getattr(probed.model, tap.path, None) for probed in (student, teacher)]
@@ -229,18 +228,17 @@ def find_logits(student: Probed, teacher: Probed) -> dict[str, Any]:
         try:
             shapes = [level_shapes(probed.outputs.levels([tap])) for probed in (student, teacher)]
         except (RuntimeError, TypeError, ValueError) as error:  # a feature method needs none
-            return {**none, 'why_no_logits': str(error)}
+            return {'why_no_logits': str(error)}
         anchors = [[shape[0] // count for shape in own] for own, count in zip_equal(shapes, classes)]
         if anchors[0] != anchors[1]:
-            why = f'the heads have {anchors[0]} and {anchors[1]} anchors (other levels or anchors)'
-            return {**none, 'why_no_logits': why}
+            return {'why_no_logits': f'the heads have {anchors[0]} and {anchors[1]} anchors (other levels or anchors)'}
         resize = any(own[1:] != other[1:] for own, other in zip_equal(*shapes))
         if resize and test is _is_dense_head:
-            return {**none, 'why_no_logits': 'the levels of the heads have other strides'}
+            return {'why_no_logits': 'the levels of the heads have other strides'}
         sigmoid = bool(getattr(heads[0], 'use_sigmoid_cls', False))
         return {'logits': path, 'num_classes': classes[0], 'use_sigmoid': sigmoid, 'resize': resize}
     why = 'one of them has no dense head (bbox_head) or segmentation head (decode_head) with such logits'
-    return {**none, 'why_no_logits': why}
+    return {'why_no_logits': why}
 
 
 def _is_dense_head(head: Any) -> bool:

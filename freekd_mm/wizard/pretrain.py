@@ -32,9 +32,7 @@ def pretrain_source(
     model, scope = find_model(cfg)
     if 'backbone' not in model or (neck and not model.get('neck')):
         part = 'neck' if 'backbone' in model else 'backbone'
-        raise ValueError(
-            f'{student} should be of a model with a {part}, but {model.get("type")} has {", ".join(model)}'
-        )
+        raise ValueError(f'{student} should be a model with a {part}, but {model.get("type")} has {", ".join(model)}')
     given = model.get('data_preprocessor') or {}
     statistics = {key: given[key] for key in ('mean', 'std', 'bgr_to_rgb') if key in given}
     encoder: dict[str, Any] = {

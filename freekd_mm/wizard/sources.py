@@ -134,9 +134,7 @@ def mixed_source(style: Style, folder: str) -> str:
     """Returns the data loader that has pictures without labels between the labelled ones."""
     loader = load_config(style.base).get('train_dataloader')
     if not loader:
-        raise ValueError(
-            f'{style.base} should have a train_dataloader to put pictures without labels into, but has none'
-        )
+        raise ValueError(f'{style.base} should have a train_dataloader for pictures without labels, but has none')
     replaces = '' if style.imports else '_delete_=True, '
     sampler = "type='freekd_mm.MixedBatchSampler', ratio=1.0"
     if loader.get('batch_sampler'):
