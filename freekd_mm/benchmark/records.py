@@ -39,10 +39,8 @@ def commit() -> str:
     """Returns the commit of the code, with a ``+`` if the package has uncommitted changes; empty without git."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ['git', *words], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
+        where, silent = Path(__file__).parents[1], subprocess.DEVNULL
+        return subprocess.check_output(['git', *words], cwd=where, text=True, stderr=silent).strip()
 
     try:
         return git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain', '--', '.') else '')

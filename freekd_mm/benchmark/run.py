@@ -23,17 +23,8 @@ from mmengine.config import Config
 
 from freekd_mm.benchmark import records
 from freekd_mm.benchmark.images import IMAGES_FILE
-from freekd_mm.benchmark.jobs import (
-    CACHE,
-    PROMPT_PREFIX,
-    PSEUDO_FILE,
-    TEACHER_FILE,
-    ConfigMaker,
-    Job,
-    kind_folder,
-    make_jobs,
-)
-from freekd_mm.benchmark.plan import TEACHER, Plan, load_plan
+from freekd_mm.benchmark.jobs import CACHE, PROMPT_PREFIX, ConfigMaker, Job, kind_folder, make_jobs
+from freekd_mm.benchmark.plan import Plan, load_plan
 from freekd_mm.benchmark.table import markdown, write_plot
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.saving import save_atomically
@@ -44,7 +35,6 @@ from freekd_mm.engine.evaluation import evaluate
 from freekd_mm.engine.training import run
 from freekd_mm.engine.workdir import own_work_dir
 from freekd_mm.files import write_text
-from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.report.runs import read_run
 
 POLL_SECONDS = 0.5
@@ -159,7 +149,7 @@ def _start(job: Job, plan: Plan) -> subprocess.Popen:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / RESULT).unlink(missing_ok=True)
     cfg = job.config()
-    cfg.benchmark = dict(method=job.method, metric=plan.metric)
+    cfg.benchmark = dict(method=job.method, metric=plan.metric, product=str(job.product or ''))
     cfg.dump(str(job.folder / CONFIG))
     command = [sys.executable, '-m', 'freekd_mm.benchmark.run', str(job.folder)]
     with open(job.folder / LOG, 'a', encoding='utf-8') as log:
@@ -195,7 +185,7 @@ def run_job(folder: Path) -> dict[str, Any]:
     cfg.work_dir = str(folder)
     cfg.experiment_name = f'{job.method}-{uuid.uuid4().hex}'
     if 'pseudo_labels' in cfg:
-        return _label(cfg, folder / PSEUDO_FILE)
+        return _label(cfg, job.product)
     # Only the last one counts, and many runs fill a disk.
     cfg.merge_from_dict({'default_hooks.checkpoint.max_keep_ckpts': 1})
     resumed = last_checkpoint(folder) is not None
@@ -207,21 +197,20 @@ def run_job(folder: Path) -> dict[str, Any]:
     result['train_seconds'] = round(sum(map(_seconds, trained.logs)), 1)
     result['history'] = [[step / trained.steps, value] for step, value in trained.metric(job.metric)]
     if job.method.startswith(PROMPT_PREFIX):
-        if not (folder / PROMPT_FILE).is_file():
-            raise RuntimeError(f'stage 1 should have written {folder / PROMPT_FILE}, but did not')
+        if not Path(job.product).is_file():
+            raise RuntimeError(f'stage 1 should have written {job.product}, but did not')
         return result
     checkpoint = last_checkpoint(folder)
     if checkpoint is None:
         raise RuntimeError(f'there should be a checkpoint in {folder}, but there is none: see its CheckpointHook')
     for split in ('val', 'test'):
         result[split] = _evaluate(cfg, str(checkpoint), split, job.metric)
-    if job.method == TEACHER:
-        state = load_checkpoint_file(checkpoint)['state_dict']
-        save_atomically({'state_dict': state}, folder / TEACHER_FILE)
+    if job.product:
+        save_atomically({'state_dict': load_checkpoint_file(checkpoint)['state_dict']}, job.product)
     return result
 
 
-def _label(cfg: Config, out: Path) -> dict[str, Any]:
+def _label(cfg: Config, out: str) -> dict[str, Any]:
     from freekd_mm.datasets.pseudo_labels import write_pseudo_labels
 
     start = time.monotonic()

@@ -65,7 +65,7 @@ def test_each_row_trains_on_its_pictures(jobs, scenes_root):
     assert pseudo.needs == (label.product,)
     label.folder.mkdir(parents=True)
     config = label.config()
-    config.benchmark = {'method': PSEUDO, 'metric': 'coco/bbox_mAP'}
+    config.benchmark = {'method': PSEUDO, 'metric': 'coco/bbox_mAP', 'product': str(label.product)}
     config.dump(label.folder / 'config.py')
     result = run_job(label.folder)
     assert result['pictures'] == result['labelled'] == len(pictures) / 2
