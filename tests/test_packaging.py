@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from freekd_mm.datasets.scenes import write_scenes
-from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES, STACKS, normalize, read_pins
+from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES, normalize, read_pins
 from freekd_mm.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +113,7 @@ def test_mim_trains_from_the_wheel(foreign, wheel):
     assert (place / 'work' / 'epoch_1.pth').exists()
 
 
-@pytest.mark.parametrize('stack', STACKS)
+@pytest.mark.parametrize('stack', MM_DISTRIBUTIONS)
 def test_extras_are_the_tested_lines(wheel, stack):
     lines = [line for line in requirements(wheel) if re.search(f'extra == .{stack}.$', line)]
     pins = read_pins(stack)
@@ -176,7 +176,7 @@ def test_changelog_has_this_version():
 
 def test_line_files_pin_what_they_must():
     """Torch, NumPy and OpenCV are each line's own; nothing pulls the OpenCV that needs libGL."""
-    for stack in STACKS:
+    for stack in MM_DISTRIBUTIONS:
         pins = read_pins(stack)
         assert {'torch', 'numpy', 'opencv-python-headless', 'setuptools', *MM_DISTRIBUTIONS[stack]} <= set(pins)
         assert 'opencv-python' not in pins

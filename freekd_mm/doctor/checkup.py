@@ -17,16 +17,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import distributions
 
 from freekd_mm.doctor import rules
-from freekd_mm.doctor.pins import (
-    DEFAULT_STACK,
-    MM_DISTRIBUTIONS,
-    MM_MODULES,
-    PIN_SETS,
-    STACKS,
-    fitting_pins,
-    normalize,
-    read_pins,
-)
+from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES, PIN_SETS, fitting_pins, normalize, read_pins
 from freekd_mm.doctor.rules import PROBES, Problem, accepted_mmcv, mm_names
 from freekd_mm.text import table
 from freekd_mm.version import __version__
@@ -135,25 +126,19 @@ def probe(modules: Sequence[str] = PROBES, timeout: float = 300) -> dict[str, st
         except subprocess.TimeoutExpired as error:
             output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ''
             end = f'the import takes more than {timeout:.0f} s'
-        begun = None
-        for line in output.splitlines():
-            name, message = json.loads(line)
-            begun = name if message is None else None
-            if message is not None:
-                answers[name] = message
+        answers.update(map(json.loads, output.splitlines()))
         # No answer to the last one: it crashed the child. The rest gets another child.
-        if begun is None:
+        silent = [name for name, message in answers.items() if message is None]
+        if not silent:
             break
-        answers[begun] = end
+        answers[silent[0]] = end
         todo = [name for name in todo if name not in answers]
     return answers
 
 
-def find_stack(installed: Mapping[str, str]) -> str | None:
-    """Returns the line whose packages are here (the one with more of its own); None when there are none."""
-    counts = {stack: sum(name in installed for name in MM_DISTRIBUTIONS[stack][:-1]) for stack in STACKS}
-    best = max(STACKS, key=lambda stack: counts[stack])
-    return best if counts[best] else None
+def find_stack(installed: Mapping[str, str]) -> str:
+    """Returns the line whose packages are here, the one with more of its own; the first when there are none."""
+    return max(MM_DISTRIBUTIONS, key=lambda stack: sum(name in installed for name in MM_DISTRIBUTIONS[stack][:-1]))
 
 
 def obstacle() -> str | None:
@@ -175,7 +160,7 @@ def examine(
     installed = installed_distributions() if installed is None else installed
     imports = probe() if imports is None else imports
     mmcv_below = accepted_mmcv() if mmcv_below is None else mmcv_below
-    nearest = fitting_pins(find_stack(installed) or DEFAULT_STACK, installed.get('torch', ''), sys.version_info[:2])
+    nearest = fitting_pins(find_stack(installed), installed.get('torch', ''), sys.version_info[:2])
     report = Report(installed, stack or nearest, imports.get('gpu', ''))
     pins = read_pins(report.pins)
     report.problems += rules.find_unfit(installed, pins, mmcv_below, whole=stack is not None)

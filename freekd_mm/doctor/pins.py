@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-STACKS = ('openmmlab', 'onedl')
 DEFAULT_STACK = 'openmmlab'
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from freekd_mm.compat.versions import OLDEST_TORCH, zip_equal
-from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES, STACKS
+from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES
 
 #: What the doctor imports, in the order in which the packages depend on each other.
 PROBES = (
@@ -100,7 +100,7 @@ def mm_names(pins: Versions) -> dict[str, str]:
 def candidates(module: str) -> typing.Iterable[str]:
     """Returns the distributions that install an MM package."""
     index = MM_MODULES.index(module)
-    return MMCV_LIKE if module == 'mmcv' else dict.fromkeys(MM_DISTRIBUTIONS[line][index] for line in STACKS)
+    return MMCV_LIKE if module == 'mmcv' else dict.fromkeys(names[index] for names in MM_DISTRIBUTIONS.values())
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -163,9 +163,7 @@ def find_unfit(installed: Versions, pins: Versions, mmcv_below: Versions, whole:
         elif name == 'mmcv' and (refused := _refused(installed, pins, mmcv_below)):
             yield refused
         elif name == 'numpy' and torch and numbers(torch) < (2, 3) and numbers(version) >= (2, 0):
-            text = (
-                f'{version} is here, but PyTorch {torch} is compiled for NumPy 1 (2.3 is the first that works with 2)'
-            )
+            text = f'{version} is here, but PyTorch {torch} is compiled for NumPy 1 (2.3 is the first one for 2)'
             yield Problem(name, text, pip('install --no-deps "numpy<2"'))
         elif name == 'torch' and torch != wanted:
             known = 'newer than any tested' if numbers(torch) > NEWEST_TORCH else 'between tested ones'

@@ -12,7 +12,7 @@ import pytest
 
 from freekd_mm.doctor import checkup
 from freekd_mm.doctor.checkup import examine, find_stack, installed_distributions, probe
-from freekd_mm.doctor.pins import PIN_SETS, STACKS, fitting_pins, read_pins
+from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, PIN_SETS, fitting_pins, read_pins
 from freekd_mm.doctor.rules import MMCV_LIKE, PROBES
 from freekd_mm.version import __version__
 
@@ -51,7 +51,7 @@ def test_a_tested_environment_is_sound(stack):
     assert f'{stack} (this one)' in screen
     assert 'Nothing is missing or clashing.' in screen
     assert len(screen.splitlines()) < 24
-    for other in STACKS:
+    for other in MM_DISTRIBUTIONS:
         assert PINS[other]['torch'] in screen
         assert PINS[other]['mmrazor'] in screen
 
@@ -291,7 +291,7 @@ def test_import_says_what_is_too_old(tmp_path):
 
 
 def test_find_stack():
-    assert find_stack({'mmrazor': '1.0.0'}) is None
+    assert find_stack({'mmrazor': '1.0.0'}) == 'openmmlab'
     assert find_stack({'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'mmdet': '3.3.0'}) == 'onedl'
 
 
