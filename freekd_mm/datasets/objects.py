@@ -24,7 +24,7 @@ _TEETH = {'gear': 8, 'saw': 16}
 def grid(size: int) -> tuple[Field, Field]:
     """Returns the pixel coordinates x and y, each (size, size)."""
     axis = np.arange(size, dtype=np.float32)
-    y, x = np.meshgrid(axis, axis, indexing='ij')
+    x, y = np.meshgrid(axis, axis)
     return x, y
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,18 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freekd_mm.checks import check_positive
-from freekd_mm.datasets.objects import (
-    Field,
-    Rng,
-    Sprite,
-    bar,
-    distractor,
-    ground_pattern,
-    light,
-    random_colour,
-    region_map,
-    thing,
-)
+from freekd_mm.datasets import objects
+from freekd_mm.datasets.objects import Field, Rng, Sprite
 from freekd_mm.files import check_output, make_room
 from freekd_mm.text import track
 
@@ -144,25 +135,25 @@ def render_scene(seed: int, index: int, split: str = 'train', size: int = 160) -
     bars = rng.permutation(len(radii) + 1)[: rng.integers(1, 4)]
     for position, radius in enumerate(radii):
         if position in bars:
-            canvas.paste(bar(rng, size), 0, 0, CLASSES.index('bar'))
+            canvas.paste(objects.bar(rng, size), 0, 0, CLASSES.index('bar'))
         if position in others:
-            canvas.scatter(rng, distractor(rng, float(radius)), IGNORE_LABEL)
+            canvas.scatter(rng, objects.distractor(rng, float(radius)), IGNORE_LABEL)
         label = int(rng.integers(len(THINGS)))
-        canvas.scatter(rng, thing(rng, THINGS[label], float(radius)), label)
+        canvas.scatter(rng, objects.thing(rng, THINGS[label], float(radius)), label)
     _wires(rng, canvas, int(rng.integers(0, 3)))
     return Scene(_develop(rng, canvas.colour), canvas.labels, canvas.instances, tuple(canvas.classes))
 
 
 def _ground(rng: Rng, size: int) -> _Canvas:
     kinds = [name for name in STUFF if name != 'bar']
-    regions = region_map(rng, size, int(rng.integers(3, 6)))
+    regions = objects.region_map(rng, size, int(rng.integers(3, 6)))
     labels = np.zeros((size, size), np.uint8)
     colour = np.zeros((size, size, 3), np.float32)
     for region in range(int(regions.max()) + 1):
         name = kinds[rng.integers(len(kinds))]
-        pattern = rng.uniform(0.12, 0.22) * ground_pattern(rng, name, size)
+        pattern = rng.uniform(0.12, 0.22) * objects.ground_pattern(rng, name, size)
         mask = regions == region
-        colour[mask] = (random_colour(rng) + pattern[mask][:, None]).astype(np.float32)
+        colour[mask] = (objects.random_colour(rng) + pattern[mask][:, None]).astype(np.float32)
         labels[mask] = CLASSES.index(name)
     return _Canvas(colour, labels)
 
@@ -178,13 +169,13 @@ def _wires(rng: Rng, canvas: _Canvas, count: int) -> None:
         ink = np.zeros((size, size), np.uint8)
         cv2.polylines(ink, [points], False, (255,), 1, cv2.LINE_AA, 4)
         opacity = (ink.astype(np.float32) * np.float32(rng.uniform(0.5, 0.9) / 255))[..., None]
-        canvas.colour += opacity * (random_colour(rng) - canvas.colour)
+        canvas.colour += opacity * (objects.random_colour(rng) - canvas.colour)
 
 
 def _develop(rng: Rng, colour: Field) -> NDArray[np.uint8]:
     """Puts light, now and then a slight blur, and the camera's noise on the painted scene."""
     size = colour.shape[0]
-    lit: Field = np.clip(colour, 0, 1) * light(rng, size)
+    lit: Field = np.clip(colour, 0, 1) * objects.light(rng, size)
     if rng.random() < 0.25:
         lit = cv2.GaussianBlur(lit, (0, 0), float(rng.uniform(0.4, 0.7)))
     noise = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(rng.uniform(0.005, 0.025))
@@ -247,21 +238,17 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
+def _annotations(scene: Scene, image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
     from pycocotools import mask as coco
 
-    annotations = []
     for place, label in enumerate(scene.classes):
         packed = coco.encode(np.asfortranarray(scene.instances == place, np.uint8))
-        annotations.append(
-            {
-                'id': first_id + place,
-                'image_id': image_id,
-                'category_id': label + 1,
-                'bbox': coco.toBbox(packed).tolist(),
-                'area': int(coco.area(packed)),
-                'segmentation': {'size': packed['size'], 'counts': packed['counts'].decode()},
-                'iscrowd': 0,
-            }
-        )
-    return annotations
+        yield {
+            'id': first_id + place,
+            'image_id': image_id,
+            'category_id': label + 1,
+            'bbox': coco.toBbox(packed).tolist(),
+            'area': int(coco.area(packed)),
+            'segmentation': {'size': packed['size'], 'counts': packed['counts'].decode()},
+            'iscrowd': 0,
+        }

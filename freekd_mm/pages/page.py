@@ -45,7 +45,6 @@ STYLE = {
     'axes.edgecolor': GRID,
     'axes.grid': True,
     'axes.grid.axis': 'y',
-    'axes.axisbelow': True,
     'axes.spines.right': False,
     'axes.spines.top': False,
     'grid.color': GRID,

@@ -56,9 +56,8 @@ def shown_models(runs: Sequence[Run], count: int) -> list[tuple[str, list[Markup
             files[run.name] = (run.folder, checkpoint)
             columns[run.name] = predict(build_plain(cfg, load_checkpoint_file(checkpoint), str(checkpoint))[0], data)
             if is_distilled(cfg.model):
-                teachers.update(
-                    {teacher.get('checkpoint'): teacher for teacher in named_teachers(cfg.model.teacher).values()}
-                )
+                for teacher in named_teachers(cfg.model.teacher).values():
+                    teachers[teacher.get('checkpoint')] = teacher
                 views = [view_parts(view) for view in compare(cfg, checkpoint, data[:DISTILLED], before=True)]
                 sections.append((f'What was distilled: {run.name}', [parts.remark(BEFORE), *chain(*views)]))
         teachers.pop(None, None)  # random weights on purpose, or a library's own

@@ -21,15 +21,6 @@ Picture = NDArray[Union[np.integer, np.floating]]
 Random = np.random.Generator
 
 
-def disk(radius: float, sigma: float) -> Picture:
-    """Returns a disk with soft edges as a kernel of sum 1."""
-    reach = int(np.ceil(radius)) if radius > 8 else 8
-    axis = np.arange(-reach, reach + 1)
-    kernel = (axis[:, None] ** 2 + axis[None] ** 2 <= radius**2).astype(np.float64)
-    size = 3 if radius <= 8 else 5
-    return cv2.GaussianBlur(kernel / kernel.sum(), (size, size), sigma)
-
-
 def line(length: int, sigma: float, angle: float) -> Picture:
     """Returns the kernel of a movement: half a normal curve along a line, of sum 1."""
     kernel = np.zeros((2 * length + 1, 2 * length + 1))
@@ -98,9 +89,12 @@ def impulse_noise(x: Picture, random: Random, share: float) -> Picture:
 
 
 @severities((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))
-def defocus_blur(x: Picture, random: Random, radius: float, sigma: float) -> Picture:
-    """Filters with a disk."""
-    return convolve(x, disk(radius, sigma))
+def defocus_blur(x: Picture, random: Random, radius: int, sigma: float) -> Picture:
+    """Filters with a disk with soft edges."""
+    reach, soft = max(radius, 8), 3 if radius <= 8 else 5
+    axis = np.arange(-reach, reach + 1)
+    disk = (axis[:, None] ** 2 + axis[None] ** 2 <= radius**2).astype(np.float64)
+    return convolve(x, cv2.GaussianBlur(disk / disk.sum(), (soft, soft), sigma))
 
 
 @severities((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))

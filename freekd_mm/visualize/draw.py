@@ -17,6 +17,7 @@ from freekd_mm.files import check_output, write_kept
 from freekd_mm.log import quiet
 from freekd_mm.pages.page import Line, draw, parts, picture, rgb, write_page
 from freekd_mm.pictures import MASKED, SIDE, Tile, grid, mask_tiles, png, shrink
+from freekd_mm.prompts.masks import named_groups
 from freekd_mm.prompts.prompt_file import use_prompt
 from freekd_mm.stage1.selectivity import describe
 from freekd_mm.visualize.features import Seen, View, compare, read_images
@@ -156,8 +157,8 @@ def _distances(seen: Seen) -> list[Markup]:
         values = [maps[level].difference[band].mean() for maps in (seen.before, seen.bands) if maps]
         return ' \u2192 '.join(f'{value:.3g}' for value in values)
 
-    levels = range(len(seen.bands))
-    rows = [[name, *(cell(level, band) for level in levels)] for band, name in enumerate(seen.bands[0].names)]
+    levels, names = range(len(seen.bands)), named_groups(seen.bands[0].teacher, 'band')
+    rows = [[name, *(cell(level, band) for level in levels)] for band, name in enumerate(names)]
     change = ', before \u2192 after' if seen.before else ''
     text = f'Mean distance in each band{change}; 1 is the finest wavelet level.'
     header = ['', *(f'level {level}' for level in levels)]

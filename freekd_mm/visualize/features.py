@@ -45,11 +45,6 @@ class BandMaps(NamedTuple):
     student: list[np.ndarray]
     difference: list[np.ndarray]  # the mean of |student - teacher|
 
-    @property
-    def names(self) -> list[str]:
-        """The names of the bands."""
-        return list(named_groups(self.teacher, 'band'))
-
 
 @dataclass
 class Seen:

@@ -46,9 +46,7 @@ class DistillPicturesHook(Hook):
         if runner.iter == 0:
             self.show(runner, 0)
 
-    def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Shows every ``interval`` iterations."""
         if self.every_n_train_iters(runner, self.interval):
             self.show(runner, runner.iter + 1)

@@ -18,6 +18,7 @@ from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import dwt2d
 from freekd_mm.losses import FreeKDLoss, WaveletLoss
 from freekd_mm.pictures import GAP, SIDE, TITLE, Tile, grid, mask_pictures, mask_tiles
+from freekd_mm.prompts.masks import named_groups
 from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.visualize.draw import overviews, pyramid
 from freekd_mm.visualize.features import band_maps, compared_by, look
@@ -34,7 +35,7 @@ def test_the_maps_are_the_mean_distance_of_each_band() -> None:
     wanted = [bands.low, *bands.high[0], *bands.high[1]]
     for found, band in zip_equal(maps.difference, wanted):
         np.testing.assert_allclose(found, band[0].abs().mean(0).numpy(), rtol=1e-5)
-    assert maps.names == [
+    assert list(named_groups(maps.teacher, 'band')) == [
         'low band',
         *(f'{kind} {level}' for level in (1, 2) for kind in ('horizontal', 'vertical', 'diagonal')),
     ]
