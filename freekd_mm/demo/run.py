@@ -39,8 +39,8 @@ ON_REAL_DATA = {
     'seg': 'python tools/train.py configs/wavelet/pspnet_r18_r101.py',
 }
 HONEST = (
-    'A generated toy data set, one seed, minutes of training: it shows the steps and that everything works. It is no\n'
-    'benchmark, and a difference of a few points between two of its models may be chance.'
+    'A generated toy data set, one seed, minutes of training: it shows the steps and that everything works.',
+    'It is no benchmark, and a difference of a few points between two of its models may be chance.',
 )
 
 
@@ -135,15 +135,12 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
         rows.append([label, metric.cell(result[metric.key]), *measure(root / tested[label][0]), file])
     header = ['model', metric.label, 'parameters', 'ms per image', 'file (SHA-256)']
     print('\n' + table(rows, header))
-    print(f'\n{HONEST}\nOn real data: {ON_REAL_DATA[task]}')
+    says = [*HONEST, f'On real data, with the data set of the config (docs/getting-started.md): {ON_REAL_DATA[task]}']
+    print('\n'.join(['', *says]))
     print(f'Everything is in {base}; {time.monotonic() - start:.0f} s in this run.')
     names = ['student alone', f'student, {method}', 'teacher']
     title = f'freekd_mm demo, generated toy data, one seed: {names[1]}'
-    first_lines = [
-        HONEST,
-        f'On real data, with the data set of the config (docs/getting-started.md): {ON_REAL_DATA[task]}',
-    ]
-    demo = parts.section('The demo', [parts.notes(first_lines), parts.table(header, rows, 't' + 'n' * len(header))])
+    demo = parts.section('The demo', [parts.notes(says), parts.table(header, rows, 't' + 'n' * len(header))])
     folders = [alone, distilled, base / 'teacher']
     report, _ = write_report(folders, base / 'report.html', names, title, PICTURES, [demo])
     print(f'The report, with curves and pictures: {report}')
