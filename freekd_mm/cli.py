@@ -82,9 +82,7 @@ def add_common_options(parser: Parser) -> None:
 
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='directory for logs and checkpoints; work_dirs/<config name> by default')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value key.sub=value'
-    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='change settings: key=value key.sub=value')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument(
         '--trust-checkpoint',
@@ -93,9 +91,7 @@ def add_common_options(parser: Parser) -> None:
         metavar='FILE',
         help='load these files by plain unpickling, which runs any code in them: only for files that you made yourself',
     )
-    parser.add_argument(
-        '--no-check', dest='check', action='store_false', help='do not look at the data and at --cfg-options first'
-    )
+    parser.add_argument('--no-check', dest='check', action='store_false', help='do not check data and --cfg-options')
     # torch.distributed.launch passes it, torchrun sets the variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 

@@ -20,9 +20,7 @@ def as_levels(features: Levels, what: str = 'features') -> tuple[Tensor, ...]:
     levels = (features,) if isinstance(features, Tensor) else tuple(features)
     for index, level in enumerate(levels):
         if not isinstance(level, Tensor):
-            raise TypeError(
-                f'{what} should be a tensor or a sequence of tensors, but level {index} is a {type(level).__name__}'
-            )
+            raise TypeError(f'{what} should be one or several tensors, but level {index} is a {type(level).__name__}')
     if not levels:
         raise ValueError(f'{what} should hold at least one level, but got an empty sequence')
     return levels

@@ -79,9 +79,7 @@ def load_what_fits(model: nn.Module, weights: Mapping[str, Any]) -> Fit:
     return Fit(type(model).__name__, len(own), missing, reshaped, list(keys.unexpected_keys))
 
 
-def load_whole(
-    model: nn.Module, weights: OrderedDict[str, Any], source: Any, allow_mismatch: bool | None = None
-) -> Fit:
+def load_whole(model: nn.Module, weights: Mapping[str, Any], source: Any, allow_mismatch: bool | None = None) -> Fit:
     """Loads weights; raises an error unless the file has all of the model's, without NaN or infinity.
 
     ``allow_mismatch`` accepts missing and other shapes if most is covered; None if that is not an option.

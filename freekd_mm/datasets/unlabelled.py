@@ -201,9 +201,7 @@ class MixedBatchSampler(BatchSampler):
         check_positive('ratio of MixedBatchSampler', ratio)
         dataset = getattr(sampler, 'dataset', None)
         if not isinstance(dataset, WithUnlabelled):
-            raise TypeError(
-                f'MixedBatchSampler should have a data set WithUnlabelled, but got {type(dataset).__name__}'
-            )
+            raise TypeError(f'MixedBatchSampler should have data of WithUnlabelled, but got {type(dataset).__name__}')
         super().__init__(sampler, batch_size, drop_last)
         self.unlabelled, self.ratio = len(dataset.unlabelled), ratio
         self.batches: Any = BatchSampler(sampler, batch_size, drop_last)

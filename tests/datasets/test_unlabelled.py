@@ -178,7 +178,7 @@ def test_batches(mixed: WithUnlabelled, ratio: float) -> None:
 def test_wrong_use(mixed: WithUnlabelled, pictures: Path) -> None:
     with pytest.raises(ValueError, match='ratio of MixedBatchSampler should be greater than 0, but got 0'):
         MixedBatchSampler(Sampler(mixed), 2, 0)
-    with pytest.raises(TypeError, match='should have a data set WithUnlabelled, but got CocoDataset'):
+    with pytest.raises(TypeError, match='should have data of WithUnlabelled, but got CocoDataset'):
         MixedBatchSampler(Sampler(mixed.labelled), 2)
     mosaic = {'type': 'MultiImageMixDataset', 'dataset': {}, 'pipeline': [{'type': 'Mosaic'}]}
     with pytest.raises(ValueError, match=r"should have a 'pipeline' of its own, .* begin with a file, but has Mosaic"):
