@@ -24,7 +24,7 @@ from freekd_mm.runtime.config import build_model, find_model, load_config, witho
 from freekd_mm.runtime.export import export_student
 from freekd_mm.runtime.probe import dummy_samples
 from freekd_mm.runtime.wiring import without_vectors
-from freekd_mm.wizard.make_config import make_config
+from freekd_mm.wizard.make_config import plan_config
 
 # Query based detectors find too few places on smaller pictures; some kernels need more even on the deepest level.
 PICTURES = (256, 640)
@@ -49,7 +49,7 @@ def distilled_step(student: str, teacher: str, method: str = 'mse', picture: int
     Args:
         student: The student's config.
         teacher: The teacher's, which gets random weights.
-        method: A method of ``make_config``.
+        method: A method of ``tools/make_config.py``.
         picture: Width of the pictures.
 
     Returns:
@@ -58,9 +58,8 @@ def distilled_step(student: str, teacher: str, method: str = 'mse', picture: int
         from those of the plain one.
     """
     with tempfile.TemporaryDirectory() as folder:
-        (*_, path) = make_config(
-            student, teacher, 'none.pth', method, Path(folder) / 'kd.py', check=False, inherit=None
-        )
+        path = Path(folder) / 'kd.py'
+        plan_config(student, teacher, 'none.pth', method, path, check=False, inherit=None).write()
         cfg = Config.fromfile(path)
         init_default_scope(cfg.get('default_scope') or 'mmengine')
         teacher_cfg = small(without_pretrained(find_model(load_config(teacher))[0]))
