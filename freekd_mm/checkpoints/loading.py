@@ -8,6 +8,7 @@ name, and nothing ever falls back to unpickling.
 
 from __future__ import annotations
 
+import _codecs
 import os
 import pickle
 import re
@@ -15,11 +16,18 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
 
 from freekd_mm.checkpoints.sources import TRUSTED
 from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import load_as_data
+
+try:  # NumPy 2 moved the module; pickles hold either name.
+    from numpy._core import multiarray
+except ImportError:
+    from numpy.core import multiarray  # type: ignore[no-redef]
 
 
 class UntrustedCheckpointError(RuntimeError):
@@ -28,16 +36,6 @@ class UntrustedCheckpointError(RuntimeError):
 
 def _allowed() -> dict[str, Any]:
     """Returns the names in the meta of official files and of mmengine's training checkpoints."""
-    import _codecs
-
-    import numpy as np
-    from mmengine.logging import HistoryBuffer
-
-    try:  # NumPy 2 moved the module; pickles hold either name.
-        from numpy._core import multiarray
-    except ImportError:
-        from numpy.core import multiarray  # type: ignore[no-redef]
-
     classes: list[Any] = [OrderedDict, np.ndarray, np.dtype, np.bool_, _codecs.encode]
     # NumPy's dtype objects are pickled by their class.
     classes += [type(np.dtype(code)) for code in '?bBhHiIlLqQefdU']

@@ -32,8 +32,12 @@ import logging
 import os
 from typing import Any, Callable
 
+import mmengine.runner.runner
 import torch
+from mmengine.config import utils
+from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.logging import print_log
+from mmengine.runner import checkpoint as checkpoints
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -62,8 +66,6 @@ def install_patches() -> None:
 
 def find_configs_of_forks() -> None:
     """Changes ``MODULE2PACKAGE``: the onedl line's mmengine looks for its ``onedl-mmsegmentation`` by the old name."""
-    from mmengine.config import utils
-
     if installed_version('onedl-mmsegmentation') and not installed_version('mmsegmentation'):
         utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
 
@@ -73,12 +75,10 @@ def load_as_data() -> None:
 
     Before that it runs the code in a file, and the forks fall back to that.
     """
-    from mmengine.runner import checkpoint
-
-    loader: Any = checkpoint.CheckpointLoader
+    loader: Any = checkpoints.CheckpointLoader
     loader.register_scheme(prefixes=('', 'http://', 'https://'), loader=load_checkpoint, force=True)
     # 'torchvision://', 'open-mmlab://' and 'mmcls://' end in this function.
-    vars(checkpoint)['load_from_http'] = load_checkpoint
+    vars(checkpoints)['load_from_http'] = load_checkpoint
 
 
 def load_checkpoint(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
@@ -93,10 +93,7 @@ def load_checkpoint(filename: str, map_location: Any = None, **kwargs: Any) -> A
 
 def save_whole() -> None:
     """Changes ``save_checkpoint``, which writes into the old file: a crash or a full disk destroys both."""
-    import mmengine.runner.runner
-    from mmengine.fileio import LocalBackend, get_file_backend
-
-    original = mmengine.runner.save_checkpoint
+    original = checkpoints.save_checkpoint
 
     def save_checkpoint(
         checkpoint: dict,
@@ -110,15 +107,13 @@ def save_whole() -> None:
         else:
             save_atomically(checkpoint, filename)
 
-    for module in (mmengine.runner.checkpoint, mmengine.runner, mmengine.runner.runner):
+    for module in (checkpoints, mmengine.runner, mmengine.runner.runner):
         vars(module)['save_checkpoint'] = save_checkpoint
 
 
 def say_what_fits() -> None:
     """Changes ``load_state_dict``: each weight that does not fit has a line of its own in mmengine's log."""
-    import mmengine.runner.checkpoint
-
-    original = mmengine.runner.checkpoint.load_state_dict
+    original = checkpoints.load_state_dict
 
     def load_state_dict(module: Any, state_dict: Any, strict: bool = False, logger: Any = None) -> None:
         if strict:
@@ -131,7 +126,7 @@ def say_what_fits() -> None:
             loaded = f'{fit.share:.0%} of the {fit.count} weights of {fit.model} were loaded'
             print_log(f'{loaded}; {fit}; unused: {some(unused)}', logger or 'current', logging.WARNING)
 
-    for place in (mmengine.runner.checkpoint, mmengine.runner):
+    for place in (checkpoints, mmengine.runner):
         vars(place)['load_state_dict'] = load_state_dict
 
 

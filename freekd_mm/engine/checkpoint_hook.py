@@ -191,8 +191,7 @@ def checkpoints_of(cfg: Mapping[str, Any]) -> list[Path]:
     found = {
         file
         for folder in folders
-        if folder.is_dir()
-        for file in folder.iterdir()
+        for file in folder.glob('*')
         if file.is_file() and any(re.fullmatch(pattern, file.name) for pattern in patterns)
     }
     return sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)

@@ -13,7 +13,6 @@ from freekd_mm.frequency.wavelet import (
     dwt2d,
     idwt1d,
     idwt2d,
-    usable_levels,
 )
 
 __all__ = [
@@ -29,5 +28,4 @@ __all__ = [
     'idct2d',
     'idwt1d',
     'idwt2d',
-    'usable_levels',
 ]

@@ -30,3 +30,8 @@ def band_sizes(size: Sequence[int], depth: int) -> list[tuple[int, int]]:
     for _ in range(depth):
         sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
     return sizes[1:]
+
+
+def usable_levels(size: Sequence[int], most: int, min_positions: int) -> int:
+    """Returns how many Haar levels of maps of a size (H, W) leave so many positions in each band."""
+    return sum(height * width >= min_positions for height, width in band_sizes(size, most))

@@ -19,7 +19,7 @@ from torch import Tensor
 from freekd_mm.checks import check_positive, did_you_mean
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency.haar import HaarAnalysis2d, HaarSynthesis2d
-from freekd_mm.frequency.inputs import band_sizes, check_axes, check_floating
+from freekd_mm.frequency.inputs import check_axes, check_floating
 from freekd_mm.tensors import full_precision
 
 
@@ -105,17 +105,6 @@ def band_length(length: int, wavelet: str) -> int:
     return (length + _optional('pywt').Wavelet(wavelet).dec_len - 1) // 2
 
 
-def usable_levels(shape: tuple[int, int], levels: int, min_positions: int = 16) -> int:
-    """Returns how many Haar levels, up to ``levels``, leave at least ``min_positions`` positions in each band.
-
-    Args:
-        shape: (H, W) of what is transformed.
-        levels: The most.
-        min_positions: Positions of the coarsest band; 0 allows all levels.
-    """
-    return sum(height * width >= min_positions for height, width in band_sizes(shape, levels))
-
-
 def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
     r"""Wavelet transform over the last two axes.
 
@@ -146,9 +135,8 @@ def dwt2d(x: Tensor, levels: int = 3, wavelet: str = 'haar') -> WaveletBands:
         with torch.autocast(x.device.type, enabled=False):
             low, *coarsest_first = ptwt.wavedec2(low, wavelet, mode='zero', level=levels)
         high = [WaveletDetail(*details) for details in reversed(coarsest_first)]
-    if low.dtype != x.dtype:
-        low, high = low.to(x.dtype), [WaveletDetail(*(band.to(x.dtype) for band in details)) for details in high]
-    return WaveletBands(low, tuple(high), (x.shape[-2], x.shape[-1]), wavelet)
+    high = [WaveletDetail(*(band.to(x.dtype) for band in details)) for details in high]
+    return WaveletBands(low.to(x.dtype), tuple(high), (x.shape[-2], x.shape[-1]), wavelet)
 
 
 def idwt2d(bands: WaveletBands) -> Tensor:

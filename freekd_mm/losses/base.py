@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from freekd_mm.checks import check_positive
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.tensors import Levels, as_levels, shapes
+from freekd_mm.tensors import Levels, as_levels, check_same_shapes, shapes
 
 
 class DistillLoss(nn.Module):
@@ -55,6 +55,8 @@ class DistillLoss(nn.Module):
 
     def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
         """Returns the unweighted loss, here the sum over the levels; fills ``self.terms``."""
+        if not self.any_shape:
+            check_same_shapes(type(self).__name__, students, teachers)
         pairs = zip_equal(students, teachers)
         values = [self.level_loss(student, teacher, level) for level, (student, teacher) in enumerate(pairs)]
         self.terms = {f'level{level}/{self.part}': value.detach() for level, value in enumerate(values)}

@@ -50,12 +50,6 @@ def _min_max(maps: Tensor, eps: float, by_max: bool = False) -> Tensor:
     return ((maps - low) / divisor).masked_fill(constant, 0.0)
 
 
-def _low_frequencies(size: int, kept: int, device: torch.device) -> Tensor:
-    """Returns where the ``kept`` lowest of ``size`` frequencies are in an FFT, zero frequency first."""
-    below = kept // 2
-    return torch.cat((torch.arange(kept - below, device=device), torch.arange(size - below, size, device=device)))
-
-
 @MODELS.register_module()
 class DCTAttentionLoss(DistillLoss):
     r"""Euclidean distance between the spectra of the activation maps of the student and of the teacher.
@@ -115,5 +109,6 @@ class DCTAttentionLoss(DistillLoss):
         spectrum = spectrum.abs() if by_max else spectrum
         for dim, kept in ((1, size[0]), (2, size[1])):
             if kept < spectrum.shape[dim]:
-                spectrum = spectrum.index_select(dim, _low_frequencies(spectrum.shape[dim], kept, maps.device))
+                # The zero frequency is first, the negative ones are last.
+                spectrum = spectrum.roll(kept // 2, dim).narrow(dim, 0, kept).roll(-(kept // 2), dim)
         return _min_max(spectrum, self.eps, by_max)

@@ -197,11 +197,7 @@ def _coefficients(level: Level) -> int:
 def relaxed_and_strong(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""Returns :math:`1 - r` of the high bands, and the squared error of the low band in units of the teacher's square.
 
-    As :func:`~freekd_mm.losses.bands.distance.standardised`: values, and the factors of b and -a in their gradient.
-
-    Args:
-        means: Means of bb, ab, aa (..., 4, 3).
-        weights: Weight of each band (..., 4).
+    As :func:`~freekd_mm.losses.bands.distance.standardised`, with the four bands in the last axis of the weights.
     """
     values, own, other = standardised(means, weights / 2)
     student, cross, teacher = means[..., 0, :].unbind(-1)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from freekd_mm.losses.base import DistillLoss
 from freekd_mm.registry import MODELS
-from freekd_mm.tensors import check_same_shapes, full_precision, mean
+from freekd_mm.tensors import full_precision, mean
 
 
 @MODELS.register_module()
@@ -20,11 +20,6 @@ class FeatureMSELoss(DistillLoss):
     """
 
     part = 'mse'
-
-    def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
-        """Returns the sum over the levels."""
-        check_same_shapes(type(self).__name__, students, teachers)
-        return super().compute(students, teachers)
 
     def level_loss(self, student: Tensor, teacher: Tensor, level: int) -> Tensor:
         """Returns the mean squared difference of one level."""

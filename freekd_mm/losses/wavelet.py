@@ -12,7 +12,8 @@ from torch import Tensor
 
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.compat.versions import uncompiled, zip_equal
-from freekd_mm.frequency import WaveletBands, usable_levels
+from freekd_mm.frequency import WaveletBands
+from freekd_mm.frequency.inputs import usable_levels
 from freekd_mm.log import say
 from freekd_mm.losses.bands.distance import TINY, Correlation, Level, standardised
 from freekd_mm.losses.base import DistillLoss
@@ -115,7 +116,7 @@ class BandLoss(DistillLoss):
 
     def _depths(self, features: Sequence[Tensor]) -> list[int]:
         """Returns how many wavelet levels each feature level has; logged once if these are not all."""
-        found = [usable_levels((x.shape[2], x.shape[3]), self.levels, self.min_positions) for x in features]
+        found = [usable_levels(x.shape[2:], self.levels, self.min_positions) for x in features]
         said = ', '.join(f'{depth} of level {index}' for index, depth in enumerate(found) if depth < self.levels)
         if said and said not in self._told:
             self._told.add(said)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Callable, Literal, TypeVar
+from typing import Callable, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +15,15 @@ from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d
 from freekd_mm.tensors import full_precision
 
 Grouping = Literal['level', 'band']
-GROUPINGS = ('level', 'band')
 Evidence = Literal['band', 'magnitude']
-EVIDENCES = ('band', 'magnitude')
-SIMILARITIES = ('jaccard', 'dice')
+Similarity = Literal['jaccard', 'dice']
 LOW = 'low band'
 T = TypeVar('T')
 
 
 def num_groups(levels: int, grouping: Grouping) -> int:
     """Returns how many bands or levels have their own tokens, the low band included."""
-    check_choice('grouping', grouping, GROUPINGS)
+    check_choice('grouping', grouping, get_args(Grouping))
     return 1 + levels * (3 if grouping == 'band' else 1)
 
 
@@ -112,12 +110,11 @@ def poi_masks(
 
 def mask_groups(masks: WaveletBands, grouping: Grouping) -> list[Tensor]:
     """Returns the distinct masks, one (N, T, h, w) per group: low band first, then from the finest level on."""
-    if grouping == 'level':
-        return [masks.low, *(detail.horizontal for detail in masks.high)]
-    return [masks.low, *(mask for detail in masks.high for mask in detail)]
+    distinct = 1 if grouping == 'level' else 3
+    return [masks.low, *(mask for detail in masks.high for mask in detail[:distinct])]
 
 
-def mask_similarity(masks: Tensor, kind: Literal['jaccard', 'dice'] = 'jaccard') -> Tensor:
+def mask_similarity(masks: Tensor, kind: Similarity = 'jaccard') -> Tensor:
     r"""How much the masks of T tokens overlap, in (0, 1]; mean over the images.
 
     With :math:`\langle i, j \rangle = \sum_p M_i(p) M_j(p)`:
@@ -135,7 +132,7 @@ def mask_similarity(masks: Tensor, kind: Literal['jaccard', 'dice'] = 'jaccard')
         masks: (N, T, h, w), each value in (0, 1).
         kind: ``'jaccard'`` or ``'dice'``.
     """
-    check_choice('dissimilarity', kind, SIMILARITIES)
+    check_choice('dissimilarity', kind, get_args(Similarity))
     flat = full_precision(masks).flatten(2)
     # Sums over all positions: half precision would overflow.
     with torch.autocast(masks.device.type, enabled=False):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d, idwt2d, usable_levels
+from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d, idwt2d
+from freekd_mm.frequency.inputs import usable_levels
 from freekd_mm.prompts import masks as poi
 from freekd_mm.prompts.masks import Evidence, Grouping
 from freekd_mm.tensors import full_precision
@@ -134,7 +135,7 @@ class FrequencyPrompt(nn.Module):
 
         The bands of x may be given where they are known.
         """
-        levels = usable_levels((x.shape[-2], x.shape[-1]), self.levels, min_positions=self.min_positions)
+        levels = usable_levels(x.shape[2:], self.levels, self.min_positions)
         change = self._standardise if self.evidence == 'magnitude' else None
         return poi.poi_masks(x, self.mask_token, levels, self.grouping, self.evidence, change, bands)
 
@@ -173,7 +174,7 @@ class FrequencyPrompt(nn.Module):
 
         These are None where x is too small for one level.
         """
-        levels = usable_levels((x.shape[2], x.shape[3]), self.levels, min_positions=self.min_positions)
+        levels = usable_levels(x.shape[2:], self.levels, self.min_positions)
         if not levels:
             # The tokens stay in the graph: DDP waits for every parameter.
             return x, 0 * self.mask_token.sum(), None

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_atomically
 from freekd_mm.frequency import WaveletBands
-from freekd_mm.prompts.masks import EVIDENCES, Evidence, Grouping, num_groups, poi_masks
+from freekd_mm.prompts.masks import Evidence, Grouping, num_groups, poi_masks
 from freekd_mm.registry import MODELS
 from freekd_mm.tensors import Levels, as_levels
 
@@ -59,7 +59,7 @@ class PromptFile:
     def __post_init__(self) -> None:
         check_positive('levels of the prompt', self.levels, integer=True)
         check_positive('num_tokens of the prompt', self.num_tokens, integer=True)
-        check_choice('evidence of the prompt', self.evidence, EVIDENCES)
+        check_choice('evidence of the prompt', self.evidence, get_args(Evidence))
         wanted = (num_groups(self.levels, self.grouping), self.num_tokens)
         if not self.tokens:
             raise ValueError('a prompt should hold the tokens of at least one level, but got none')

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from freekd_mm.checkpoints.fitting import WeightsMismatchError
+from freekd_mm.checkpoints.fitting import WeightsMismatchError, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, sha256
 from freekd_mm.log import warn
@@ -38,8 +38,7 @@ def hint_if_swapped(student: nn.Module | None, checkpoint: str | None) -> Iterat
     except WeightsMismatchError as error:
         if student is None or checkpoint is None:
             raise
-        content = load_checkpoint_file(fetch(checkpoint))
-        state = content.get('state_dict', content)
+        state = weights_of(load_checkpoint_file(fetch(checkpoint)), checkpoint)
         own = {key: value.shape for key, value in student.state_dict().items()}
         fitting = sum(getattr(state.get(key), 'shape', None) == shape for key, shape in own.items())
         hint = ' It fits the student: are teacher and student swapped?' if fitting > 0.9 * len(own) else ''

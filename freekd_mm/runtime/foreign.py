@@ -56,7 +56,7 @@ class ForeignBackbone(nn.Module):
         self,
         model: nn.Module,
         run: Callable[[Tensor], Iterable[Tensor]],
-        patch: int = 1,
+        patch: int | Sequence[int] = 1,
         mean: Sequence[float] = IMAGENET[0],
         std: Sequence[float] = IMAGENET[1],
         size: tuple[int, int] | None = None,
@@ -64,7 +64,8 @@ class ForeignBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.run, self.adapt = model, run, adapt
-        self.patch, self.mean, self.std, self.size = patch, mean, std, size
+        self.patch = patch if isinstance(patch, int) else max(patch)
+        self.mean, self.std, self.size = mean, std, size
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Returns the levels of (N, 3, H, W) images, (N, C, h, w) each."""
@@ -184,7 +185,7 @@ def _transformers(name: str, teacher: dict, kwargs: dict, own: bool) -> ForeignB
     patch = getattr(config, 'patch_size', 1)
     # SAM's positions are those of one image size.
     size = (config.image_size,) * 2 if type(model).__name__.startswith('Sam') else None
-    return ForeignBackbone(model, run, patch if isinstance(patch, int) else max(patch), mean, std, size)
+    return ForeignBackbone(model, run, patch, mean, std, size)
 
 
 def _blocks(teacher: dict, count: int) -> list[int]:
@@ -213,7 +214,6 @@ def _timm(name: str, teacher: dict, kwargs: dict, own: bool) -> ForeignBackbone:
 
     patch, cfg = getattr(getattr(model, 'patch_embed', None), 'patch_size', 1), model.pretrained_cfg
     adapt = getattr(import_module(type(model).__module__), 'checkpoint_filter_fn', None)
-    patch = patch if isinstance(patch, int) else max(patch)
     return ForeignBackbone(model, run, patch, cfg['mean'], cfg['std'], adapt=adapt)
 
 

@@ -39,7 +39,6 @@ def stage1_recipe(wrapper: dict, optimizer: dict, max_iters: int) -> dict[str, A
         param_scheduler=dict(type='CosineAnnealingLR', T_max=max_iters, eta_min=MIN_LR, by_epoch=False),
         log_processor=dict(by_epoch=False),
         checkpoint=dict(by_epoch=False, interval=max(1, max_iters // 4), filename_tmpl='iter_{}.pth'),
-        left_out=EMAHook,
     )
 
 
@@ -55,7 +54,7 @@ def follow(runner: Runner, recipe: dict[str, Any], prompts: nn.Module) -> None:
     for hook in list(runner.hooks):
         if isinstance(hook, CheckpointHook):
             vars(hook).update(recipe['checkpoint'])
-        elif isinstance(hook, recipe['left_out']):
+        elif isinstance(hook, EMAHook):
             runner._hooks.remove(hook)  # in place: the runner is walking over this list
 
 
