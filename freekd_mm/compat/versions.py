@@ -108,12 +108,11 @@ def is_autocast_enabled(device_type: str) -> bool:
     return torch.is_autocast_cpu_enabled() if device_type == 'cpu' else torch.is_autocast_enabled()
 
 
-def copy_all(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
-    """Copies tensors into others of their shapes; ``torch._foreach_copy_`` of PyTorch 2.1."""
+def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """Copies tensors into others of their shapes, if there are any; ``torch._foreach_copy_`` of PyTorch 2.1."""
     import torch
 
-    targets, sources = list(targets), list(sources)
-    if hasattr(torch, '_foreach_copy_'):
+    if targets and hasattr(torch, '_foreach_copy_'):
         torch._foreach_copy_(targets, sources)
     else:
         for target, source in zip_equal(targets, sources):

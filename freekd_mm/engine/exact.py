@@ -10,17 +10,15 @@ workers, and skips the batches before it without loading them.
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, set_random_seed
 from torch.utils.data import DataLoader, IterableDataset
 
 from freekd_mm.compat import install
@@ -69,10 +67,7 @@ class ExactResumeHook(Hook):
 
     @staticmethod
     def _seed_all(runner: Runner, kind: int) -> None:
-        seed = place_seed(int(runner.seed or 0), kind, runner.iter)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        set_random_seed(place_seed(int(runner.seed or 0), kind, runner.iter))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Reads the place that a resume starts at, and gradients that wait for more."""

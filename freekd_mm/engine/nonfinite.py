@@ -66,7 +66,8 @@ class NonFiniteHook(Hook):
         self._losses: dict[str, Any] = {}
         self._batch: Any = None
         #: Statistics of batch norms, and what they were before the step.
-        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._statistics: list[Tensor] = []
+        self._kept: list[Tensor] = []
 
     def before_train(self, runner: Runner) -> None:
         """Puts the check between backward pass and step."""
@@ -79,8 +80,8 @@ class NonFiniteHook(Hook):
 
         model.parse_losses = parse_losses
         norms = [module for module in model.modules() if isinstance(module, _NormBase)]
-        statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-        self._statistics = [(buffer, torch.empty_like(buffer)) for buffer in statistics]
+        self._statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self._kept = [torch.empty_like(buffer) for buffer in self._statistics]
         wrapper: Any = runner.optim_wrapper
         for part in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
             self._guard(runner, part)
@@ -102,9 +103,7 @@ class NonFiniteHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Stores what a damaged step would change."""
         self._batch = data_batch
-        if self._statistics:
-            with torch.no_grad():
-                copy_all([kept for _, kept in self._statistics], [now for now, _ in self._statistics])
+        copy_all(self._kept, self._statistics)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Releases the batch."""
@@ -122,9 +121,7 @@ class NonFiniteHook(Hook):
             self.in_a_row = 0
             return True
         self.in_a_row += 1
-        with torch.no_grad():
-            for now, kept in self._statistics:
-                now.copy_(kept)
+        copy_all(self._statistics, self._kept)
         too_many = self.in_a_row > self.patience
         everywhere = all_gather_object(diagnose(unwrapped_model(runner), self._losses, self._batch))
         texts = dict.fromkeys(text for text in everywhere if text)

@@ -63,9 +63,7 @@ class RelationGate(nn.Module):
 
       which is 1 on average and at least 1/2: for any gate the loss keeps at least half of its value.
 
-    Args:
-        relation: ``'bounded'`` or ``'printed'``.
-        channels: Channels of the levels: one number for all (they share one MLP), or one per level.
+    If one number of channels is given for all levels, they share one MLP.
     """
 
     def __init__(self, relation: Relation, channels: int | Sequence[int]) -> None:

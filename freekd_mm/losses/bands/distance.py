@@ -58,10 +58,7 @@ def standardised(means: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor
         D = \langle (b / s_b - a / s_a)^2 \rangle, \quad s_b^2 = \langle b^2 \rangle + \epsilon^2 \langle a^2 \rangle
 
     Both deviations include :math:`\epsilon` = 1e-2 times the teacher's. A band that is constant in the teacher gives 0.
-
-    Args:
-        means: Means of bb, ab, aa (..., 3).
-        weights: Weight of each band (...).
+    The means are those of bb, ab and aa (..., 3), the weights those of the bands (...).
     """
     # Student's and teacher's squares go through each step together: on a GPU a step costs a launch.
     squares, cross, reference = means[..., 0::2], means[..., 1], means[..., 2]
