@@ -90,6 +90,7 @@ def load_whole(model: nn.Module, weights: Mapping[str, Any], source: Any, allow_
         if not allow_mismatch or fit.share < MOST:
             offer = allow_mismatch is not None and fit.share >= MOST
             hint = '; to continue, set allow_mismatch=True' if offer else ''
+            hint = f'; allow_mismatch accepts no less than {MOST:.0%}' if allow_mismatch else hint
             raise WeightsMismatchError(f'{report}. Check that config and checkpoint belong together{hint}.')
         warn(report)
     broken = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
