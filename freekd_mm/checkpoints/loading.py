@@ -80,4 +80,4 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
             'freekd_mm.checkpoints.sources.trust(path) first.'
         ) from error
     except Exception as error:
-        raise RuntimeError(f'{path} should be a whole PyTorch checkpoint, but cannot be read: {error}') from error
+        raise RuntimeError(f'{path} should be a PyTorch checkpoint, but cannot be read (cut off?): {error}') from error

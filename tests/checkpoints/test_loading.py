@@ -114,7 +114,7 @@ def test_missing_and_broken_files(tmp_path, weights):
         load_checkpoint_file(tmp_path / 'nothing.pth')
     path = save({'state_dict': weights}, tmp_path / 'x.pth')
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(RuntimeError, match='should be a whole PyTorch checkpoint, but cannot be read'):
+    with pytest.raises(RuntimeError, match=r'should be a PyTorch checkpoint, but cannot be read \(cut off\?\)'):
         load_checkpoint_file(path)
 
 
