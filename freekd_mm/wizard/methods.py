@@ -165,7 +165,7 @@ def _mgd(wiring: Wiring) -> Entries:
 
 
 METHODS: dict[str, Method] = {
-    'best': Method('what does best in our benchmarks, today only wavelet', _bands('wavelet', 'WaveletLoss')),
+    'best': Method('what we recommend, today wavelet alone', _bands('wavelet', 'WaveletLoss')),
     'wavelet': Method(
         'high wavelet bands of the features, our own recipe in one stage',
         _bands('wavelet', 'WaveletLoss'),
