@@ -195,7 +195,7 @@ def test_a_new_training_moves_the_earlier_one_aside_and_says_what_it_trains(task
     (aside,) = work.glob('earlier-*')
     assert (aside / last.name).read_bytes() == before
     assert (aside / 'kd.py').read_bytes() == (folder / 'kd.py').read_bytes()
-    assert len([line for line in text.splitlines() if 'files of an earlier training are in' in line]) == 1
+    assert len([line for line in text.splitlines() if 'files of an earlier training are now in' in line]) == 1
     assert last.is_file()
     assert text.count('before the training') == 1
     assert 'train: 8 images' in text

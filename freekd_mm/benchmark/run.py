@@ -216,7 +216,7 @@ def _label(cfg: Config, out: str) -> dict[str, Any]:
     start = time.monotonic()
     found = write_pseudo_labels(cfg, out=out, **cfg.pseudo_labels)
     if not found.labelled:
-        raise RuntimeError(f'the teacher should find something: lower pseudo_score={cfg.pseudo_labels.score}')
+        raise RuntimeError(f'the teacher finds nothing: lower pseudo_score={cfg.pseudo_labels.score}')
     counts = {'pictures': found.pictures, 'labelled': found.labelled, found.unit: found.counts}
     return {**counts, 'train_seconds': round(time.monotonic() - start, 1)}
 

@@ -25,5 +25,5 @@ def save_atomically(content: Any, path: str | os.PathLike) -> Path:
         raise OSError(
             error.errno,
             f'{path} cannot be written: {error.strerror}. It needs {buffer.tell() / 1e6:.1f} MB, and '
-            f'{free / 1e6:.1f} MB are free there. The old file is intact: make room for it, and continue with --resume',
+            f'{free / 1e6:.1f} MB are free there. The old file is intact: free some space, and continue with --resume',
         ) from error

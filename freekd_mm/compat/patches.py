@@ -58,7 +58,7 @@ def install_patches() -> None:
     """Makes all :data:`PATCHES`, or says what does not hold without them if :data:`SWITCH` is 1."""
     if os.environ.get(SWITCH) == '1':
         lost = '; '.join(lost for lost, _ in PATCHES.values())
-        warn(f'{SWITCH}=1 leaves out what freekd_mm changes, so: {lost}')
+        warn(f'{SWITCH}=1 leaves out the changes to other packages, so: {lost}')
         return
     for make in PATCHES:
         make()

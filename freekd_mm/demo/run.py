@@ -135,7 +135,7 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
         rows.append([label, metric.cell(result[metric.key]), *measure(root / tested[label][0]), file])
     header = ['model', metric.label, 'parameters', 'ms per image', 'file (SHA-256)']
     print('\n' + table(rows, header))
-    says = [*HONEST, f'On real data, with the data set of the config (docs/getting-started.md): {ON_REAL_DATA[task]}']
+    says = [*HONEST, f'On real data, with the data set that the config names: {ON_REAL_DATA[task]}']
     print('\n'.join(['', *says]))
     print(f'Everything is in {base}; {time.monotonic() - start:.0f} s in this run.')
     names = ['student alone', f'student, {method}', 'teacher']

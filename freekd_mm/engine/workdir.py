@@ -109,7 +109,7 @@ def set_aside(cfg: Config, own_log: str = '') -> None:
     record = folder / Path(cfg.filename or '').name
     if record.is_file():
         shutil.copy2(str(record), str(aside))
-    warn(f'the {len(found)} files of an earlier training are in {aside} now')
+    warn(f'the {len(found)} files of an earlier training are now in {aside}')
 
 
 def keep_own_config(cfg: Config) -> None:

@@ -151,7 +151,7 @@ class Entry(nn.Module):
             raise ValueError(
                 f"distill '{self.name}': only maps are projected and resized, but the shapes are "
                 f"{', '.join(map(size, students))} and the teacher's {', '.join(map(size, teachers))}; "
-                'give a connector, or connector=False for a loss that takes them'
+                'give a connector, or connector=False if the loss can compare them'
             )
         return None
 

@@ -169,7 +169,7 @@ def _outputs(model: Any, batch: Any) -> list[Tensor]:
         except Exception as error:  # no kernel on this device, no such forward pass
             failure = error
     if 'predictions' not in found:
-        warn(f'{" and ".join(found) or "nothing"} compared alone: {failure}')
+        warn(f'the model cannot predict here ({failure}); compared: {" and ".join(found) or "nothing"}')
     if not found:
         raise failure
     return [tensor for tensors in found.values() for tensor in tensors]

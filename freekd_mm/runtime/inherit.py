@@ -62,8 +62,8 @@ def _checked_weights(
         )
     if not weights:
         raise ValueError(
-            f'inherit: {module!r} should have weights of one name and kind in student and teacher, and no more '
-            'channels in the student, but has none; leave it out'
+            f"inherit: {module!r} should have weights with the same names as the teacher's and no more channels, but "
+            'has none; leave it out'
         )
     return weights, own
 

@@ -58,8 +58,8 @@ class SharedOutputs:
         for key, levels in outputs.items():
             if any(len(level) != len(inputs) for level in levels):
                 raise ValueError(
-                    f"teacher.outputs needs outputs of each picture, but those at '{key}' are of another number; leave "
-                    'it out'
+                    f"teacher.outputs needs one output per picture, but '{key}' does not give that; "
+                    "leave 'outputs' out of the teacher"
                 )
         for index, file in enumerate(files):
             own = {key: tuple(level[index].clone() for level in levels) for key, levels in outputs.items()}

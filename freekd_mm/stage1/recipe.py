@@ -69,13 +69,13 @@ def teacher_and_resume_point(runner: Runner) -> tuple[str, str | None]:
     is_stage1 = isinstance(content, Mapping) and NAME in content
     point = source if is_stage1 else str(last_checkpoint(Path(runner.work_dir)) or '')
     if not point:
-        warn('frequency prompt: nothing to resume from, starting from scratch')
+        warn('frequency prompt: there is no checkpoint to resume from, so the training starts from scratch')
         return source, None
     named = load_prompt(point).teacher
     if source in ('', point):
         return named, point
     if source != named:
-        warn(f'frequency prompt: resuming a prompt of the teacher {named!r} with {source!r}')
+        warn(f'frequency prompt: the resumed prompt is of the teacher {named!r}, but the config has {source!r}')
     return source, point
 
 

@@ -161,8 +161,8 @@ def probe_built(model: nn.Module, role: str, size: Size, features: str | None = 
             return Probed(evaluated, *found)
     given_by = '; '.join(f'{path}: {_sizes(shapes)}' for path, shapes in evaluated.shapes(depth=1).items())
     raise ValueError(
-        f'the {role} should have a module that gives feature maps, the same in training as otherwise, but '
-        f'{type(model).__name__} has none ({given_by}); --features names one, and with it -v lists all modules'
+        f'the {role} should have a module that gives feature maps, the same in training and in evaluation, but '
+        f'{type(model).__name__} has none ({given_by}); choose one with --features (-v then lists all modules)'
     )
 
 

@@ -41,8 +41,8 @@ class Style:
         names = [part for part in path.parts if part != '..']
         if not all(name.isidentifier() for name in names):
             raise ValueError(
-                f'{self.base} inherits by imports, so what inherits it names it by an import as well: its path from '
-                f'{self.folder} should be made of Python names, but is {path}; write -o into the same folder'
+                f'{self.base} uses read_base, so the new config has to import it: its path from {self.folder} '
+                f'should be made of Python names, but is {path}; write -o into the same folder'
             )
         dots = '.' * (1 + len(path.parts) - len(names))
         return (

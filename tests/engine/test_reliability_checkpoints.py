@@ -255,7 +255,7 @@ def test_full_disk(small_disk):
     with pytest.raises(OSError, match=r'No space left on device. It needs 4.0 MB, and 1.\d MB are free') as caught:
         save_atomically({'weights': torch.ones(1_000_000)}, path)
     assert caught.value.errno == errno.ENOSPC
-    assert 'The old file is intact: make room for it, and continue with --resume' in str(caught.value)
+    assert 'The old file is intact: free some space, and continue with --resume' in str(caught.value)
     assert load_checkpoint_file(path) == {'epoch': torch.tensor(1)}
     assert [file.name for file in small_disk.iterdir()] == ['model.pth']
 

@@ -111,7 +111,7 @@ def test_a_head_is_not_inherited_for_its_small_parts():
     [
         ('neck', TypeError, r"inherit should be a list of module names, but got 'neck'; write \['neck'\]"),
         (['neckk'], ValueError, "for example .*backbone, neck, bbox_head.*, but got 'neckk'. Did you mean 'neck'"),
-        (['backbone.conv1'], ValueError, 'no more channels in the student, but has none; leave it out'),
+        (['backbone.conv1'], ValueError, 'no more channels, but has none; leave it out'),
     ],
     ids=['text', 'name', 'shapes'],
 )

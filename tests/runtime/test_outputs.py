@@ -79,6 +79,6 @@ def test_another_teacher_has_files_of_its_own(tmp_path):
 
 def test_outputs_that_are_not_of_each_picture_are_refused(tmp_path):
     shared = SharedOutputs(tmp_path, nn.Identity(), parse_taps('x'))
-    with pytest.raises(ValueError, match="outputs of each picture, but those at 'x' are of another number"):
+    with pytest.raises(ValueError, match="one output per picture, but 'x' does not give that"):
         shared(images(2), None, lambda inputs, _: {'x': (inputs.repeat(3, 1, 1, 1),)})
     assert not files(tmp_path)
