@@ -63,13 +63,11 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
     """
     path = Path(path).expanduser()
     check_file('checkpoint', path)
+    if path.suffix == '.safetensors':
+        return _load_safetensors(path, str(map_location))
     if path.resolve() in TRUSTED:
         return torch.load(path, map_location=map_location, weights_only=False)
     try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-
-            return load_file(path, str(map_location))
         return load_as_data(path, map_location, _allowed())
     except pickle.UnpicklingError as error:
         found = re.search(r'(?:GLOBAL|Unsupported (?:class|global):?(?: GLOBAL)?)\s+([\w.]+)', str(error))
@@ -79,5 +77,17 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
             f'file yourself and trust it, add --trust-checkpoint {path} to the command, or in Python call '
             'freekd_mm.checkpoints.sources.trust(path) first.'
         ) from error
-    except Exception as error:
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise RuntimeError(f'{path} should be a PyTorch checkpoint, but cannot be read (cut off?): {error}') from error
+
+
+def _load_safetensors(path: Path, device: str) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError(f'{path} needs the package safetensors: pip install safetensors') from error
+    try:
+        return load_file(path, device)
+    except SafetensorError as error:
+        raise RuntimeError(f'{path} should be a file of safetensors, but cannot be read (cut off?): {error}') from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from freekd_mm.checkpoints import sources
+from freekd_mm.checkpoints import loading, sources
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError, load_checkpoint_file
 from freekd_mm.checkpoints.sources import HASH_SUFFIX, fetch, sha256
 from freekd_mm.compat import install
@@ -115,6 +116,32 @@ def test_missing_and_broken_files(tmp_path, weights):
     path = save({'state_dict': weights}, tmp_path / 'x.pth')
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(RuntimeError, match=r'should be a PyTorch checkpoint, but cannot be read \(cut off\?\)'):
+        load_checkpoint_file(path)
+
+
+def test_files_of_safetensors_are_read_as_such(tmp_path, weights, monkeypatch):
+    save_file = pytest.importorskip('safetensors.torch').save_file
+    path = tmp_path / 'x.safetensors'
+    save_file(weights, path)
+    monkeypatch.setattr(loading, 'TRUSTED', {path.resolve()})
+    assert torch.equal(load_checkpoint_file(path)['weight'], weights['weight'])
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(RuntimeError, match=r'should be a file of safetensors, but cannot be read \(cut off\?\)'):
+        load_checkpoint_file(path)
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    with pytest.raises(ImportError, match=r'x.safetensors needs .*: pip install safetensors'):
+        load_checkpoint_file(path)
+
+
+@pytest.mark.parametrize('error', [PermissionError, MemoryError])
+def test_not_every_error_says_that_the_file_is_cut_off(error, tmp_path, weights, monkeypatch):
+    path = save({'state_dict': weights}, tmp_path / 'x.pth')
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(loading, 'load_as_data', fail)
+    with pytest.raises(error):
         load_checkpoint_file(path)
 
 
