@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -21,6 +22,8 @@ def save_atomically(content: Any, path: str | os.PathLike) -> Path:
     try:
         return write_atomically(path, lambda part: part.write_bytes(buffer.getbuffer()))
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, f'{path} cannot be written: {error.strerror}. The old file is intact') from error
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         raise OSError(
             error.errno,
