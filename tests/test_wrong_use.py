@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_configs
 from mmengine.config import Config
-from wrong_use_cases import CASES, Place, classes, detector, entry, loss, model, teacher
+from wrong_use_cases import CASES, Place, classes, data, detector, entry, loss, model, teacher
 
 from freekd_mm.checkpoints.sources import sha256
 from freekd_mm.engine.preflight import check_config
@@ -36,6 +36,17 @@ def warned(monkeypatch, module):
     lines = []
     monkeypatch.setattr(f'{module}.warn', lines.append)
     return lines
+
+
+def test_no_class_is_missing(tmp_path, monkeypatch):
+    """Two categories of one name, or a data set without classes: nothing is wrong with its classes."""
+    lines = warned(monkeypatch, 'freekd_mm.engine.preflight')
+    (tmp_path / 'train2017').mkdir()
+    (tmp_path / 'train2017/a.png').touch()
+    categories = [{'id': 1, 'name': 'ball'}, {'id': 2, 'name': 'ball'}]
+    data(Place(tmp_path), categories=categories, metainfo={'classes': ('ball',)})
+    data(Place(tmp_path), metainfo={'classes': ()})
+    assert not lines
 
 
 def test_a_teacher_that_is_smaller(tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ def train(place, **changes):
     toy_run(toy_config(place.folder, **changes))
 
 
-def data(place, **options):
+def data(place, categories=None, **options):
     """Checks a detector's config whose data set, of one image, has other options."""
     config = tiny_configs.detector(place.folder)['train_dataloader']
     for folder in ('annotations', 'train2017'):
@@ -95,7 +95,8 @@ def data(place, **options):
     coco = {
         'images': [{'id': 1, 'file_name': 'a.png', 'width': 64, 'height': 64}],
         'annotations': [{'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 40, 40], 'area': 1600, 'iscrowd': 0}],
-        'categories': [{'id': id, 'name': name} for id, name in enumerate(config['dataset']['metainfo']['classes'], 1)],
+        'categories': categories
+        or [{'id': id, 'name': name} for id, name in enumerate(config['dataset']['metainfo']['classes'], 1)],
     }
     place.write('annotations/instances_train2017.json', json.dumps(coco))
     config['dataset'].update(options)
@@ -247,6 +248,26 @@ CASES = {
         lambda p: train(p, reliability={'nonfinite': 'skp'}),
         ValueError,
         "nonfinite of reliability should be one of 'error', 'skip', 'ignore', but got 'skp'. Did you mean 'skip'?",
+    ),
+    'reliability that is no dict': (
+        lambda p: train(p, reliability=True),
+        TypeError,
+        'reliability should be a dict, but got True',
+    ),
+    'reliability that is a word': (
+        lambda p: train(p, reliability='off'),
+        TypeError,
+        "reliability should be a dict, but got 'off'",
+    ),
+    'reliability switch': (
+        lambda p: train(p, reliability={'exact_resume': 'no'}),
+        ValueError,
+        "exact_resume of reliability should be one of True, False, but got 'no'",
+    ),
+    'patience that is not used': (
+        lambda p: train(p, reliability={'nonfinite': 'ignore', 'patience': -3}),
+        ValueError,
+        'patience of reliability should be greater than 0, but got -3',
     ),
     'stage 1 option': (
         lambda p: ensure_prompt({'cfg': 'x.py', 'file': 'y.pth'}, Config({})),

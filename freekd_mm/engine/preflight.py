@@ -148,6 +148,8 @@ def _check_classes(name: str, dataset: Any) -> None:
     categories = json.loads(Path(dataset.ann_file).read_text(encoding='utf-8'))['categories']
     known = [str(category['name']) for category in categories]
     missing = [label for label in classes if label not in known]
+    if not missing:
+        return
     alike = [label for label in known if label.lower() in map(str.lower, missing)]
     text = (
         f'classes of {name} should be among the categories of {_source(dataset)}, but {some(missing)} of '

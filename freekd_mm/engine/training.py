@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from freekd_mm.checkpoints.fitting import PREFIX, WeightsMismatchError, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
-from freekd_mm.checks import check_choice, check_options
+from freekd_mm.checks import check_choice, check_options, check_positive
 from freekd_mm.compat import install
 from freekd_mm.engine import distributed
 from freekd_mm.engine.checkpoint_hook import ResumePoint, checkpoints_of, find_resume_point, make_safe
@@ -122,9 +122,14 @@ def run(
 def reliability_hooks(cfg: Config) -> list[Hook]:
     """Returns the hooks that ``reliability`` of a config asks for."""
     given = cfg.get('reliability') or {}
+    if not isinstance(given, dict):
+        raise TypeError(f'reliability should be a dict, but got {given!r}')
     check_options('reliability', given, RELIABILITY)
     options = {**RELIABILITY, **given}
     check_choice('nonfinite of reliability', options['nonfinite'], (*POLICIES, 'ignore'))
+    check_positive('patience of reliability', options['patience'], integer=True)
+    for name in ('exact_resume', 'graceful_stop'):
+        check_choice(f'{name} of reliability', options[name], (True, False))
     hooks: list[Hook] = [ExactResumeHook()] if options['exact_resume'] else []
     if options['nonfinite'] != 'ignore':
         hooks.append(NonFiniteHook(options['nonfinite'], options['patience']))
