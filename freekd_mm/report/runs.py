@@ -167,6 +167,9 @@ def read_run(folder: Path, name: str) -> Run:
     check_file('a work directory', folder, folder=True)
     starts = [folder] if (folder / LOGS).is_dir() else sorted(p.parent for p in folder.glob(f'*/{LOGS}') if p.is_dir())
     if not starts:
+        runs = sorted({path.parents[1].name for path in folder.glob(f'*/*/{LOGS}')})
+        if runs:
+            raise NoRunError(f'{name}: should be a work directory, but holds several: {some(runs)}; name those')
         held = some(sorted(item.name for item in folder.iterdir()))
         raise NoRunError(f'{name}: should hold <timestamp>/{LOGS}, as mmengine writes it, but has {held}')
     run = Run(name, folder, tests=_read_tests(folder))

@@ -123,6 +123,8 @@ def visualize(
             for seen in view.entries
             for kind, overview in overviews(seen, view.image).items()
         }
+        if not drawn:
+            raise ValueError('there is nothing to show: ' + '; '.join(f'{s.entry}: {s.note}' for s in views[0].entries))
         for path in drawn:
             check_output(path, images, force)
         return [write_kept(path, png(overview)) for path, overview in drawn.items()]

@@ -87,7 +87,7 @@ def test_foreign_folders_are_left_out_and_named(tmp_path: Path) -> None:
     assert 'notes.txt' in left_out[1]
     with pytest.raises(NoRunError, match=r'foreign: should hold .*notes\.txt'):
         read_runs([tmp_path / 'foreign'])
-    with pytest.raises(NoRunError, match=r'should hold .*, but has empty, good'):
+    with pytest.raises(NoRunError, match=r'should be a work directory, but holds several: good; name those'):
         read_runs([tmp_path / 'runs'])
     with pytest.raises(FileNotFoundError, match=r"should be an existing folder, but got .*Did you mean 'good'\?"):
         read_runs([tmp_path / 'runs/goof'])

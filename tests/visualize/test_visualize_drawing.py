@@ -12,6 +12,7 @@ import pytest
 import tiny_configs
 import torch
 from distill_cases import build, distilled, save_weights
+from mmengine.config import Config
 from picture_cases import LEVELS, STUDENT, TEACHER, entry
 
 from freekd_mm.compat.versions import zip_equal
@@ -20,8 +21,8 @@ from freekd_mm.losses import FreeKDLoss, WaveletLoss
 from freekd_mm.pictures import GAP, SIDE, TITLE, Tile, grid, mask_pictures, mask_tiles
 from freekd_mm.prompts.masks import named_groups
 from freekd_mm.runtime.preprocess import as_rgb
-from freekd_mm.visualize.draw import overviews, pyramid
-from freekd_mm.visualize.features import band_maps, compared_by, look
+from freekd_mm.visualize.draw import overviews, pyramid, visualize
+from freekd_mm.visualize.features import Seen, View, band_maps, compared_by, look
 
 
 def noise(channels: int = 4, size: int = 16, seed: int = 0) -> torch.Tensor:
@@ -141,3 +142,12 @@ def test_what_cannot_be_shown_says_why(logits: bool, shape: tuple[int, ...]) -> 
     seen = compared_by(entry, [noise()], [torch.zeros(shape)])
     assert seen.bands == []
     assert ('logits' if logits else 'other shapes') in seen.note
+
+
+def test_a_folder_without_pictures_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, view = tmp_path / 'kd.pth', View(np.zeros((8, 8, 3), np.uint8), [Seen('kd', note='it has no bands')])
+    checkpoint.touch()
+    monkeypatch.setattr('freekd_mm.visualize.draw.read_images', lambda *_: [])
+    monkeypatch.setattr('freekd_mm.visualize.draw.compare', lambda *_: [view])
+    with pytest.raises(ValueError, match='there is nothing to show: kd: it has no bands'):
+        visualize(Config({}), checkpoint, ['a.png'], tmp_path / 'out')
