@@ -15,11 +15,11 @@ from freekd_mm.registry import MODELS
 from freekd_mm.tensors import Levels, as_levels
 
 
-def _per_level(what: str, value: Any, num_levels: int, is_one: bool) -> tuple[Any, ...]:
-    """Returns a value per level, from one for all or from a sequence."""
-    values = (value,) * num_levels if is_one else tuple(value)
+def _per_level(what: str, value: Any, num_levels: int, one: str = 'one') -> tuple[Any, ...]:
+    """Returns a value per level, from an integer for all or from a sequence; ``one`` names it in the error."""
+    values = (value,) * num_levels if isinstance(value, int) else tuple(value)
     if len(values) != num_levels:
-        raise ValueError(f'{what} should be one for all or a list of {num_levels}, one per level, but got {value!r}')
+        raise ValueError(f'{what} should be {one} for all or a list of {num_levels}, one per level, but got {value!r}')
     return values
 
 
@@ -88,9 +88,10 @@ class FAMConnector(nn.Module):
             num_levels = next((len(each) for each in (in_channels, out_channels) if not isinstance(each, int)), 1)
         check_positive('num_levels', num_levels, integer=True)
         self.num_levels = num_levels
-        self.in_channels = _per_level('in_channels', in_channels, num_levels, isinstance(in_channels, int))
-        out_channels = _per_level('out_channels', out_channels, num_levels, isinstance(out_channels, int))
-        sizes = _per_level('size', size, num_levels, size is None or isinstance(size[0], int))
+        self.in_channels = _per_level('in_channels', in_channels, num_levels)
+        out_channels = _per_level('out_channels', out_channels, num_levels)
+        is_same = not isinstance(size, Sequence) or all(isinstance(item, int) for item in size)
+        sizes = _per_level('size', [size] * num_levels if is_same else size, num_levels, '(H, W)')
         self.levels = nn.ModuleList(
             FAM(*channels, size=own, **fam) for *channels, own in zip_equal(self.in_channels, out_channels, sizes)
         )

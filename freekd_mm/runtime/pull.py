@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -19,7 +18,6 @@ FIRST, EVERY = 10, 50
 SMOOTHING = 0.25
 #: Warned of: at least this many times as hard as the task, or as weak.
 HARD, WEAK = 10.0, 0.02
-AUTO = re.compile(r'auto(?::(\d*\.?\d+))?')
 #: Why a model has no gradient at its taps alone, by what PyTorch says of it.
 UNMEASURED = {
     # Reentrant ones allow only one backward pass, and only a whole one.
@@ -38,9 +36,12 @@ class Pull:
         self.name, self.fixed = name, 1.0
         self.target: float | None = None
         if isinstance(weight, str):
-            found = AUTO.fullmatch(weight)
-            self.target = float(found[1] or 1) if found else 0.0
-            if not self.target:
+            kind, colon, target = weight.partition(':')
+            try:
+                self.target = float(target if colon else 1) if kind == 'auto' else 0.0
+            except ValueError:
+                self.target = 0.0
+            if not 0 < self.target < math.inf:
                 raise ValueError(
                     f"weight of distill '{name}' should be a number, 'auto', or 'auto:0.3' for 0.3 times the task's "
                     f'pull, but got {weight!r}'

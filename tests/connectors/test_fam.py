@@ -254,7 +254,12 @@ def test_data_parallel(tmp_path):
         ),
         (([3, 4], [3, 4, 5]), {}, 'out_channels should be one for all or a list of 2'),
         ((0, 3), {}, 'in_channels should be greater than 0, but got 0'),
-        ((3, 3), {'num_levels': 2, 'mode': 'dense', 'size': [(4, 4)]}, 'size should be one for all or a list of 2'),
+        (
+            (3, 3),
+            {'num_levels': 2, 'mode': 'dense', 'size': [(4, 4)]},
+            r'size should be \(H, W\) for all or a list of 2',
+        ),
+        ((3, 3), {'mode': 'dense', 'size': ()}, r'size should be .* but got \(\)'),
     ],
 )
 def test_wrong_options(arguments, options, message):

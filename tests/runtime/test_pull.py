@@ -72,7 +72,7 @@ def test_the_ratio_is_that_of_the_gradients_at_the_taps():
     assert model.distillation.entry('kd').pull.ratio == pytest.approx(2 * norms[0] / norms[1], rel=1e-4)
 
 
-@pytest.mark.parametrize(('weight', 'target'), [('auto', 1.0), ('auto:0.3', 0.3)])
+@pytest.mark.parametrize(('weight', 'target'), [('auto', 1.0), ('auto:0.3', 0.3), ('auto:3e-1', 0.3), ('auto:1.', 1.0)])
 def test_auto_holds_its_ratio_from_the_first_step(weight, target):
     pulls = train(student(weight), 3)
     assert pulls == pytest.approx([target] * 3, rel=1e-5)
@@ -169,7 +169,7 @@ def test_what_cannot_be_measured_is_left_out_and_refused_for_auto():
         train(student('auto', task_loss=False), 1)
 
 
-@pytest.mark.parametrize('weight', ['automatic', 'auto:-1', 'auto:nan', 'auto:x'])
+@pytest.mark.parametrize('weight', ['automatic', 'auto:-1', 'auto:nan', 'auto:x', 'auto:', 'auto:0', 'auto:inf'])
 def test_mistakes_in_a_weight_are_named(weight):
     with pytest.raises(ValueError, match=f"weight of distill 'kd' should be a number, 'auto'.*but got '{weight}'"):
         Pull('kd', weight)
