@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,6 +89,11 @@ def test_imports_go_upwards(room):
         if room_of(target) != room and RANK[room_of(target)] >= RANK[room]
     ]
     assert not wrong
+
+
+def test_mmcv_and_what_is_on_it_are_imported_within_functions():
+    late = re.compile('^(import|from) (mmcv|mmdet|mmseg|mmrazor)\\b', re.MULTILINE)
+    assert not [module for module, path in modules().items() if late.search(path.read_text(encoding='utf-8'))]
 
 
 def test_contributing_prints_the_rooms():

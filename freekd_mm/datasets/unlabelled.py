@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 import torch
 from mmengine.dataset import Compose
@@ -122,6 +121,8 @@ def _without_labels(step: Any) -> Any:
 
 
 def _is_readable(file: str) -> bool:
+    import mmcv
+
     try:
         return mmcv.imread(file) is not None
     except Exception:  # each decoder has its own

@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 import torch
 from markupsafe import Markup
@@ -93,6 +92,8 @@ def side_by_side(columns: dict[str, list[Any]], meta: dict[str, Any]) -> list[Ma
 
 def draw(sample: Any, meta: dict[str, Any], truth: bool = False) -> np.ndarray:
     """Returns the picture of a data sample, RGB, as MMDetection or MMSegmentation draws it."""
+    import mmcv
+
     is_map = type(sample).__module__.startswith('mmseg')
     visualizer: Any = VISUALIZERS.get('mmseg.SegLocalVisualizer' if is_map else 'mmdet.DetLocalVisualizer')()
     visualizer.dataset_meta = meta
