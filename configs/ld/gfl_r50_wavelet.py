@@ -1,4 +1,4 @@
-# Localisation distillation on top of WaveletLoss on the features: GFL-R50 from GFL-R101, COCO.
+# Localisation distillation, and WaveletLoss on the features: GFL-R50 from GFL-R101, COCO.
 _base_ = ['../wavelet/gfl_r50_r101.py']
 
 model = dict(

@@ -182,7 +182,7 @@ METHODS: dict[str, Method] = {
         'code',
     ),
     'freekd-plus': Method(
-        'FreeKD+, our interpretation: high bands relaxed, low band strong',
+        'FreeKD+, our interpretation: patterns of the high bands, values of the low band',
         _bands('freekd', 'FreeKDPlusLoss'),
         'selective',
     ),
@@ -197,12 +197,12 @@ METHODS: dict[str, Method] = {
         warmup=FAM_WARMUP,
     ),
     'figkd': Method(
-        'wavelet detail of the logits: same classes; without features, or on top of a feature loss',
+        'wavelet detail of the logits: for the same classes; alone, or added to a feature loss',
         _logits('figkd', 'FiGKDLoss'),
         with_head=False,
     ),
     'kl': Method(
-        'divergence of the class probabilities: the simplest distillation of logits, on top of a feature loss',
+        'divergence of the class probabilities: the simplest distillation of logits, added to a feature loss',
         _logits('kl', 'LogitKLLoss'),
         with_head=False,
     ),
@@ -212,7 +212,7 @@ METHODS: dict[str, Method] = {
         with_head=False,
     ),
     'ld': Method(
-        'divergence of the box distributions: detectors with such heads (GFL), on top of a feature loss',
+        'divergence of the box distributions: detectors with such heads (GFL), added to a feature loss',
         _ld,
         with_head=False,
     ),
