@@ -1,4 +1,4 @@
-# make setup   the environment in .venv          make demo   a student distilled in front of you
+# make setup   the environment in .venv          make demo   a small student, alone and distilled
 # make test    the tests                         make help   the variables
 ENV ?=
 VENV ?= $(if $(ENV),.venv-$(ENV),.venv)

@@ -41,7 +41,7 @@ ADVICE = {
 class NonFiniteHook(Hook):
     """Looks at the loss and the gradients before each step of the optimizer, so that no weight is damaged.
 
-    The error or warning names what is not finite: the entries of the distillation with level and band, the
+    The error or warning names what is not finite: the entries of the distillation and their levels, the
     student's own losses, the features of student and teacher, the iteration, and the images.
 
     In mixed precision a gradient may overflow: the loss scale is lowered and the step repeated
@@ -175,7 +175,7 @@ def _losses(model: nn.Module, losses: dict[str, Any]) -> list[str]:
     parts = []
     for name, entry in getattr(getattr(model, 'distillation', None), 'entries', {}).items():
         own = [key[len(f'distill.{name}.') :] for key in bad if key.startswith(f'distill.{name}.')]
-        terms = [re.sub(r'^level(\d+)', r'level \1', key).replace('/', ', band ') for key in own]
+        terms = [re.sub(r'^level(\d+)', r'level \1', key).replace('/', ', part ') for key in own]
         if terms or f'distill.loss_{name}' in bad:
             where = f'at {some(dict.fromkeys(terms), 8)}' if terms else 'at no single level'
             parts.append(f"the loss of distill '{name}' ({type(entry.losses[0]).__name__}) is not finite {where}")

@@ -21,7 +21,7 @@ class DistillLoss(nn.Module):
         multi_level: The loss takes all levels in one call (mmrazor's losses take one tensor).
         target: ``'features'`` (the runtime may project and resize the student's) or ``'logits'`` (it may not).
         any_shape: The loss compares features of other channels and sizes itself: no projection, no resizing.
-        terms: Detached parts of the last value, for the log, e.g. ``{'level0/low': ...}``.
+        terms: Detached parts of the last value, for the log, e.g. ``{'level0/high': ...}``.
 
     Args:
         loss_weight: Factor on the returned value.

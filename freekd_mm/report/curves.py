@@ -15,7 +15,7 @@ from freekd_mm.report.runs import Run
 
 #: ``distill.<entry>.<term>``, as the distillation logs the parts of a loss; a term may be ``level<i>/<band>``.
 TERM = re.compile(r'^distill\.(?P<entry>\w+)\.(?:level(?P<level>\d+)(?:/(?P<band>.+))?|(?P<term>.+))$')
-BANDS = {'low': 'low band', 'high': 'high bands', None: 'all bands'}
+BANDS = {'low': 'low band', 'high': 'high bands', 'all': 'all bands', None: 'all bands'}
 TITLES = {
     'loss': 'total loss, all terms with their weights',
     'lr': 'learning rate',
@@ -50,7 +50,7 @@ def distillation_curves(runs: Sequence[Run]) -> list[Markup]:
     terms = [parts.charts(_terms(run)) for run in runs if any(map(TERM.match, run.train_keys()))]
     if found and terms:
         explained = 'The share of each level in the loss, before its weight; level 0 has the highest resolution.'
-        found += [parts.heading('By feature level and wavelet band'), parts.remark(explained), *terms]
+        found += [parts.heading('By feature level'), parts.remark(explained), *terms]
     return found
 
 

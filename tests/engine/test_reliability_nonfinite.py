@@ -121,7 +121,7 @@ def test_level_and_band_and_teacher(tmp_path):
     """The teacher's head is damaged, its backbone is sound."""
     text = fails(distilled(tmp_path, FREEKD, 'head.bias'))
     assert text.startswith('Iteration 1: ')
-    assert "the loss of distill 'test' (FreeKDLoss) is not finite at level 1, band all;" in text
+    assert "the loss of distill 'test' (FreeKDLoss) is not finite at level 1, part all;" in text
     assert "the teacher's 'head' is not finite for /data/" in text
     assert 'level 0' not in text
     assert 'backbone' not in text
@@ -130,7 +130,7 @@ def test_level_and_band_and_teacher(tmp_path):
 
 def test_every_level(tmp_path):
     text = fails(distilled(tmp_path, {'type': 'freekd_mm.FeatureMSELoss'}, 'backbone.0.bias'))
-    assert 'FeatureMSELoss) is not finite at level 0, band mse, level 1, band mse' in text
+    assert 'FeatureMSELoss) is not finite at level 0, part mse, level 1, part mse' in text
     assert "the teacher's 'backbone' is not finite" in text
     assert "the teacher's 'head' is not finite" in text
 
