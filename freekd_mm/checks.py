@@ -53,6 +53,8 @@ def check_file(what: str, path: str | os.PathLike, folder: bool = False) -> None
 def beside(path: Path) -> str:
     """Returns the end of an error about a missing path: what the nearest folder has, and which name is nearest."""
     while not path.parent.is_dir():
+        if path == path.parent:  # a drive of Windows that is not there
+            return ''
         path = path.parent
     names = sorted(item.name for item in path.parent.iterdir())
     alike = ', '.join([name for name in names if Path(name).suffix == path.suffix][:8])

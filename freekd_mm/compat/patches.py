@@ -37,6 +37,7 @@ import torch
 from mmengine.config import utils
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import checkpoint as checkpoints
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -116,7 +117,9 @@ def say_what_fits() -> None:
     original = checkpoints.load_state_dict
 
     def load_state_dict(module: Any, state_dict: Any, strict: bool = False, logger: Any = None) -> None:
-        if strict:
+        while is_model_wrapper(module) or isinstance(module, BaseTTAModel):
+            module = module.module
+        if strict or any(is_model_wrapper(part) for part in module.modules()):
             original(module, state_dict, strict, logger)
             return
         fit = load_what_fits(module, state_dict)

@@ -21,6 +21,7 @@ from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets.unlabelled import IGNORED, ImageFolder
 from freekd_mm.files import check_output, make_room, write_kept
+from freekd_mm.registry import DATASETS
 from freekd_mm.runtime.config import build_empty, default_scope
 from freekd_mm.runtime.probe import find_pipeline
 from freekd_mm.runtime.teacher import load_weights
@@ -71,7 +72,9 @@ def write_pseudo_labels(
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     with default_scope(scope):
         pictures = ImageFolder(folder, find_pipeline(dataset) or ())
-    classes = model.dataset_meta.get('classes') or (dataset.get('metainfo') or {}).get('classes')
+        classes = model.dataset_meta.get('classes')
+        if not classes and dataset:
+            classes = DATASETS.build({**dataset, 'lazy_init': True}).metainfo.get('classes')
     if not classes:
         raise ValueError(f'{checkpoint} or the test data of the config should name the classes, but neither does')
     if root is None:

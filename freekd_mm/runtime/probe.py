@@ -39,12 +39,20 @@ def config_size(cfg: Any) -> Size:
     return height, width
 
 
+def find_pipelines(dataset: Any) -> list[Any]:
+    """Returns the pipelines of a loader or a data set, also within wrappers."""
+    if not isinstance(dataset, dict):
+        return []
+    if dataset.get('pipeline'):
+        return [dataset['pipeline']]
+    inner = dataset.get('dataset') or dataset.get('datasets')
+    parts = inner if isinstance(inner, (list, tuple)) else [inner]
+    return [pipeline for part in parts for pipeline in find_pipelines(part)]
+
+
 def find_pipeline(dataset: Any) -> Any:
-    """Returns the pipeline of a loader or a data set, also within wrappers."""
-    while isinstance(dataset, dict) and not dataset.get('pipeline'):
-        inner = dataset.get('dataset') or dataset.get('datasets')
-        dataset = inner[0] if isinstance(inner, (list, tuple)) and inner else inner
-    return dataset.get('pipeline') if isinstance(dataset, dict) else None
+    """Returns the first pipeline of a loader or a data set, None if there is none."""
+    return next(iter(find_pipelines(dataset)), None)
 
 
 def _pipeline_size(pipeline: Any) -> Size | None:

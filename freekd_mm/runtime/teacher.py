@@ -29,6 +29,8 @@ TEACHER = 'teacher'
 SOURCES = ('cfg_path', 'model', *LIBRARIES)
 OPTIONS = ('name', 'cfg_path', 'model', 'checkpoint', 'allow_random', 'allow_mismatch', 'dtype', 'outputs', *LIBRARIES)
 Outputs = Dict[str, Tuple[Tensor, ...]]
+#: How far the outputs of a picture may be from those in another batch, as a share of the largest.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 1e-2}
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
@@ -47,6 +49,7 @@ class SharedOutputs:
             digest.update(value.float().cpu().numpy().tobytes())
         digest.update(' '.join(map(str, self.taps)).encode())
         self.folder = Path(folder) / digest.hexdigest()[:12]
+        self._checked = False
 
     def __call__(self, inputs: Tensor, data_samples: Any, run: Callable[[Tensor, Any], Outputs]) -> Outputs:
         """Returns the levels of a batch (N, 3, H, W) by tap, from the files if all exist, else from ``run``."""
@@ -55,12 +58,8 @@ class SharedOutputs:
             pictures = [torch.load(file, map_location=inputs.device, weights_only=True) for file in files]
             return {key: tuple(torch.stack(same) for same in zip(*(p[key] for p in pictures))) for key in pictures[0]}
         outputs = run(inputs, data_samples)
-        for key, levels in outputs.items():
-            if any(len(level) != len(inputs) for level in levels):
-                raise ValueError(
-                    f"teacher.outputs needs one output per picture, but '{key}' does not give that; "
-                    "leave 'outputs' out of the teacher"
-                )
+        if not self._checked:
+            self._check(outputs, run(inputs[-1:], data_samples[-1:] if data_samples else None), len(inputs))
         for index, file in enumerate(files):
             own = {key: tuple(level[index].clone() for level in levels) for key, levels in outputs.items()}
             write_atomically(file, lambda part, own=own: torch.save(own, part))  # type: ignore[misc]
@@ -71,6 +70,18 @@ class SharedOutputs:
         text = f'{tuple(image.shape)} {tuple(shape) if shape else None}'.encode()
         name = hashlib.sha256(image.cpu().contiguous().numpy().tobytes() + text).hexdigest()
         return self.folder / name[:2] / f'{name[2:32]}.pth'
+
+    def _check(self, outputs: Outputs, alone: Outputs, pictures: int) -> None:
+        """Raises an error unless the last picture has the same outputs in its batch and alone."""
+        for key, levels in outputs.items():
+            for level, own in zip(levels, alone[key]):
+                near = TOLERANCE.get(level.dtype, 0.0) * float(level.abs().max())
+                if len(level) != pictures or not torch.allclose(level[-1:].float(), own.float(), rtol=0, atol=near):
+                    raise ValueError(
+                        f"teacher.outputs needs outputs that depend on each picture alone, but those at '{key}' do "
+                        "not; leave 'outputs' out of the teacher"
+                    )
+        self._checked = True
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: it ends the forward pass after the last tap
@@ -256,7 +267,8 @@ def load_weights(model: nn.Module, checkpoint: str, allow_mismatch: bool = False
     """
     file = load_checkpoint_file(fetch(checkpoint))
     fit = load_whole(model, weights_of(file, checkpoint), checkpoint, allow_mismatch)
-    # As mmdet's and mmseg's init functions do; files of mmcv 1.x have them in capitals.
+    # As mmdet's and mmseg's init functions do; older files have the names in capitals, those of mmcv 1.x in ``meta``.
     meta = file.get('meta') or {} if isinstance(file, dict) else {}
-    model.dataset_meta = meta.get('dataset_meta') or {'classes': meta.get('CLASSES')}  # type: ignore[assignment]
+    found = meta.get('dataset_meta') or {'CLASSES': meta.get('CLASSES')}
+    model.dataset_meta = {key.lower(): value for key, value in found.items()}  # type: ignore[assignment]
     return f'{checkpoint} ({fit.share:.0%} of {fit.count} weights)'

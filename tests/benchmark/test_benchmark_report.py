@@ -141,6 +141,13 @@ def test_the_p_value_counts_signs(values, expected):
     assert p_value(values) == pytest.approx(expected)
 
 
+def test_the_p_value_of_many_pairs_draws_signs():
+    assert p_value([1.0] * 40) == 0.0
+    assert p_value([1.0, -1.0] * 20) == 1.0
+    few, many = [1.0, -0.5, 2.0, 0.5] * 3, [1.0, -0.5, 2.0, 0.5] * 4
+    assert 0 < p_value(many) < p_value(few) < 0.1
+
+
 def test_groups_are_compared_by_the_best_on_val_of_those_with_the_most_runs():
     methods = {
         name: Method(name, name, group=group, title=name)

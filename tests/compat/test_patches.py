@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel, BaseTTAModel
 from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import checkpoint
 from test_rooms import PACKAGE, ROOT, modules
 
 from freekd_mm.compat import install, patches
@@ -227,6 +229,25 @@ fit()
     assert '; unused: 4.weight, 4.bias\n' in ours
     assert 'size mismatch' not in ours
     assert 'distillation' not in ours, 'what a distillation added is no news for a plain student'
+
+
+def test_a_wrapped_model_gets_its_weights(capfd):
+    install()
+
+    class Bare(BaseModel):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            return inputs
+
+    class Wrapped(BaseTTAModel):
+        def merge_preds(self, data_samples_list):
+            return data_samples_list
+
+    source = torch.nn.Linear(2, 2)
+    bare = Bare()
+    bare.layer = torch.nn.Linear(2, 2)
+    checkpoint.load_state_dict(Wrapped(bare), {f'layer.{key}': value for key, value in source.state_dict().items()})
+    assert torch.equal(bare.layer.weight, source.weight)
+    assert 'were loaded' not in ''.join(capfd.readouterr())
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='needs a limit on the size of files')

@@ -119,6 +119,22 @@ def test_masks(tmp_path: Path) -> None:
     assert (found['area'], found['category_id'], found['bbox']) == (12, 2, [3, 2, 4, 3])
 
 
+def test_classes_in_capitals_or_of_the_data_set(det_config: ConfigWriter, scenes_root: Path, tmp_path: Path) -> None:
+    cfg, old = model_of(det_config(name='teacher'), tmp_path / 'old.pth', CLASSES=CLASSES)
+    _, none = model_of(det_config(name='teacher'), tmp_path / 'none.pth')
+    del cfg.test_dataloader.dataset['metainfo']
+
+    def classes(checkpoint: str) -> list[str]:
+        out = Path(checkpoint).with_suffix('.json')
+        write_pseudo_labels(cfg, checkpoint, scenes_root / 'val2017', out, 0.1, workers=0)
+        return [category['name'] for category in json.loads(out.read_text())['categories']]
+
+    assert classes(old) == list(CLASSES)
+    from mmdet.datasets import CocoDataset
+
+    assert classes(none) == list(CocoDataset.METAINFO['classes'])
+
+
 def test_wrong_use(det_config: ConfigWriter, scenes_root: Path, tmp_path: Path) -> None:
     cfg, checkpoint = model_of(det_config(name='teacher'), tmp_path / 'teacher.pth')
     arguments = cfg, checkpoint, scenes_root / 'val2017'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -57,6 +58,16 @@ def test_a_detector_is_evaluated_on_corrupted_pictures(trained):
     assert 0 <= results['corrupted']['contrast']['5'] <= 1
     with pytest.raises(ValueError, match=r"metric should be one of .*'coco/bbox_mAP'"):
         protocol.measure(*trained, 'coco/bbox_map', [], [])
+
+
+def test_all_parts_of_a_test_set_are_corrupted(trained):
+    cfg, _ = trained
+    part = cfg.test_dataloader.dataset
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[part, dict(dataset=copy.deepcopy(part))])
+    corrupted = protocol.corrupted_config(cfg, 'snow', 1).test_dataloader.dataset.datasets
+    for pipeline in corrupted[0].pipeline, corrupted[1].dataset.pipeline:
+        assert [step['type'] for step in pipeline].count('freekd_mm.Corrupt') == 1
+        assert pipeline[1]['type'] == 'freekd_mm.Corrupt'
 
 
 def test_a_pipeline_without_loading_is_refused(trained):

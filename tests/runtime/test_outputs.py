@@ -77,8 +77,16 @@ def test_another_teacher_has_files_of_its_own(tmp_path):
     assert SharedOutputs(tmp_path, teacher, parse_taps('backbone')).folder != shared.folder
 
 
-def test_outputs_that_are_not_of_each_picture_are_refused(tmp_path):
+class Mixing(nn.Module):
+    """Subtracts the mean of the batch."""
+
+    def forward(self, images):
+        return images - images.mean(0)
+
+
+@pytest.mark.parametrize('model', [Mixing(), lambda inputs: inputs.repeat(3, 1, 1, 1)], ids=['mixed', 'another number'])
+def test_outputs_that_are_not_of_each_picture_are_refused(model, tmp_path):
     shared = SharedOutputs(tmp_path, nn.Identity(), parse_taps('x'))
-    with pytest.raises(ValueError, match="one output per picture, but 'x' does not give that"):
-        shared(images(2), None, lambda inputs, _: {'x': (inputs.repeat(3, 1, 1, 1),)})
+    with pytest.raises(ValueError, match="depend on each picture alone, but those at 'x' do not"):
+        shared(images(2), None, lambda inputs, _: {'x': (model(inputs),)})
     assert not files(tmp_path)
