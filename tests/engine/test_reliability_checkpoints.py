@@ -304,7 +304,7 @@ def test_an_error_of_the_disk_leaves_the_old_file(number, tmp_path, monkeypatch)
     monkeypatch.setattr(os, 'fsync', fail)
     with pytest.raises(OSError, match=f'model.pth cannot be written: {os.strerror(number)}') as caught:
         save_atomically({'new': 2}, path)
-    assert ('make room' in str(caught.value)) is (number in (errno.ENOSPC, errno.EDQUOT))
+    assert ('free some space' in str(caught.value)) is (number in (errno.ENOSPC, errno.EDQUOT))
     assert 'The old file is intact' in str(caught.value)
     assert load_checkpoint_file(path) == {'old': 1}
     assert [file.name for file in tmp_path.iterdir()] == ['model.pth']
