@@ -45,7 +45,7 @@ MODELS = TableRegistry(
     'model',
     mmengine.MODELS,
     {
-        'prompts.prompt_file': ['PoIMaskGenerator'],
+        'prompts.generator': ['PoIMaskGenerator'],
         'losses.dct_attention': ['DCTAttentionLoss'],
         'losses.figkd': ['FiGKDLoss'],
         'losses.freekd': ['FreeKDLoss', 'FreeKDPlusLoss'],

@@ -13,7 +13,8 @@ from freekd_mm.checks import check_choice
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency.inputs import band_sizes
 from freekd_mm.losses.bands.distance import TINY, Absolute, Level, standardised
-from freekd_mm.losses.wavelet import BandLoss, WaveletLoss
+from freekd_mm.losses.bands.loss import BandLoss
+from freekd_mm.losses.wavelet import WaveletLoss
 from freekd_mm.registry import MODELS
 from freekd_mm.tensors import full_precision
 
@@ -129,7 +130,7 @@ class FreeKDLoss(BandLoss):
         relation: ``'bounded'`` (a gate that cannot switch the loss off; the default of ``'paper'``), ``'printed'`` (the
             paper's, which can) or None; see :class:`~freekd_mm.losses.freekd.RelationGate`.
         min_positions: Least positions of a band, 16 in ``'paper'``, where 0 is exactly the paper.
-        **bands: Options of :class:`~freekd_mm.losses.wavelet.BandLoss`: ``levels``, ``prompt``, ``loss_weight``.
+        **bands: Options of :class:`~freekd_mm.losses.bands.loss.BandLoss`: ``levels``, ``prompt``, ``loss_weight``.
     """
 
     part = 'all'
@@ -224,6 +225,7 @@ class FreeKDPlusLoss(WaveletLoss):
         **wavelet: Other options of :class:`~freekd_mm.losses.WaveletLoss`.
     """
 
+    part = 'all'
     compares_low = True
     refines = True
     judge = staticmethod(relaxed_and_strong)

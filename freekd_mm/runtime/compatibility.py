@@ -12,7 +12,8 @@ from freekd_mm.checkpoints.fitting import WeightsMismatchError, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import fetch, sha256
 from freekd_mm.log import warn
-from freekd_mm.prompts.prompt_file import PoIMaskGenerator, PromptFile
+from freekd_mm.prompts.generator import PoIMaskGenerator
+from freekd_mm.prompts.prompt_file import PromptFile
 from freekd_mm.runtime.cross_head import DenseHead, find_head
 from freekd_mm.runtime.encoder import FeatureEncoder
 from freekd_mm.text import some

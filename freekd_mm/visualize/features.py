@@ -20,7 +20,7 @@ from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import dwt2d
 from freekd_mm.losses.bands.distance import TINY
-from freekd_mm.losses.wavelet import BandLoss
+from freekd_mm.losses.bands.loss import BandLoss
 from freekd_mm.prompts.masks import mask_groups, named_groups
 from freekd_mm.runtime.config import build_model, default_scope, is_distilled
 from freekd_mm.runtime.preprocess import as_rgb
