@@ -183,12 +183,7 @@ def _develop(rng: Rng, colour: Field) -> NDArray[np.uint8]:
 
 
 def write_scenes(
-    root: str | Path,
-    num_train: int = 560,
-    num_val: int = 150,
-    size: int = 160,
-    seed: int = 0,
-    force: bool = False,
+    root: str | Path, num_train: int = 560, num_val: int = 150, size: int = 160, seed: int = 0, force: bool = False
 ) -> Path:
     """Writes the data set to ``root`` unless it is there; one call serves detection and segmentation.
 

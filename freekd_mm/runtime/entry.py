@@ -194,11 +194,7 @@ class Entry(nn.Module):
         return features, teachers
 
     def forward(
-        self,
-        students: Sequence[Tensor],
-        teachers: Sequence[Tensor],
-        image: tuple[int, int],
-        task: Tensor | None = None,
+        self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int], task: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Returns ``{'distill.loss_<name>': ..., 'distill.<name>.<term>': ...}``, of :meth:`compared` features.
 

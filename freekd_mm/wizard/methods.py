@@ -164,16 +164,12 @@ def _mgd(wiring: Wiring) -> Entries:
     return {'mgd': wiring.feature_entry(loss, connectors[0] if same else connectors)}
 
 
+WAVELET = _bands('wavelet', 'WaveletLoss')
 METHODS: dict[str, Method] = {
-    'best': Method('what we recommend, today wavelet alone', _bands('wavelet', 'WaveletLoss')),
-    'wavelet': Method(
-        'high wavelet bands of the features, our own recipe in one stage',
-        _bands('wavelet', 'WaveletLoss'),
-    ),
+    'best': Method('what we recommend, today wavelet alone', WAVELET),
+    'wavelet': Method('high wavelet bands of the features, our own recipe in one stage', WAVELET),
     'wavelet-prompt': Method(
-        'the same at the positions that a prompt of the teacher selects: two stages',
-        _bands('wavelet', 'WaveletLoss'),
-        'selective',
+        'the same at the positions that a prompt of the teacher selects: two stages', WAVELET, 'selective'
     ),
     'freekd': Method("FreeKD, both stages of the paper with the paper's loss", _bands('freekd', 'FreeKDLoss'), 'paper'),
     'freekd-code': Method(
@@ -192,9 +188,7 @@ METHODS: dict[str, Method] = {
         warmup=FAM_WARMUP,
     ),
     'famkd-review': Method(
-        'FAM with knowledge review across levels: for pyramids, slower',
-        _fam('FAMReviewConnector'),
-        warmup=FAM_WARMUP,
+        'FAM with knowledge review across levels: for pyramids, slower', _fam('FAMReviewConnector'), warmup=FAM_WARMUP
     ),
     'figkd': Method(
         'wavelet detail of the logits: for the same classes; alone, or added to a feature loss',
