@@ -14,7 +14,8 @@ from ranks import run_two_ranks
 
 from freekd_mm.compat.versions import torch_at_least, zip_equal
 from freekd_mm.frequency import dwt2d
-from freekd_mm.losses import FreeKDPlusLoss, WaveletLoss, wavelet
+from freekd_mm.losses import FreeKDPlusLoss, WaveletLoss
+from freekd_mm.losses.bands import loss as bands
 from freekd_mm.prompts import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
 
@@ -119,7 +120,7 @@ def test_numbers_weigh_the_levels():
 
 def test_the_parts_add_up_and_a_small_level_is_left_out_once_and_aloud(monkeypatch):
     logged = []
-    monkeypatch.setattr(wavelet, 'say', logged.append)
+    monkeypatch.setattr(bands, 'say', logged.append)
     sizes = [(32, 32), (8, 10), (7, 4)]
     students, teachers = [level.requires_grad_() for level in features(0, sizes)], features(1, sizes)
     loss = WaveletLoss(5, loss_weight=1.0)
