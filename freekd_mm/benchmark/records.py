@@ -39,8 +39,8 @@ def commit() -> str:
     """Returns the commit of the code, with a ``+`` if the package has uncommitted changes; empty without git."""
 
     def git(*words: str) -> str:
-        where, silent = Path(__file__).parents[1], subprocess.DEVNULL
-        return subprocess.check_output(['git', *words], cwd=where, text=True, stderr=silent).strip()
+        command = ['git', '-C', str(Path(__file__).parents[1]), *words]
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
 
     try:
         return git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain', '--', '.') else '')

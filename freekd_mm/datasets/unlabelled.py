@@ -192,12 +192,7 @@ class MixedBatchSampler(BatchSampler):
     """
 
     def __init__(
-        self,
-        sampler: Sampler,
-        batch_size: int,
-        ratio: float = 1.0,
-        labelled: dict | None = None,
-        drop_last: bool = False,
+        self, sampler: Sampler, batch_size: int, ratio: float = 1, labelled: dict | None = None, drop_last: bool = False
     ) -> None:
         check_positive('ratio of MixedBatchSampler', ratio)
         dataset = getattr(sampler, 'dataset', None)

@@ -41,16 +41,22 @@ def _value(node: ast.expr, source: str) -> Any:
     if isinstance(node, (ast.List, ast.Tuple)):
         items = [_value(item, source) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)
-    if isinstance(node, ast.Dict):  # mmengine writes no ``**``
-        return {str(_value(key, source)): _value(value, source) for key, value in zip(node.keys, node.values) if key}
-    try:
-        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict':
-            # ``dict({'a.b': 1})``: a key that is no name.
-            named: dict[Any, Any] = {word.arg: _value(word.value, source) for word in node.keywords}
-            return dict(*(_value(given, source) for given in node.args), **named)
-        return ast.literal_eval(node)
-    except (ValueError, TypeError):
-        return ast.get_source_segment(source, node)
+    if isinstance(node, ast.Dict):
+        pairs = [(key and _value(key, source), value) for key, value in zip(node.keys, node.values)]
+    elif isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'dict':
+        # ``dict({'a.b': 1})``: a key that is no name.
+        pairs = [*((None, given) for given in node.args), *((word.arg, word.value) for word in node.keywords)]
+    else:
+        try:
+            return ast.literal_eval(node)
+        except (ValueError, TypeError):
+            return ast.get_source_segment(source, node)
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        item = _value(value, source)
+        # ``**`` of something that is not a literal: its source.
+        found.update({str(name): item} if name is not None else item if isinstance(item, dict) else {'**': item})
+    return found
 
 
 def flatten(config: Any, path: str = '') -> dict[str, Any]:

@@ -120,6 +120,8 @@ def test_masks(tmp_path: Path) -> None:
 
 
 def test_classes_in_capitals_or_of_the_data_set(det_config: ConfigWriter, scenes_root: Path, tmp_path: Path) -> None:
+    from mmdet.datasets import CocoDataset
+
     cfg, old = model_of(det_config(name='teacher'), tmp_path / 'old.pth', CLASSES=CLASSES)
     _, none = model_of(det_config(name='teacher'), tmp_path / 'none.pth')
     del cfg.test_dataloader.dataset['metainfo']
@@ -130,8 +132,6 @@ def test_classes_in_capitals_or_of_the_data_set(det_config: ConfigWriter, scenes
         return [category['name'] for category in json.loads(out.read_text())['categories']]
 
     assert classes(old) == list(CLASSES)
-    from mmdet.datasets import CocoDataset
-
     assert classes(none) == list(CocoDataset.METAINFO['classes'])
 
 

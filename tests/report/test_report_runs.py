@@ -108,8 +108,12 @@ def test_a_config_is_read_without_being_run(tmp_path: Path) -> None:
     )
     assert read_config(file) == {'a': {'x': [1, -2.5, 'pq'], 'y': {'k.l': {'z': 'inf'}}}, 'b': 'os.getcwd()'}
     assert not (tmp_path / 'ran').exists()
-    file.write_text('b = 1\nc = dict(1, **b)\nd = dict(x=1, **b)\n')
-    assert read_config(file) == {'b': 1, 'c': 'dict(1, **b)', 'd': 'dict(x=1, **b)'}
+    file.write_text("a = dict(x=[1, -2.5, 'p' 'q'], **{'k.l': dict(y=None)})\nb = os.getcwd()\n")
+    assert read_config(file) == {'a': {'x': [1, -2.5, 'pq'], 'k.l': {'y': None}}, 'b': 'os.getcwd()'}
+    file.write_text("b = 1\na = {**b, 'b': 1, 'c': (2, 3)}\nd = dict(x=1, **b)\n")
+    assert read_config(file) == {'b': 1, 'a': {'**': 'b', 'b': 1, 'c': (2, 3)}, 'd': {'x': 1, '**': 'b'}}
+    file.write_text("a = {**dict(x=1), 'b': 1}\n")
+    assert read_config(file) == {'a': {'x': 1, 'b': 1}}
     file.write_text('a = (')
     assert read_config(file) == {}
 
