@@ -88,8 +88,7 @@ def load_whole(model: nn.Module, weights: Mapping[str, Any], source: Any, allow_
     if not fit.is_whole:
         report = f'{source} should fit {fit.model}, but only {fit.share:.0%} of its {fit.count} weights do; {fit}'
         if not allow_mismatch or fit.share < MOST:
-            offer = allow_mismatch is not None and fit.share >= MOST
-            hint = '; to continue, set allow_mismatch=True' if offer else ''
+            hint = '; to continue, set allow_mismatch=True' if allow_mismatch is False and fit.share >= MOST else ''
             hint = f'; allow_mismatch accepts no less than {MOST:.0%}' if allow_mismatch else hint
             raise WeightsMismatchError(f'{report}. Check that config and checkpoint belong together{hint}.')
         warn(report)

@@ -46,10 +46,9 @@ def traced_synthesis2d(size: Sequence[int], low: Tensor, *high: Tensor) -> Tenso
     """:class:`HaarSynthesis2d` for a tracer."""
     sizes = [(size[0], size[1]), *band_sizes(size, len(high) // 3)]
     for level in reversed(range(len(high) // 3)):
-        rows, columns = sizes[level]
         low, h, v, d = (band * 0.5 for band in (low, *high[3 * level : 3 * level + 3]))
         pixels = torch.stack((low + h + v + d, low + h - v - d, low - h + v - d, low - h - v + d), 2)
-        low = F.pixel_shuffle(pixels.flatten(1, 2), 2)[..., :rows, :columns]
+        low = F.pixel_shuffle(pixels.flatten(1, 2), 2)[..., : sizes[level][0], : sizes[level][1]]
     return low
 
 

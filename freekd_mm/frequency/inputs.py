@@ -32,6 +32,6 @@ def band_sizes(size: Sequence[int], depth: int) -> list[tuple[int, int]]:
     return sizes[1:]
 
 
-def usable_levels(size: Sequence[int], most: int, min_positions: int) -> int:
+def usable_levels(size: Sequence[int], most: int, min_positions: float) -> int:
     """Returns how many Haar levels of maps of a size (H, W) leave so many positions in each band."""
     return sum(height * width >= min_positions for height, width in band_sizes(size, most))

@@ -14,7 +14,7 @@ from ranks import run_two_ranks
 
 from freekd_mm.compat.versions import torch_at_least, zip_equal
 from freekd_mm.frequency import dwt2d
-from freekd_mm.losses import FreeKDPlusLoss, WaveletLoss
+from freekd_mm.losses import FreeKDLoss, FreeKDPlusLoss, WaveletLoss
 from freekd_mm.losses.bands import loss as bands
 from freekd_mm.prompts import PromptFile, save_prompt
 from freekd_mm.registry import MODELS
@@ -34,9 +34,9 @@ def prompt_path(folder, count=3, channels=5, levels=3):
     return str(save_prompt(file, folder / 'prompt.pth')), tokens
 
 
-def depth_of(size, levels, positions):
+def depth_of(size, levels, positions, images):
     depth = 0
-    while depth < levels and math.prod(math.ceil(length / 2 ** (depth + 1)) for length in size) >= positions:
+    while depth < levels and images * math.prod(math.ceil(length / 2 ** (depth + 1)) for length in size) >= positions:
         depth += 1
     return depth
 
@@ -45,7 +45,7 @@ def formula(students, teachers, weights, levels=3, positions=16, tokens=None):
     """The mean over bands and channels of the squared difference of standardised high bands, level by level."""
     total = 0.0
     for index, (student, teacher) in enumerate(zip_equal(students, teachers)):
-        depth = depth_of(student.shape[2:], levels, positions)
+        depth = depth_of(student.shape[2:], levels, positions, len(student))
         if not depth:
             continue
         own, other = dwt2d(student, depth), dwt2d(teacher, depth)
@@ -62,8 +62,8 @@ def formula(students, teachers, weights, levels=3, positions=16, tokens=None):
     return total
 
 
-def shares(sizes, power, positions=16):
-    areas = [math.prod(size) ** power if depth_of(size, 3, positions) else 0 for size in sizes]
+def shares(sizes, power, positions=16, images=2):
+    areas = [math.prod(size) ** power if depth_of(size, 3, positions, images) else 0 for size in sizes]
     return [area / sum(areas) for area in areas]
 
 
@@ -101,7 +101,7 @@ def test_any_size_and_depth(batch, channels, height, width, levels, positions, s
     loss = WaveletLoss(channels, levels=levels, min_positions=positions, loss_weight=1.0)
     value = loss(student, teacher)
     gradient = torch.autograd.grad(value, student)[0]
-    if not depth_of(sizes[0], levels, positions):
+    if not depth_of(sizes[0], levels, positions, batch):
         assert value == 0
         assert not gradient.any()
         return
@@ -121,7 +121,7 @@ def test_numbers_weigh_the_levels():
 def test_the_parts_add_up_and_a_small_level_is_left_out_once_and_aloud(monkeypatch):
     logged = []
     monkeypatch.setattr(bands, 'say', logged.append)
-    sizes = [(32, 32), (8, 10), (7, 4)]
+    sizes = [(32, 32), (8, 10), (6, 4)]
     students, teachers = [level.requires_grad_() for level in features(0, sizes)], features(1, sizes)
     loss = WaveletLoss(5, loss_weight=1.0)
     values = [loss(students, teachers) for _ in range(2)]
@@ -134,6 +134,18 @@ def test_the_parts_add_up_and_a_small_level_is_left_out_once_and_aloud(monkeypat
     assert not gradients[2].any()
     assert gradients[1].any()
     assert not any(term.requires_grad for term in loss.terms.values())
+
+
+@pytest.mark.parametrize(
+    ('images', 'processes', 'depth'), [(1, 1, 0), (2, 1, 1), (1, 2, 1), (4, 1, 2), (2, 2, 2), (16, 1, 3)]
+)
+def test_all_images_of_a_batch_count_towards_the_positions(monkeypatch, images, processes, depth):
+    """6x6 features, as a picture of 192 pixels has at stride 32: bands of 9, 4 and 1 positions."""
+    monkeypatch.setattr(bands, 'get_world_size', lambda: processes)
+    x = torch.randn(images, 5, 6, 6)
+    assert WaveletLoss(5)._depths([x]) == [depth]
+    # Differences of single images are not standardised.
+    assert FreeKDLoss(5)._depths([x]) == [0]
 
 
 def test_a_band_of_two_numbers_would_take_the_loss():

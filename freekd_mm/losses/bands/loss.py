@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import get_world_size
 from torch import Tensor
 
 from freekd_mm.checks import check_positive
@@ -34,8 +35,8 @@ class BandLoss(DistillLoss):
     Args:
         channels: Channels of the features: one number, or one per feature level.
         levels: Wavelet levels.
-        min_positions: Least positions of a band. A feature level gets only the wavelet levels that leave them; one that
-            has too few positions for one wavelet level is left out. 0 for no limit.
+        min_positions: Least positions of a band: of all images together if it is standardised, else of one image. A
+            feature level gets only the wavelet levels that leave them; one that has too few is left out. 0: no limit.
         prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
             :class:`freekd_mm.prompts.PoIMaskGenerator`. None for no masks.
         loss_weight: Factor on the returned value.
@@ -114,7 +115,8 @@ class BandLoss(DistillLoss):
 
     def _depths(self, features: Sequence[Tensor]) -> list[int]:
         """Returns how many wavelet levels each feature level has; logged once if these are not all."""
-        found = [usable_levels(x.shape[2:], self.levels, self.min_positions) for x in features]
+        images = len(features[0]) * get_world_size() if self.standardises else 1
+        found = [usable_levels(x.shape[2:], self.levels, self.min_positions / max(images, 1)) for x in features]
         said = ', '.join(f'{depth} of level {index}' for index, depth in enumerate(found) if depth < self.levels)
         if said and said not in self._told:
             self._told.add(said)
