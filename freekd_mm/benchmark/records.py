@@ -75,10 +75,10 @@ def read(file: Path) -> list[Record]:
 def kind(record: Record) -> str:
     """Returns the kind of machine of a line: on another kind, a seed is another training.
 
-    The GPU, or which instructions the CPU has; empty in a line that does not say.
+    The GPU, or the CPU with its instructions: AMD's and Intel's round differently. Empty in a line that does not say.
     """
     where = record.get('machine') or {}
-    return where.get('gpu') or where.get('instructions') or ''
+    return where.get('gpu') or ' '.join(filter(None, map(where.get, ('cpu', 'instructions'))))
 
 
 def key(record: Record) -> Key:

@@ -89,20 +89,30 @@ def test_a_bar_in_a_title_is_no_border_of_a_cell():
     assert {len(line) for line in aligned if line.startswith('|')} == {len(aligned[-1])}
 
 
-def test_a_seed_on_other_instructions_is_another_run_and_the_table_says_so():
-    first, second = ({'machine': {'instructions': name}} for name in ('AVX2', 'AVX512'))
+def machine_called(kind):
+    """Returns what a line says of a machine of this kind."""
+    cpu, _, instructions = kind.rpartition(' ')
+    gpu = kind if kind.startswith('NVIDIA') else None
+    return {'cpu': 'Xeon' if gpu else cpu, 'instructions': 'AVX512' if gpu else instructions, 'gpu': gpu}
+
+
+@pytest.mark.parametrize(
+    ('one', 'other'), [('AVX2', 'AVX512'), ('AMD EPYC AVX512', 'Xeon AVX512'), ('Xeon AVX512', 'NVIDIA H200')]
+)
+def test_a_seed_on_another_kind_of_machine_is_another_run_and_the_table_says_so(one, other):
+    first, second = ({'machine': machine_called(name)} for name in (one, other))
     mixed = [
         *(record('teacher', 0, 0.8, **first), record('student', 0, 0.5, **first), record('pkd', 0, 0.6, **first)),
         *(record('teacher', 0, 0.7, **second), record('student', 0, 0.4, **second), record('pkd', 0, 0.44, **second)),
         record('freekd', 0, 0.7, **first),
     ]
     found = summarize(records.newest(mixed), PLAN, 'val')
-    assert found['pkd'].gains == pytest.approx({(0, 'AVX2'): 10, (0, 'AVX512'): 4})
-    assert found['freekd'].gains == pytest.approx({(0, 'AVX2'): 20})
+    assert found['pkd'].gains == pytest.approx({(0, one): 10, (0, other): 4})
+    assert found['freekd'].gains == pytest.approx({(0, one): 20})
     # Of the teacher on its own machine: 80 - 50.
     assert found['freekd'].closed == pytest.approx(20 / 30)
     page = markdown(mixed, PLAN)
-    assert [line for line in page.splitlines() if line.startswith('## ')] == ['## AVX2', '## AVX512']
+    assert [line for line in page.splitlines() if line.startswith('## ')] == [f'## {one}', f'## {other}']
     assert '| PKD | 1 | 60.0 | +10.0 | 33 % |' in page
     assert '| PKD | 1 | 44.0 | +4.0 | 13 % |' in page
 
