@@ -89,18 +89,21 @@ def test_a_bar_in_a_title_is_no_border_of_a_cell():
     assert {len(line) for line in aligned if line.startswith('|')} == {len(aligned[-1])}
 
 
-def machine_called(kind):
-    """Returns what a line says of a machine of this kind."""
-    cpu, _, instructions = kind.rpartition(' ')
-    gpu = kind if kind.startswith('NVIDIA') else None
-    return {'cpu': 'Xeon' if gpu else cpu, 'instructions': 'AVX512' if gpu else instructions, 'gpu': gpu}
+#: What a line says of machines, by their kind.
+MACHINES = {
+    'AVX2': {'instructions': 'AVX2'},
+    'AVX512': {'instructions': 'AVX512'},
+    'AMD EPYC AVX512': {'cpu': 'AMD EPYC', 'instructions': 'AVX512'},
+    'Xeon AVX512': {'cpu': 'Xeon', 'instructions': 'AVX512', 'gpu': None},
+    'NVIDIA H200': {'cpu': 'Xeon', 'instructions': 'AVX512', 'gpu': 'NVIDIA H200'},
+}
 
 
 @pytest.mark.parametrize(
     ('one', 'other'), [('AVX2', 'AVX512'), ('AMD EPYC AVX512', 'Xeon AVX512'), ('Xeon AVX512', 'NVIDIA H200')]
 )
 def test_a_seed_on_another_kind_of_machine_is_another_run_and_the_table_says_so(one, other):
-    first, second = ({'machine': machine_called(name)} for name in (one, other))
+    first, second = ({'machine': MACHINES[name]} for name in (one, other))
     mixed = [
         *(record('teacher', 0, 0.8, **first), record('student', 0, 0.5, **first), record('pkd', 0, 0.6, **first)),
         *(record('teacher', 0, 0.7, **second), record('student', 0, 0.4, **second), record('pkd', 0, 0.44, **second)),
