@@ -36,6 +36,7 @@ PARSED_ONLY = {
     r'tools/make_config\.py .* (transformers|timm):': 'the same: tests/wizard/test_make_config_foreign.py runs it',
     r'tools/doctor\.py': 'imports every package in a child process: tests/doctor/test_doctor.py runs it',
     r'tools/robustness\.py': '75 evaluations: tests/robustness runs it',
+    r'work_dirs/directions/': 'the data and teachers of our benchmarks: tests/tools runs it small',
     r'work_dirs/demo/': 'continues from the demo, which takes minutes: tests/report and tests/visualize run them small',
     r'tools/zoo\.py': 'the survey takes hours: tests/tools/test_zoo.py runs a sample',
     r'-m speed': 'takes times, which a busy machine spoils',
