@@ -146,9 +146,9 @@ def plan_config(
     style = Style(student_cfg, out)
     file = style.file(prompt) if prompt else str(stage1_dir / PROMPT_FILE)
     entries = method_entries(method, wiring)
-    if uses_prompt:
-        for loss in (entries[name]['loss'] for name in PROMPTED if name in entries):
-            loss['prompt'] = wiring.prompt_option(file, loss)
+    takers = (list(modes) or names) if uses_prompt else []
+    for loss in (entries[name]['loss'] for name in PROMPTED if any(taker.startswith(name) for taker in takers)):
+        loss['prompt'] = wiring.prompt_option(file, loss)
     modules = choose_modules(student.model, teacher.model, inherit) if inherit is not None else []
     stage1 = prompt_out if files else None
     pictures = None if unlabelled is None else str(unlabelled)

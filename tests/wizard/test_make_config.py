@@ -208,6 +208,14 @@ def test_methods_that_need_different_prompts_are_not_joined(det_pair, tmp_path):
         make_config(str(student), str(teacher), str(checkpoint), 'freekd+wavelet-prompt', tmp_path / 'kd.py')
 
 
+def test_the_prompt_of_one_method_is_not_for_the_other(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    pair = list(map(str, det_pair))
+    *_, file = make_config(*pair, 'wavelet+freekd', tmp_path / 'kd.py', prompt='p.pth', check=False)
+    losses = {name: entry['loss'] for name, entry in Config.fromfile(file).model.distill.items()}
+    assert 'prompt' in losses['freekd']
+    assert 'prompt' not in losses['wavelet'], 'it asks for none'
+
+
 @pytest.mark.parametrize(('old', 'new'), [('freekd-prompt', 'wavelet-prompt'), ('freekd-paper', 'freekd')])
 def test_an_old_name_says_the_new_one(old: str, new: str) -> None:
     with pytest.raises(ValueError, match=f"'{old}' is called '{new}' now"):
