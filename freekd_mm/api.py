@@ -19,7 +19,7 @@ class Distilled(NamedTuple):
     """What :func:`distill` made."""
 
     student: Path  # the plain student's weights, for ``DetInferencer`` and all that loads the student's own config
-    metrics: dict[str, float]  # what the best evaluation measured, as the evaluator names it
+    metrics: dict[str, float]  # what the evaluation of this checkpoint measured, as the evaluator names it
     checkpoint: Path  # the training checkpoint that the student is from
     config: Path  # of the distillation
     work_dir: Path  # logs and all checkpoints
@@ -51,12 +51,12 @@ def distill(
     name = f'{Path(student).stem}_{method}'
     folder = Path(work_dir) if work_dir is not None else Path('work_dirs') / name
     config = folder / f'{name.replace("+", "_")}.py'
-    options = {'prompt_dir': folder / 'prompt', **(wizard or {})}
+    options = {'prompt_dir': folder / f'{method}_prompt', **(wizard or {})}
     weights = None if checkpoint is None else str(checkpoint)
     plan_config(str(student), str(teacher), weights, method, config, **options).write(force=True)
     run, trained = _train(config, folder, overrides, 'distill')
     exported = export(config, trained, folder / 'student.pth', force=True)
-    metrics = run.evaluations[run.best[1][0]] if run.best[1] else {}
+    metrics = next((found for step, found in run.evaluations.items() if trained.stem.endswith(f'_{step}')), {})
     return Distilled(exported.path, metrics, trained, config, folder)
 
 

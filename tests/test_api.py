@@ -34,7 +34,7 @@ def test_the_student_works_in_its_inferencer(pair: tuple[Path, Path, Path], metr
     saved = {'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'interval': 1, 'by_epoch': detects}}}
     done = freekd_mm.distill(student, teacher, checkpoint, 'mse', tmp_path / 'kd', **saved)
     assert done.student == tmp_path / 'kd/student.pth'
-    assert metric in done.metrics
+    assert metric in done.metrics, 'of the evaluation of this checkpoint'
     assert done.checkpoint.name == ('epoch_1.pth' if detects else 'iter_2.pth')
     assert Config.fromfile(done.config).model.type == 'freekd_mm.DistilledModel'
     picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from freekd_mm.checks import check_file, check_positive
 from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
 from freekd_mm.text import table
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 #: How the losses of entries begin, and what the student's own ones are called here: no entry can have that name.
 PREFIX, TASK = 'distill.loss_', '(task)'
@@ -37,6 +38,8 @@ def cosines(losses: Mapping[str, Tensor], model: nn.Module) -> Tensor:
 
     Where they share no weights it is NaN.
     """
+    import torch
+
     named = model.named_parameters()
     weights = [value for name, value in named if value.requires_grad and not name.startswith('distillation.')]
     found = [torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True) for loss in losses.values()]
@@ -44,6 +47,8 @@ def cosines(losses: Mapping[str, Tensor], model: nn.Module) -> Tensor:
 
 
 def _cosine(own: Sequence[Any], other: Sequence[Any]) -> Tensor:
+    import torch
+
     both = [(a.float().flatten(), b.float().flatten()) for a, b in zip(own, other) if a is not None and b is not None]
     if not both:
         return torch.tensor(float('nan'))
@@ -78,7 +83,9 @@ def measured(cfg: Any, checkpoint: str | None, batches: int) -> Iterator[tuple[l
 
     from freekd_mm.checkpoints.fitting import load_whole, weights_of
     from freekd_mm.checkpoints.loading import load_checkpoint_file
+    from freekd_mm.engine.preflight import compare_classes
     from freekd_mm.runtime.config import build_model, default_scope
+    from freekd_mm.runtime.distillation import is_unlabelled
 
     seed = cfg.get('randomness', {}).get('seed') or 0
     with default_scope(cfg.get('default_scope')):
@@ -90,7 +97,10 @@ def measured(cfg: Any, checkpoint: str | None, batches: int) -> Iterator[tuple[l
         else:
             load_whole(model, weights_of(load_checkpoint_file(checkpoint), checkpoint), checkpoint)
         model.to(get_device()).train()
-        for batch in islice(Runner.build_dataloader(cfg.train_dataloader, seed=seed), batches):
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=seed)
+        compare_classes(SimpleNamespace(model=model, _train_dataloader=loader))
+        labelled = (batch for batch in loader if not is_unlabelled(batch['data_samples']))
+        for batch in islice(labelled, batches):
             losses = losses_of(model, batch)
             yield list(losses), cosines(losses, model)
 
@@ -103,6 +113,7 @@ def main() -> None:
     if args.checkpoint is not None:
         check_file('a checkpoint', args.checkpoint)
     install()
+    import torch
     from mmengine.config import Config
 
     from freekd_mm.log import quiet

@@ -22,7 +22,7 @@ from freekd_mm.checks import check_choice
 from freekd_mm.files import write_text
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
 from freekd_mm.runtime.config import build_empty, load_config
-from freekd_mm.wizard.methods import PROMPTED, Wiring, method_entries, method_hooks
+from freekd_mm.wizard.methods import PROMPTED, Wiring, method_entries, method_hooks, prompted
 from freekd_mm.wizard.places import find_wiring, probe_built
 
 PROBE_SIZE = (128, 128)
@@ -88,9 +88,10 @@ class FewLabels:
 
     def set(self, cfg: Config, rest: str | None = None, pseudo: Path | None = None) -> None:
         """Changes the training data of a config; ``pseudo`` is the COCO file of the rest with the teacher's labels."""
-        loader, few = cfg.train_dataloader, {**self.dataset, 'ann_file': str(self.kept)}
+        loader = cfg.train_dataloader
+        few = {**loader.dataset.to_dict(), 'ann_file': str(self.kept)}
         if rest == 'labelled':
-            few = self.dataset
+            few['ann_file'] = self.dataset['ann_file']
         elif rest == 'unlabelled':
             unlabelled = {'folder': str(self.rest)}
             few = {'type': 'freekd_mm.WithUnlabelled', 'dataset': few, 'unlabelled': unlabelled}
@@ -178,21 +179,20 @@ class ConfigMaker:
         """Returns the entries of a method, with options and prompt set."""
         by_name = isinstance(method.entries, str)
         changed = Config(method_entries(str(method.entries), self.wiring) if by_name else copy.deepcopy(method.entries))
-        if method.weight is not None:
-            for entry in changed.values():
-                entry['weight'] = method.weight
         for key in method.set:
             check_choice(f'set of method {method.name!r}', key.split('.')[0], changed)
         changed.merge_from_dict(method.set)
         entries = changed.to_dict()
+        for entry in entries.values() if method.weight is not None else ():
+            own = entry.get('weight', 1.0)
+            entry['weight'] = method.weight if 'auto' in f'{method.weight}{own}' else method.weight * own
         # What a decode head classifies has no prompt: the teacher's prompts are of its features.
-        prompted = [
-            entry['loss'] for name, entry in entries.items() if name.startswith(PROMPTED) and not name.endswith('_head')
-        ]
-        if prompt is not None and not prompted:
+        takers = tuple(prompted(str(method.entries)) if by_name else PROMPTED)
+        losses = [entries[name]['loss'] for name in entries if name.startswith(takers) and not name.endswith('_head')]
+        if prompt is not None and not losses:
             given = f'method {method.name!r} has {", ".join(entries)}'
             raise ValueError(f"a prompt is for entries called 'wavelet...' or 'freekd...', but {given}")
-        for loss in prompted if prompt is not None else ():
+        for loss in losses if prompt is not None else ():
             # Entries in the plan itself say which levels they compare.
             loss['prompt'] = self.wiring.prompt_option(str(prompt), loss) if by_name else str(prompt)
         return entries
@@ -254,7 +254,7 @@ def make_jobs(plan: Plan, maker: ConfigMaker, work_dir: Path, kind: str = '') ->
             prompt = product(f'{PROMPT_PREFIX}{method.prompt}', make, PROMPT_FILE)
         if method.rest == 'pseudo':
             labels = product(PSEUDO, partial(maker.pseudo, checkpoint), PSEUDO_FILE)
-        needs = filter(None, (None if method.entries is None else checkpoint, prompt, labels))
+        needs = filter(None, (checkpoint if method.entries is not None or labels else None, prompt, labels))
         jobs.append(job(RUNS, name, seed, partial(maker.distilled, method, seed, checkpoint, prompt, labels), *needs))
     return jobs
 

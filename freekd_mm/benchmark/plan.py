@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from freekd_mm.checks import check_choice, check_file, check_options, check_positive, did_you_mean
+from freekd_mm.wizard.methods import METHODS
 
 STUDENT, TEACHER = 'student', 'teacher'
 #: What a row does with the pictures that lose their labels; by default nothing.
@@ -91,13 +92,18 @@ def load_plan(path: str | os.PathLike) -> Plan:
     prompts = content['prompts'] = {name: options or {} for name, options in content['prompts'].items()}
     inherit = content.pop('inherit', None) or []
     methods: dict[str, Method] = {}
-    for name, given in content['methods'].items():
+    named = content['methods']
+    for name, given in (dict.fromkeys(named) if isinstance(named, list) else named).items():
         if name in (STUDENT, TEACHER):
             raise ValueError(f'{path}: {name!r} is a row of every plan and should not be among the methods')
+        check_options(f'{path}: method {name!r}', given or {}, (*METHOD_OPTIONS, 'weights'))
         for row, spec in _searched(str(name), given or {}):
-            check_options(f'{path}: method {row!r}', spec, METHOD_OPTIONS)
             if spec.get('prompt') is not None:
                 check_choice(f'{path}: prompt of method {row!r}', spec['prompt'], prompts)
+            staged = any(part in METHODS and METHODS[part].prompt for part in str(spec['entries']).split('+'))
+            if staged and 'prompt' not in spec:
+                known = ' or '.join([*prompts, 'null'])
+                raise ValueError(f"{path}: method {row!r} has two stages and should have a 'prompt', {known}")
             if spec.get('rest') is not None:
                 check_choice(f'{path}: rest of method {row!r}', spec['rest'], RESTS)
                 if content.get('labels') is None:
@@ -118,9 +124,10 @@ def load_plan(path: str | os.PathLike) -> Plan:
 
 def _read(path: Path) -> dict[str, Any]:
     check_file('plan', path)
-    content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    if not isinstance(content, dict):
-        raise ValueError(f'{path} should hold a mapping with {", ".join(REQUIRED)}, but holds {content!r}')
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except yaml.YAMLError as error:
+        raise ValueError(f'{path} should be YAML, but has a mistake: {error}') from error
     check_options(str(path), content, PLAN_OPTIONS)
     for key in (STUDENT, TEACHER):
         if key in content and '::' not in content[key]:
@@ -137,8 +144,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _searched(name: str, spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the row of a method, and one per further weight."""
     spec = {'entries': name, 'title': name, **spec}
-    weights = spec.pop('weights', ())
+    weights = spec.pop('weights', [])
     yield name, spec
-    for weight in weights:
+    for weight in weights if isinstance(weights, list) else [weights]:
         times = 'weight auto' if weight == 'auto' else f'{weight} times the weight'
         yield f'{name}-x{weight}', {**spec, 'weight': weight, 'title': f'{spec["title"]}, {times}'}

@@ -194,7 +194,9 @@ def run_job(folder: Path) -> dict[str, Any]:
     # Only of this process: more exact on a busy machine. Without the part before a resume.
     result: dict[str, Any] = {'cpu_seconds': round(time.process_time() - cpu, 1), 'resumed': resumed}
     trained = read_run(folder, job.method)
-    result['train_seconds'] = round(sum(map(_seconds, trained.logs)), 1)
+    # mmengine names the folder of each start by its time.
+    starts = [time.mktime(time.strptime(log.parents[1].name, '%Y%m%d_%H%M%S')) for log in trained.logs]
+    result['train_seconds'] = round(sum(log.stat().st_mtime for log in trained.logs) - sum(starts), 1)
     result['history'] = [[step / trained.steps, value] for step, value in trained.metric(job.metric)]
     if job.method.startswith(PROMPT_PREFIX):
         if not Path(job.product).is_file():
@@ -219,11 +221,6 @@ def _label(cfg: Config, out: str) -> dict[str, Any]:
         raise RuntimeError(f'the teacher finds nothing: lower pseudo_score={cfg.pseudo_labels.score}')
     counts = {'pictures': found.pictures, 'labelled': found.labelled, found.unit: found.counts}
     return {**counts, 'train_seconds': round(time.monotonic() - start, 1)}
-
-
-def _seconds(log: Path) -> float:
-    """Returns how long one start of a run took: mmengine names its folder by the time of the start."""
-    return log.stat().st_mtime - time.mktime(time.strptime(log.parents[1].name, '%Y%m%d_%H%M%S'))
 
 
 def _evaluate(cfg: Config, checkpoint: str, split: str, metric: str) -> dict[str, float]:

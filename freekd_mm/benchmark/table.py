@@ -107,7 +107,7 @@ def comparisons(records: Sequence[Record], plan: Plan, work_dir: Path | None = N
             continue
         names = [titles(plan)[name] + (f' (best of {side})' if side != name else '') for side, name in rivals.items()]
         gains, images = list(paired.values()), ''
-        if work_dir:
+        if work_dir and plan.metric.split('/')[-1] in ('bbox_mAP', 'mIoU'):  # what each image adds is known of these
             runs = [[run_folder(work_dir, plan.task, keys[n, run]) for n in rivals.values()] for run in paired]
             images = _range(pair_interval([[folder / IMAGES_FILE for folder in pair] for pair in runs], plan.factor))
         spread, p = (_range(interval(gains)), f'{p_value(gains):.2f}') if len(gains) > 1 else ('', '')

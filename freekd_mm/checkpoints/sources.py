@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from pathlib import Path
 
 import torch
@@ -54,8 +55,8 @@ def fetch(source: str) -> str:
             raise RuntimeError(
                 f'cannot download {source}: {error}. Download it by other means and give its local path instead.'
             ) from error
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    while not target.is_file():  # the processes may not have found each other yet
+        time.sleep(0.1)
     return str(target)
 
 

@@ -65,7 +65,8 @@ def write_pseudo_labels(
     if score > 1:
         raise ValueError(f'score should be at most 1, but got {score}')
     out = Path(out)
-    check_output(out, [checkpoint], force)
+    given = [folder] if isinstance(folder, (str, os.PathLike)) else list(folder)
+    check_output(out, [checkpoint, *given], force)
     scope, model = cfg.get('default_scope'), cast(Any, build_empty(cfg))
     load_weights(model, checkpoint)
     model = model.to(device or get_device()).eval()
@@ -78,9 +79,9 @@ def write_pseudo_labels(
     if not classes:
         raise ValueError(f'{checkpoint} or the test data of the config should name the classes, but neither does')
     if root is None:
-        is_folder = isinstance(folder, (str, os.PathLike)) and Path(folder).is_dir()
-        root = folder if is_folder else os.path.commonpath([file.parent.resolve() for file in pictures.files])
-    root = Path(root).resolve()
+        is_folder = len(given) == 1 and Path(given[0]).is_dir()
+        root = given[0] if is_folder else os.path.commonpath([file.parent.absolute() for file in pictures.files])
+    root = Path(os.path.abspath(root))
     is_map = hasattr(model, 'decode_head')
     if is_map != (out.suffix != '.json'):
         what = 'a folder for label maps' if is_map else 'a file like pseudo.json'
@@ -98,7 +99,9 @@ def write_pseudo_labels(
             (sample,) = model.test_step(batch)
         if sample.img_path not in seen:  # in place of a broken file there is the next one
             seen.add(sample.img_path)
-            name = Path(os.path.relpath(Path(sample.img_path).resolve(), root))
+            name = Path(os.path.relpath(sample.img_path, root))  # links are not followed
+            if is_map and name.parts[0] == os.pardir:
+                raise ValueError(f'root should be above all pictures, but {sample.img_path} is not below {root}')
             found = _write_map(out / name, sample.cpu(), score) if is_map else _add(coco, name, sample.cpu(), score)
             labelled += bool(found)
             counts.update(found)

@@ -109,12 +109,12 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
     config, exported = base / 'configs' / f'{distilled.name}.py', base / f'{distilled.name}.pth'
     checkpoint = last_checkpoint(base / 'teacher')
     options = ('--method', method, '-o', config, '--teacher-checkpoint', checkpoint)
-    stage1 = ('--prompt-iters', PROMPT_ITERATIONS, '--prompt-dir', base / 'prompt')
+    stage1 = ('--prompt-iters', PROMPT_ITERATIONS, '--prompt-dir', base / f'prompt_{method}')
     run({f'make_config_{distilled.name}': ('make_config', student, teacher, *options, *stage1)})
     first, second = training(student, alone, seed), training(config, distilled, seed)
     prompt = config.with_name(f'{config.stem}_prompt.py')
     if prompt.is_file():
-        run({**first, **training(prompt, base / 'prompt', 0)})
+        run({**first, **training(prompt, base / f'prompt_{method}', 0)})
     run({**first, **second})
     run({f'export_{distilled.name}': ('export_student', config, last_checkpoint(distilled), '-o', exported)})
 
@@ -124,7 +124,7 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
         f'student, {method}': (config, last_checkpoint(distilled)),
         'the exported file in plain MM': (student, exported),
     }
-    results = {label: base / f'test_{re.sub(", | ", "_", label)}.json' for label in tested}
+    results = {label: base / f'test_{distilled.name}_{re.sub(", | ", "_", label)}.json' for label in tested}
     tests = {out.stem: (*tested[label], '--result', out) for label, out in results.items()}
     run({name: ('test', *words, '--work-dir', base / name) for name, words in tests.items()})
     rows = []

@@ -201,4 +201,4 @@ def last_checkpoint(work_dir: Path) -> Path | None:
     """Returns the checkpoint that is pointed to, also if the work directory was moved since; None without one."""
     pointer = work_dir / POINTER
     named = Path(pointer.read_text(encoding='utf-8').strip()) if pointer.is_file() else work_dir
-    return next((file for file in (named, work_dir.absolute() / named.name) if file.is_file()), None)
+    return next((file for file in (work_dir.absolute() / named.name, named) if file.is_file()), None)

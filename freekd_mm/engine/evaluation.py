@@ -17,6 +17,7 @@ from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.compat import install
 from freekd_mm.engine.distributed import has_whole_weights, prepare_cpu_processes, unwrapped_model
 from freekd_mm.engine.process import clean_up, quiet_building
+from freekd_mm.engine.workdir import is_first_process
 from freekd_mm.files import make_room, write_kept
 from freekd_mm.runtime.config import find_model, is_distilled
 
@@ -57,13 +58,14 @@ def evaluate(
     ``<work_dir>/test/<timestamp>/result.json``, and to ``result``.
     """
     install()
-    weights = weights_of(load_checkpoint_file(fetch(checkpoint)), checkpoint)
+    file = fetch(checkpoint)
+    weights = weights_of(load_checkpoint_file(file), checkpoint)
     cfg = plain_config(cfg)
     prepare_cpu_processes(cfg)
     cfg.load_from, cfg.resume = checkpoint, False
     # A run writes its config into its folder, where that of the training is.
     cfg.work_dir = str(Path(cfg.work_dir) / FOLDER)
-    if is_main_process():
+    if is_first_process(cfg.get('launcher', 'none')):
         for path in filter(None, (out, show_dir)):
             make_room(Path(path))
     if show or show_dir:
@@ -84,10 +86,10 @@ def evaluate(
         metrics = runner.test()
     if is_main_process():
         # A number without its file would be credited to another one.
-        content = {**metrics, 'checkpoint': str(checkpoint), 'sha256': short_hash(fetch(checkpoint))}
-        for file in [Path(runner.log_dir) / RESULT, *([Path(result)] if result else [])]:
+        content = {**metrics, 'checkpoint': str(checkpoint), 'sha256': short_hash(file)}
+        for written in [Path(runner.log_dir) / RESULT, *([Path(result)] if result else [])]:
             # Evaluators return NumPy numbers, too.
-            write_kept(file, json.dumps(content, indent=2, default=float))
+            write_kept(written, json.dumps(content, indent=2, default=float))
     return metrics
 
 

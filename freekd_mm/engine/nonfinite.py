@@ -103,7 +103,8 @@ class NonFiniteHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Stores what a damaged step would change."""
         self._batch = data_batch
-        copy_all(self._kept, self._statistics)
+        if not self._finite:  # at the first of the batches that a step accumulates
+            copy_all(self._kept, self._statistics)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Releases the batch."""
@@ -112,16 +113,16 @@ class NonFiniteHook(Hook):
     def _may_step(self, runner: Runner, wrapper: Any) -> bool:
         finite, self._finite = self._finite, []
         scaler = getattr(wrapper, 'loss_scaler', None)
-        scaled = scaler is not None and scaler.is_enabled()  # it checks the gradients itself
-        if not scaled:
-            finite.append(_gradients_are_finite(wrapper.optimizer))
-        every = torch.stack([value.to(finite[0].device) for value in finite]).all().int()
+        scaled = scaler is not None and scaler.is_enabled()  # it leaves out such a step itself, any number of times
+        finite.append(_gradients_are_finite(wrapper.optimizer))
+        every = torch.stack([value.to(finite[0].device) for value in finite]).int()
         all_reduce(every, 'min')  # all processes must decide the same
-        if every:
+        if every.all():
             self.in_a_row = 0
             return True
         self.in_a_row += 1
-        copy_all(self._statistics, self._kept)
+        if not scaled or not every[:-1].all():  # not for the gradients alone, as in plain mixed precision
+            copy_all(self._statistics, self._kept)
         too_many = self.in_a_row > self.patience
         everywhere = all_gather_object(diagnose(unwrapped_model(runner), self._losses, self._batch))
         texts = dict.fromkeys(text for text in everywhere if text)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.engine.distributed import unwrapped_model
@@ -64,7 +64,9 @@ class DistillScheduleHook(Hook):
         return self.end + (1 - self.end) * (1 + math.cos(math.pi * progress)) / 2
 
     def before_train(self, runner: Runner) -> None:
-        """Checks that there is something to schedule."""
+        """Checks that there is something to schedule, and epochs to count."""
+        if self.stop_epoch is not None and not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise ValueError("stop_epoch should be None in a training that counts iterations; use decay='cosine'")
         distillation = distillation_of(runner, self)
         for name in self.entries or ():
             distillation.entry(name)

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import barrier
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -54,6 +55,7 @@ def ensure_prompt(stage1: dict, cfg: Config) -> None:
     # The hook takes its own length from that of the training which the prompt is for.
     prompt_cfg.train_cfg = cfg.get('train_cfg') or prompt_cfg.get('train_cfg')
     run(prompt_cfg, resume='auto' if checkpoints_of(prompt_cfg) else None)
+    barrier()  # the first process writes the file
     if use_prompt(cfg) is None:
         raise RuntimeError(
             f'{stage1["cfg_path"]} should have written {file}, but did not: the file of its FrequencyPromptHook and '

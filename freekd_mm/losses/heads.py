@@ -84,10 +84,13 @@ class CrossKDLoss(DistillLoss):
         """Returns the sum over the levels; ``terms`` has its parts ``'cls'`` and ``'box'``."""
         self._check(students, teachers)
         count = len(teachers) // 2
+        # (N, A, 4, positions), or (N, 1, 4, bins, positions) of distributions.
+        edges = (1, 4, -1) if self.boxes == 'distribution' else (-1, 4)
         sums = {'box': teachers[0].new_zeros(())}
         weights = teachers[0].new_zeros(())
         for level in range(count):
-            boxes_s, boxes_t = (self._by_edge(x[count + level]) for x in (students, teachers))
+            boxes = (full_precision(x[count + level]) for x in (students, teachers))
+            boxes_s, boxes_t = (x.unflatten(1, edges).flatten(-2) for x in boxes)
             scores = self._by_class(teachers[level], boxes_t.shape[1])
             weight = scores.amax(2).sigmoid()
             weights = weights + weight.sum()
@@ -125,11 +128,6 @@ class CrossKDLoss(DistillLoss):
         """Returns the scores (N, A, k, positions) of the classes that both sides know."""
         scores = full_precision(scores).unflatten(1, (anchors, -1)).flatten(3)
         return scores if self.shared is None else scores[:, :, self.shared]
-
-    def _by_edge(self, boxes: Tensor) -> Tensor:
-        """Returns (N, A, 4, positions), or (N, 1, 4, bins, positions) of distributions."""
-        shape = (1, 4, -1) if self.boxes == 'distribution' else (-1, 4)
-        return full_precision(boxes).unflatten(1, shape).flatten(-2)
 
     def _focal(self, student: Tensor, teacher: Tensor) -> Tensor:
         target = teacher.sigmoid()

@@ -131,9 +131,10 @@ def draw(lines: Sequence[Line], x_label: str, y_label: str, dots: bool = False, 
             # Below the plot: with many lines it would hide them.
             figure.legend(fontsize='x-small', ncols=2, loc='outside lower center')
         values = np.concatenate(curves)[:, 1]
-        top = ceiling(values)
-        if top is not None:
-            axes.set_ylim(min(values.min(), 0), top)
+        typical = float(np.quantile(values, 0.95))
+        # A few values would press all others flat.
+        if len(values) >= 20 and 0 < SPIKE * typical < values.max():
+            axes.set_ylim(min(values.min(), 0), 1.25 * typical)
     return figure
 
 
@@ -143,12 +144,6 @@ def thin(points: Points) -> np.ndarray:
     if len(found) <= MOST_POINTS:
         return found
     return np.stack([block.mean(0) for block in np.array_split(found, MOST_POINTS)])
-
-
-def ceiling(values: np.ndarray) -> float | None:
-    """Returns where to cut off a few values that would press all others flat; None for nowhere."""
-    typical, most = np.quantile(values, 0.95), values.max()
-    return 1.25 * float(typical) if len(values) >= 20 and typical > 0 and most > SPIKE * typical else None
 
 
 def svg(figure: Figure) -> Markup:

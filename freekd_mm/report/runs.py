@@ -125,7 +125,7 @@ class Run:
         behind = max((after - before for before, after in zip(steps, steps[1:])), default=0)
         if self.train and self.planned - self.iterations >= behind:
             done = f'iteration {self.iterations} of {self.planned}'
-            if self.by_epoch:
+            if self.by_epoch and 'max_epochs' in self.config['train_cfg']:
                 done = f'epoch {max(self.steps, self.epochs)} of {self.config["train_cfg"]["max_epochs"]}'
             notes.append(f'it is not finished: logged until {done}')
         if not self.evaluations and 'loss_prompt_dissimilarity' not in self.train_keys():

@@ -15,6 +15,7 @@ from typing import Any, Dict
 
 from mmengine.config import Config
 
+from freekd_mm.checkpoints.sources import fetch, short_hash
 from freekd_mm.checks import check_choice
 from freekd_mm.engine.evaluation import evaluate
 from freekd_mm.files import write_text
@@ -53,11 +54,12 @@ def measure(
     """
     for name in corruptions:
         check_choice('corruption', name, CORRUPTIONS)
-    results: Results = {'checkpoint': str(checkpoint), 'metric': metric, 'clean': None, 'corrupted': {}}
+    identity = {'checkpoint': str(checkpoint), 'sha256': short_hash(fetch(checkpoint)), 'metric': metric}
+    results: Results = {**identity, 'clean': None, 'corrupted': {}}
     if out is not None and Path(out).is_file():
         before = json.loads(Path(out).read_text(encoding='utf-8'))
-        if (before.get('checkpoint'), before.get('metric')) != (str(checkpoint), metric):
-            raise ValueError(f'{out} should hold results of {checkpoint} and {metric}, but is of another run')
+        if any(before.get(key) != value for key, value in identity.items()):
+            raise ValueError(f'{out} should hold results of {identity}, but is of another run: take another --out-dir')
         results = before
     for name, severity in (('clean', 0), *itertools.product(corruptions, severities)):
         is_clean = name == 'clean'
@@ -65,7 +67,9 @@ def measure(
         if found.get(key) is None:
             say(f'{checkpoint}: {name}, severity {severity}')
             found[key] = _evaluate(cfg if is_clean else corrupted_config(cfg, name, severity), checkpoint, metric)
-        means = [mean(by_severity.values()) for by_severity in results['corrupted'].values()]
+        tables = [results['corrupted'].get(name, {}) for name in corruptions]
+        values = [[found[key] for key in map(str, severities) if key in found] for found in tables]
+        means = [mean(own) for own in values if own]
         results['mPC'] = mean(means) if means else math.nan
         results['rPC'] = results['mPC'] / results['clean'] if results['clean'] else math.nan
         if out is not None:

@@ -88,6 +88,8 @@ class Distillation(nn.Module):
             self.inherited = inherited_weights(student, model, inherit)
         taps = [tap for entry in self._entries_of(name) for tap in (*entry.teacher_taps, *entry.crossing_taps)]
         own = {key: options[key] for key in ('dtype', 'outputs') if key in options}
+        made_of = {key: value for key, value in options.items() if key not in (*own, 'name', 'checkpoint')}
+        model.made_of = repr(made_of)  # type: ignore[assignment]
         self.teachers[name] = FrozenTeacher(model, taps, bridge=preprocess_bridge(student, model), **own)
         for entry in self._entries_of(name):
             entry.teacher = self.teachers[name]
@@ -148,7 +150,7 @@ class Distillation(nn.Module):
         active = [entry for entry in self._entries if entry.active and not self.stopped]
         if not active:
             losses = dict(student_loss())
-            if not losses and not labelled:
+            if not losses and (not labelled or any(entry.scale == 0 for entry in self._entries)):
                 return {'distill.loss_idle': _zero([self.student_recorder.model])}
             if not losses:
                 raise RuntimeError(
@@ -161,7 +163,7 @@ class Distillation(nn.Module):
             self.run_teachers(active, inputs, data_samples)
         with self.student_recorder:
             losses = dict(student_loss())
-        image = (inputs.shape[-2], inputs.shape[-1])
+        image, silent = (inputs.shape[-2], inputs.shape[-1]), not losses
         due = is_due(self.steps) or any(entry.pull.waiting for entry in self._entries)
         task = task_loss(losses, inputs) if due and labelled and torch.is_grad_enabled() else None
         with isolated_rng(seed):
@@ -170,9 +172,9 @@ class Distillation(nn.Module):
                 self._check_gradient(entry, students)
                 losses.update(entry(students, entry.teacher.levels(entry.teacher_taps), image, task))
         losses.update(_idle([entry for entry in self._entries if entry not in active], inputs))
-        if not labelled and get_world_size() > 1:
+        if silent and get_world_size() > 1:
             # Under DDP every weight takes part, also where the task has no loss.
-            losses['distill.loss_unlabelled'] = _zero([self.student_recorder.model])
+            losses['distill.loss_idle'] = _zero([self.student_recorder.model])
         self.clear()
         self.steps += 1
         return losses

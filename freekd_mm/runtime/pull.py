@@ -84,7 +84,7 @@ class Pull:
         all_reduce(norms)
         own, other = norms.tolist()
         if not (0 < own < math.inf and 0 < other < math.inf):
-            if self.count == 0 and other == 0:
+            if self.count == 0 and other < 0:
                 self._give_up("the student's own losses do not pull there")
             return
         self.count += 1
@@ -105,7 +105,7 @@ class Pull:
     def _say(self) -> None:
         """Says once, after the first steps, how hard the entry pulls."""
         pull, tell = self.ratio * self.weight, say
-        text = f"distill '{self.name}' pulls {pull:.2g} times as hard as the task at its taps (first {FIRST} steps)"
+        text = f"distill '{self.name}' pulls {pull:.2g} times as hard as the task at its taps (after {FIRST} steps)"
         if self.target is not None:
             text += f': weight {self.weight:.3g}'
         elif pull and not WEAK < pull < HARD:
@@ -130,10 +130,10 @@ def _mean(value: Tensor | Iterable[Tensor]) -> Tensor:
 
 
 def _squared_norm(loss: Tensor, levels: Sequence[Tensor]) -> Tensor:
-    """Returns the squared norm of the gradient of a loss by some features, in float32."""
+    """Returns the squared norm of the gradient of a loss by some features, in float32; -1 if it has none there."""
     wanted = [level for level in levels if level.requires_grad]
     # Half precision loses small gradients.
     scale = 1024.0 if any(level.dtype == torch.float16 for level in wanted) else 1.0
     gradients = torch.autograd.grad(loss * scale, wanted, retain_graph=True, allow_unused=True)
-    zero = torch.zeros((), device=loss.device)
-    return sum(((gradient.float() / scale).square().sum() for gradient in gradients if gradient is not None), zero)
+    found = [(gradient.float() / scale).square().sum() for gradient in gradients if gradient is not None]
+    return torch.stack(found).sum() if found else torch.zeros((), device=loss.device) - 1

@@ -47,7 +47,8 @@ class SharedOutputs:
         for key, value in model.state_dict().items():
             digest.update(f'{key} {value.dtype}'.encode())
             digest.update(value.float().cpu().numpy().tobytes())
-        digest.update(' '.join(map(str, self.taps)).encode())
+        # Options without weights too: 'blocks', 'size'.
+        digest.update(' '.join([*map(str, self.taps), getattr(model, 'made_of', '')]).encode())
         self.folder = Path(folder) / digest.hexdigest()[:12]
         self._checked = False
 
@@ -67,7 +68,8 @@ class SharedOutputs:
 
     def _file(self, image: Tensor, sample: Any) -> Path:
         shape = getattr(sample, 'img_shape', None)
-        text = f'{tuple(image.shape)} {tuple(shape) if shape else None}'.encode()
+        half = is_autocast_enabled(image.device.type)
+        text = f'{tuple(image.shape)} {tuple(shape) if shape else None} {half}'.encode()
         name = hashlib.sha256(image.cpu().contiguous().numpy().tobytes() + text).hexdigest()
         return self.folder / name[:2] / f'{name[2:32]}.pth'
 

@@ -41,7 +41,7 @@ def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[
                 data = model.data_preprocessor(batch, True)
                 bank.seen = {}
                 for index, bank.active in enumerate((False, True)):
-                    losses[index] += float(task_loss(model(**data, mode='loss'), losses)) / len(batches)
+                    losses[index] += float(task_loss(model(**data, mode='loss'), data['inputs'])) / len(batches)
                 size = (data['inputs'].shape[-2], data['inputs'].shape[-1])
                 edges = [object_edges(sample, size) for sample in data['data_samples']]
                 known = [one for one in edges if one is not None]

@@ -22,7 +22,7 @@ from freekd_mm.runtime.config import build_empty, load_config
 from freekd_mm.runtime.inherit import choose_modules
 from freekd_mm.runtime.probe import SMALL, Size, config_size
 from freekd_mm.runtime.teacher import build_teacher, load_weights, teacher_options
-from freekd_mm.wizard.methods import METHODS, PROMPTED, Wiring, method_entries, parse_methods
+from freekd_mm.wizard.methods import METHODS, PROMPTED, Wiring, method_entries, parse_methods, prompted
 from freekd_mm.wizard.places import Probed, at_level_of, find_wiring, probe_models
 from freekd_mm.wizard.sources import Style, distill_source, prompt_source
 
@@ -115,7 +115,9 @@ def plan_config(
     configs = {'student': load_config(student_cfg), **({} if foreign else {'teacher': load_config(teacher_cfg)})}
     inputs = tuple(Path(path) for path in (student_cfg, teacher_cfg, checkpoint or '') if Path(path).is_file())
     prompt_out = out if stage == 'prompt' else out.with_name(f'{out.stem}_prompt{out.suffix}')
-    stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / prompt_out.stem
+    # A prompt of one kind is not for a loss that needs another.
+    kind = f'_{mode}' if mode else ''
+    stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / f'{prompt_out.stem}{kind}'
     if stage == 'prompt':
         del configs['student']
         prompt = None
@@ -146,8 +148,7 @@ def plan_config(
     style = Style(student_cfg, out)
     file = style.file(prompt) if prompt else str(stage1_dir / PROMPT_FILE)
     entries = method_entries(method, wiring)
-    takers = (list(modes) or names) if uses_prompt else []
-    for loss in (entries[name]['loss'] for name in PROMPTED if any(taker.startswith(name) for taker in takers)):
+    for loss in (entries[name]['loss'] for name in (prompted(method) if uses_prompt else ())):
         loss['prompt'] = wiring.prompt_option(file, loss)
     modules = choose_modules(student.model, teacher.model, inherit) if inherit is not None else []
     stage1 = prompt_out if files else None

@@ -168,25 +168,11 @@ WAVELET = _bands('wavelet', 'WaveletLoss')
 METHODS: dict[str, Method] = {
     'best': Method('what we recommend, today wavelet alone', WAVELET),
     'wavelet': Method('high wavelet bands of the features, our own recipe in one stage', WAVELET),
-    'wavelet-prompt': Method(
-        'the same at the positions that a prompt of the teacher selects: two stages', WAVELET, 'selective'
-    ),
+    'wavelet-prompt': Method('the same where a prompt of the teacher selects: two stages', WAVELET, 'selective'),
     'freekd': Method("FreeKD, both stages of the paper with the paper's loss", _bands('freekd', 'FreeKDLoss'), 'paper'),
-    'freekd-code': Method(
-        'FreeKD with the loss of its released code, to compare with it',
-        _bands('freekd', 'FreeKDLoss', mode='code'),
-        'code',
-    ),
-    'freekd-plus': Method(
-        'FreeKD+, our interpretation: patterns of the high bands, values of the low band',
-        _bands('freekd', 'FreeKDPlusLoss'),
-        'selective',
-    ),
-    'famkd': Method(
-        'a learnable Fourier adapter on the student: when student and teacher differ in architecture',
-        _fam('FAMConnector'),
-        warmup=FAM_WARMUP,
-    ),
+    'freekd-code': Method('FreeKD, the loss of its released code', _bands('freekd', 'FreeKDLoss', mode='code'), 'code'),
+    'freekd-plus': Method('FreeKD+, our interpretation of that paper', _bands('freekd', 'FreeKDPlusLoss'), 'selective'),
+    'famkd': Method('a learnable Fourier adapter: for other architectures', _fam('FAMConnector'), warmup=FAM_WARMUP),
     'famkd-review': Method(
         'FAM with knowledge review across levels: for pyramids, slower', _fam('FAMReviewConnector'), warmup=FAM_WARMUP
     ),
@@ -195,21 +181,13 @@ METHODS: dict[str, Method] = {
         _logits('figkd', 'FiGKDLoss'),
         with_head=False,
     ),
-    'kl': Method(
-        'divergence of the class probabilities: the simplest distillation of logits, added to a feature loss',
-        _logits('kl', 'LogitKLLoss'),
-        with_head=False,
-    ),
+    'kl': Method('class probabilities, added to a feature loss', _logits('kl', 'LogitKLLoss'), with_head=False),
     'crosskd': Method(
         "the student's features through the teacher's head, against its predictions: GFL, RetinaNet, FCOS, ATSS",
         _crosskd,
         with_head=False,
     ),
-    'ld': Method(
-        'divergence of the box distributions: detectors with such heads (GFL), added to a feature loss',
-        _ld,
-        with_head=False,
-    ),
+    'ld': Method('box distributions of heads like GFL, added to a feature loss', _ld, with_head=False),
     'dctkd': Method(
         "DCT of the attention maps of the backbone's stages: cheap, any channels and sizes",
         # Made for the stages of a backbone after their ReLU.
@@ -230,22 +208,23 @@ METHODS: dict[str, Method] = {
 }
 
 
-#: Old names, and their present names.
-RENAMED = {'freekd-prompt': 'wavelet-prompt', 'freekd-paper': 'freekd'}
-
-
 def parse_methods(text: str) -> list[str]:
     """Reads ``'wavelet'`` or a stack of methods, ``'wavelet+figkd'``."""
     names = text.split('+')
     for name in names:
-        if name in RENAMED:
-            raise ValueError(f'method {name!r} is called {RENAMED[name]!r} now; all: {", ".join(METHODS)}')
         if name not in METHODS:
             raise ValueError(
                 f'method should be one of {", ".join(METHODS)}, or several joined by +, but got {name!r}.'
                 f'{did_you_mean(name, METHODS)}'
             )
     return names
+
+
+def prompted(text: str) -> list[str]:
+    """Returns the entries of joined methods that take a prompt: of those that need one, else of all that can."""
+    names = parse_methods(text)
+    takers = [name for name in names if METHODS[name].prompt] or names
+    return [entry for entry in PROMPTED if any(name.startswith(entry) for name in takers)]
 
 
 def method_entries(text: str, wiring: Wiring) -> Entries:

@@ -218,7 +218,10 @@ def at_level_of(student: Probed, teacher: Probed) -> Probed:
 
 def find_logits(student: Probed, teacher: Probed) -> dict[str, Any]:
     """Returns what :class:`Wiring` says about logits: tap, classes, sigmoids, other sizes, or why there is none."""
-    for path, test in (('bbox_head[0]', _is_dense_head), ('decode_head', _is_decode_head)):
+    for path, test in (
+        ('bbox_head[0]', _is_dense_head),
+        ('decode_head', lambda head: isinstance(getattr(head, 'conv_seg', None), nn.Module)),
+    ):
         tap = Tap.parse(path)
         heads: list[Any] = [getattr(probed.model, tap.path, None) for probed in (student, teacher)]
         if not all(map(test, heads)):
@@ -243,10 +246,6 @@ def find_logits(student: Probed, teacher: Probed) -> dict[str, Any]:
 
 def _is_dense_head(head: Any) -> bool:
     return all(hasattr(head, name) for name in ('cls_out_channels', 'use_sigmoid_cls', 'prior_generator'))
-
-
-def _is_decode_head(head: Any) -> bool:
-    return isinstance(getattr(head, 'conv_seg', None), nn.Module)
 
 
 def find_wiring(student: Probed, teacher: Probed, head: bool = False) -> Wiring:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,10 +96,12 @@ def test_miou_is_mmsegs(tmp_path):
 
 def test_comparisons_draw_the_images_of_runs_that_left_them(detections, tmp_path):
     metric, results = detections
-    plan = Plan('toy', 's.py', 't.py', 'ap', (0, 1), {'pkd': Method('pkd', 'pkd', title='PKD')}, task='toy',
+    plan = Plan('toy', 's.py', 't.py', 'coco/bbox_mAP', (0, 1), {'pkd': Method('pkd', 'pkd', title='PKD')}, task='toy',
                 compare=(('pkd', 'student'),), factor=100)  # fmt: skip
-    lines = [{'method': method, 'seed': seed, 'hash': 'h', 'val': {'ap': value}, 'test': {'ap': value}}
-             for method, value in (('student', 0.4), ('pkd', 0.5)) for seed in (0, 1)]  # fmt: skip
+    lines = []
+    for method, value in (('student', 0.4), ('pkd', 0.5)):
+        values = {'val': {'coco/bbox_mAP': value}, 'test': {'coco/bbox_mAP': value, 'aAcc': value}}
+        lines += [{'method': method, 'seed': seed, 'hash': 'h', **values} for seed in (0, 1)]
     assert comparisons(lines, plan, tmp_path)[0][4] == ''
     for line in lines:
         folder = tmp_path / 'runs' / 'toy' / f'{line["method"]}-seed{line["seed"]}-h'
@@ -110,3 +113,6 @@ def test_comparisons_draw_the_images_of_runs_that_left_them(detections, tmp_path
         metric.compute_metrics = compute_metrics
     low, high = map(float, comparisons(records.newest(lines), plan, tmp_path)[0][4].split(' to '))
     assert low < high
+    other = comparisons(records.newest(lines), replace(plan, metric='aAcc'), tmp_path)[0]
+    assert other[1:3] == ['2', '+10.0']
+    assert other[4] == '', 'what each image adds to another metric is not known'

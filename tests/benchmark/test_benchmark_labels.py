@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_each_row_trains_on_its_pictures(jobs, scenes_root):
     pictures = {str(file) for file in (scenes_root / 'train2017').iterdir()}
     label, pseudo = jobs[PSEUDO], jobs['pseudo']
     assert label.needs == (jobs['teacher'].product,)
-    assert pseudo.needs == (label.product,)
+    assert pseudo.needs == (jobs['teacher'].product, label.product)
     label.folder.mkdir(parents=True)
     config = label.config()
     config.benchmark = {'method': PSEUDO, 'metric': 'coco/bbox_mAP', 'product': str(label.product)}
@@ -83,6 +84,24 @@ def test_each_row_trains_on_its_pictures(jobs, scenes_root):
     content = json.loads(label.product.read_text())
     assert sum(result['boxes'].values()) == len(content['annotations']) > 0
     assert len(predicted.get_data_info(0)['instances']) > 0
+
+
+def test_each_config_keeps_its_own_pipeline(tmp_path, scenes_root):
+    """Only the annotations change: not the teacher's pictures, and not what a row says."""
+    install()
+    for name, size in (('student', 64), ('teacher', 96)):
+        tiny_configs.write(tmp_path / f'{name}.py', tiny_configs.detector(scenes_root, size=size))
+    options = {'train_dataloader.dataset.pipeline.2.scale': (128, 128)}
+    plan = load_plan(write_plan(tmp_path, methods={'row': {'entries': None, 'rest': 'labelled'}}))
+    method = replace(plan.methods['row'], options=options)
+    maker = ConfigMaker(plan, None, tmp_path)
+    configs = [maker.student(0), maker.teacher(), maker.distilled(method, 0, tmp_path, None)]
+    datasets = [cfg.train_dataloader.dataset for cfg in configs]
+    assert [tuple(dataset.pipeline[2].scale) for dataset in datasets] == [(64, 64), (96, 96), (128, 128)]
+    assert [Path(dataset.ann_file).name for dataset in datasets] == [
+        *['labels-0.5.json'] * 2,
+        'instances_train2017.json',
+    ]
 
 
 def test_a_folder_is_that_of_the_run_and_no_part_of_the_data(scenes_root, tmp_path, monkeypatch):

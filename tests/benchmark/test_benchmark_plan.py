@@ -65,6 +65,8 @@ def test_a_search_is_a_row_for_each_weight(tmp_path):
     assert {method.entries for method in plan.methods.values()} == {'pkd'}
     assert plan.methods['pkd-x0.3'].title == 'PKD, 0.3 times the weight'
     assert {method.group for method in plan.methods.values()} == {'spatial'}
+    assert list(load_plan(write(tmp_path, methods={'pkd': {'weights': 3}})).methods) == ['pkd', 'pkd-x3']
+    assert list(load_plan(write(tmp_path, methods=['pkd', 'mse'])).methods) == ['pkd', 'mse']
 
 
 def test_select_takes_patterns_and_seeds(tmp_path):
@@ -83,6 +85,9 @@ def test_select_takes_patterns_and_seeds(tmp_path):
         ({'methods': {'a': {'entry': 'pkd'}}}, "method 'a' has no option 'entry'"),
         ({'methods': {'a': {'prompt': 'shorter'}}}, "should be one of 'short', but got 'shorter'"),
         ({'methods': {'student': {}}}, "'student' is a row of every plan"),
+        ({'methods': {'a': 'pkd'}}, "method 'a' has no option"),
+        ({'methods': {'freekd': {}}}, "method 'freekd' has two stages and should have a 'prompt', short or null"),
+        ({'methods': ['pkd', 'wavelet-prompt+kl']}, "method 'wavelet-prompt.kl' has two stages"),
         ({'compare': [['pkd', 'spacial']]}, "compare should be one of 'pkd'.*but got 'spacial'"),
         ({'seeds': ['zero']}, "seeds should be an integer, but got 'zero'"),
     ],
@@ -96,6 +101,9 @@ def test_missing_parts_of_a_plan_are_named(tmp_path):
     path = tmp_path / 'plan.yaml'
     path.write_text('name: x\n')
     with pytest.raises(ValueError, match='has no student, teacher, metric, seeds, methods'):
+        load_plan(path)
+    path.write_text('name: [x\n')
+    with pytest.raises(ValueError, match=r'plan\.yaml should be YAML, but has a mistake'):
         load_plan(path)
     with pytest.raises(FileNotFoundError, match='plan should be an existing file'):
         load_plan(tmp_path / 'none.yaml')

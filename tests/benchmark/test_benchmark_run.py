@@ -147,6 +147,9 @@ def test_a_weight_is_a_factor_on_each_entry(plan_file):
     entries = maker.entries(Method('both', 'mse+pkd', weight=0.3, set={'pkd.loss.loss_weight': 2.0}), None)
     assert [entry['weight'] for entry in entries.values()] == [0.3, 0.3]
     assert entries['pkd']['loss']['loss_weight'] == 2.0
+    for weight, own, found in ((3, 0.5, 1.5), ('auto', 0.5, 'auto'), (3, 'auto', 3)):
+        method = Method('both', 'mse+pkd', weight=weight, set={'pkd.weight': own})
+        assert [entry['weight'] for entry in maker.entries(method, None).values()] == [weight, found]
 
 
 def test_prompts_are_made_once_and_only_when_needed(plan_file, tmp_path):
@@ -195,6 +198,8 @@ def test_what_a_head_classifies_has_no_prompt(plan_file, tmp_path):
         ('wavelet', True),
         ('wavelet_head', False),
     ]
+    entries = maker.entries(Method('both', 'wavelet+freekd', prompt='short'), tmp_path / 'prompt.pth')
+    assert [name for name, entry in entries.items() if 'prompt' in entry['loss']] == ['freekd'], 'wavelet asks for none'
 
 
 def test_another_teacher_makes_other_runs_but_not_another_student(plan_file, tmp_path):

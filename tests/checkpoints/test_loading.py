@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -202,3 +203,16 @@ def test_names_of_official_files_end_with_their_hash(name, digits):
 
 def test_local_paths_are_not_verified(tmp_path):
     assert fetch(str(tmp_path / 'mine-00000000.pth')) == str(tmp_path / 'mine-00000000.pth')
+
+
+def test_other_processes_wait_for_the_download(tmp_path, monkeypatch):
+    """Also before they have found each other."""
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    target = tmp_path / 'checkpoints/x.pth'
+    target.parent.mkdir()
+    first = threading.Timer(0.3, target.write_bytes, [b'x'])
+    first.start()
+    assert fetch('https://somewhere/x.pth') == str(target)
+    assert target.read_bytes() == b'x'
+    first.join()

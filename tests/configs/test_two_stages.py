@@ -107,7 +107,7 @@ def test_a_prompt_is_trained_once_whichever_folder_the_training_starts_from(scen
     assert made[0] == 0, made[1]
     status, said = run_tool(elsewhere, 'train.py', project / 'kd.py')
     assert status == 0, said
-    prompt = project / 'work_dirs/kd_prompt/frequency_prompt.pth'
+    prompt = project / 'work_dirs/kd_prompt_selective/frequency_prompt.pth'
     assert f'stage 1 of 2: {prompt} does not exist yet' in said
     assert [path.name for path in (elsewhere / 'work_dirs').iterdir()] == ['kd']
     written = prompt.stat().st_mtime_ns
@@ -117,7 +117,7 @@ def test_a_prompt_is_trained_once_whichever_folder_the_training_starts_from(scen
     assert prompt.stat().st_mtime_ns == written
 
     # A prompt that was made before is named so that it is found, too.
-    ready = ['--method', 'wavelet', '--prompt', 'work_dirs/kd_prompt/frequency_prompt.pth', '-o', 'ready.py']
+    ready = ['--method', 'wavelet', '--prompt', 'work_dirs/kd_prompt_selective/frequency_prompt.pth', '-o', 'ready.py']
     assert run_tool(project, *make, *ready)[0] == 0
     status, said = run_tool(elsewhere, 'train.py', project / 'ready.py')
     assert status == 0, said

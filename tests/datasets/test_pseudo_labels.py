@@ -96,6 +96,24 @@ def test_maps_of_a_segmenter(seg_config: ConfigWriter, scenes_root: Path, tmp_pa
     assert done.pictures == len(files)
 
 
+def test_pictures_that_are_links_stay_as_they_are(seg_config: ConfigWriter, scenes_root: Path, tmp_path: Path) -> None:
+    cfg, checkpoint = model_of(seg_config(name='teacher'), tmp_path / 'teacher.pth')
+    original = tmp_path / 'originals/x.png'
+    original.parent.mkdir()
+    original.write_bytes(sorted((scenes_root / 'leftImg8bit/val').rglob('*.png'))[0].read_bytes())
+    before = original.read_bytes()
+    (tmp_path / 'links').mkdir()
+    (tmp_path / 'links/x.png').symlink_to(original)
+    write_pseudo_labels(cfg, checkpoint, tmp_path / 'links', tmp_path / 'labels', workers=0)
+    assert original.read_bytes() == before
+    assert [file.name for file in (tmp_path / 'labels').iterdir()] == ['x.png']
+    with pytest.raises(ValueError, match=r'root should be above all pictures, but .*x\.png is not below'):
+        write_pseudo_labels(cfg, checkpoint, original.parent, tmp_path / 'other', workers=0, root=tmp_path / 'labels')
+    with pytest.raises(FileExistsError, match='the output should not be one of the inputs'):
+        write_pseudo_labels(cfg, checkpoint, original.parent, original.parent, workers=0, force=True)
+    assert original.read_bytes() == before
+
+
 def test_masks(tmp_path: Path) -> None:
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from freekd_mm.demo import run as demo
 from freekd_mm.demo.run import progress, run_steps
 
 WRITE = "import sys; open(sys.argv[1], 'a').write('x')"
@@ -43,3 +44,24 @@ def test_the_progress_is_read_from_the_newest_log(tmp_path: Path) -> None:
         lines = [*map(json.dumps, (*entries, evaluation)), '{"iter": 9, "step": 9']  # the last is half written
         (folder / 'scalars.json').write_text('\n'.join(lines))
     assert progress(tmp_path) == (7, 0)
+
+
+def test_each_run_of_the_demo_tests_its_own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):  # noqa: N818 - it ends the demo behind its tests
+        pass
+
+    asked: list[str] = []
+
+    def run_steps(root: Path, folder: Path, steps: dict) -> None:
+        asked.extend(steps)
+        if any(words[0] == 'test' for words in steps.values()):
+            raise Enough
+
+    monkeypatch.setattr(demo, 'run_steps', run_steps)
+    monkeypatch.setattr(demo, 'last_checkpoint', lambda folder: folder / 'epoch_1.pth')
+    for method, seed in (('mse', 0), ('mse', 1), ('wavelet', 0)):
+        with pytest.raises(Enough):
+            demo.run_demo('det', method, Path(__file__).parents[2], seed, tmp_path)
+    tests = [name for name in asked if name.startswith('test_')]
+    assert len(tests) == 3 * 4
+    assert len(set(tests)) == len(tests)

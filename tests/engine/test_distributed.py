@@ -218,3 +218,15 @@ def test_teacher_is_in_no_bucket_and_the_same_everywhere(runs):
         assert each['teacher'] == one['teacher'] > 0
         assert each['sums'] == two[0]['sums']
         assert each['sums'][0] == one['sums'][0]
+
+
+@pytest.mark.parametrize('task_loss', [True, False])
+def test_weights_that_no_loss_reaches(scenes_root, tmp_path, task_loss):
+    """DDP waits for a gradient of every weight, also of the head where the task has no loss."""
+    config = detector(scenes_root, tmp_path)
+    config['model']['task_loss'] = task_loss
+    config['train_cfg'] = {'type': 'IterBasedTrainLoop', 'max_iters': 3, 'val_interval': 100}
+    config['default_hooks'] = {'checkpoint': {'type': 'CheckpointHook', 'interval': 3, 'by_epoch': False}}
+    path = tiny_configs.write(tmp_path / 'kd.py', config)
+    fork(path)
+    assert (tmp_path / 'kd_work' / 'iter_3.pth').is_file()

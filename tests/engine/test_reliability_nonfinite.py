@@ -265,6 +265,24 @@ def test_a_loss_that_stays_infinite_is_one(tmp_path):
 
 
 @newer_torch('loss scale on a CPU', (2, 3))
+def test_gradients_that_stay_infinite_are_one(tmp_path):
+    """The scaler would leave out each step, to the end of the run, and say nothing."""
+    changes = {'reliability': {'patience': 5}, 'optim_wrapper': scaled(1024.0)}
+    text = fails(distilled(tmp_path, {'type': 'RootLoss'}, **changes))
+    assert text.startswith('Iteration 6: the losses are finite, but the gradient is not at backbone.0.weight')
+    assert 'It happened 6 times in a row.' in text
+
+
+def test_a_skipped_step_of_several_batches_changes_nothing(tmp_path):
+    """The first of two batches is the bad one: the norms have seen it before the step is left out."""
+    wrapper = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.01}, 'accumulative_counts': 2}
+    loader = {**bad_images(0), 'sampler': {'type': 'DefaultSampler', 'shuffle': False}}
+    toy_run(toy_config(tmp_path, train_dataloader=loader, optim_wrapper=wrapper, **SKIP), {'type': 'Watch'})
+    assert not torch.isfinite(Watch.states[0]['backbone.1.running_mean']).all()
+    assert torch.isfinite(Watch.states[1]['backbone.1.running_mean']).all()
+
+
+@newer_torch('loss scale on a CPU', (2, 3))
 def test_one_overflow_of_the_loss_is_none(tmp_path):
     """A batch overflows in the forward pass: the scaler leaves the step out, the norms are put back."""
     changes = {'train_dataloader': bad_images(7), 'optim_wrapper': scaled(1024.0)}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from toy_runs import toy_config, toy_run
 
+from freekd_mm.engine.checkpoint_hook import last_checkpoint
 from freekd_mm.engine.workdir import LOCK, own_work_dir
 
 
@@ -129,3 +130,12 @@ def test_the_directory_of_another_user_is_named_by_its_path(tmp_path):
     with own_work_dir(tmp_path / 'a' / 'b' / 'c') as path:
         assert path == Path(tmp_path / 'a' / 'b' / 'c')
         assert path.is_dir()
+
+
+def test_a_folder_that_was_set_aside_has_its_own_checkpoints(tmp_path):
+    """Its pointer names a path at which the next run has written since."""
+    for folder in ('earlier', 'work'):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'epoch_2.pth').touch()
+        (tmp_path / folder / 'last_checkpoint').write_text(str(tmp_path / 'work/epoch_2.pth'))
+        assert last_checkpoint(tmp_path / folder) == tmp_path / folder / 'epoch_2.pth'

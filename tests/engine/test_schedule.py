@@ -126,6 +126,12 @@ def test_factor_reaches_the_losses_and_the_log(scenes_root, tmp_path):
     assert [line['distill.mse.level2'] > 0 for line in log] == [True, True, True, False]
 
 
+def test_a_training_in_iterations_has_no_epoch_to_stop_at(scenes_root, tmp_path):
+    settings = {'train_cfg': {'type': 'IterBasedTrainLoop', 'max_iters': 2, 'val_interval': 5, '_delete_': True}}
+    with pytest.raises(ValueError, match='stop_epoch should be None in a training that counts iterations'):
+        run(scenes_root, tmp_path, {'type': 'freekd_mm.DistillScheduleHook', 'stop_epoch': 1}, **settings)
+
+
 def test_unknown_entry(scenes_root, tmp_path):
     with pytest.raises(
         ValueError, match=r"distill entry should be one of 'cwd', 'mse', but got 'cdw'. Did you mean 'cwd'"

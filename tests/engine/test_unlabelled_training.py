@@ -128,6 +128,15 @@ def test_they_say_nothing_of_the_pull_and_end_with_the_distillation() -> None:
     assert 'loss_cls' in model.loss(images(), det_samples())
 
 
+def test_a_student_without_a_task_ends_when_the_schedule_is_at_zero() -> None:
+    """A falling weight is zero at the very last step, which is no mistake."""
+    model = build(distilled({'model': STUDENT}, TEACHER, {'kd': {'loss': L2}}, task_loss=False)['model'])
+    model.distillation.entry('kd').scale = 0.0
+    losses = model.loss(images(), det_samples())
+    assert list(losses) == ['distill.loss_idle']
+    losses['distill.loss_idle'].backward()
+
+
 def test_two_processes(det_config: ConfigWriter, scenes_root: Path, tmp_path: Path) -> None:
     """DDP waits for a gradient of every weight, also of the head in a step without labels."""
     path = config_of('mmdet', det_config, scenes_root, tmp_path)

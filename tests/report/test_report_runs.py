@@ -193,3 +193,11 @@ def test_the_last_iteration_is_that_of_the_last_checkpoint(tmp_path: Path) -> No
     (run / 'iter_70.pth').write_bytes(b'')
     (run / 'last_checkpoint').write_text('/elsewhere/run/iter_70.pth')
     assert read_run(run, 'run').iterations == 70
+
+
+def test_a_run_in_iterations_whose_log_counts_epochs(tmp_path: Path) -> None:
+    """Only train_cfg was changed, and it was stopped."""
+    config = 'train_cfg = dict(max_iters=700)\nlog_processor = dict(by_epoch=True)\n'
+    run = read_run(write_session(tmp_path / 'run', '1', [step(50, loss=3.0, epoch=1)], config), 'run')
+    assert run.by_epoch
+    assert run.notes[0] == 'it is not finished: logged until iteration 50 of 700'

@@ -49,8 +49,15 @@ def test_mpc_is_the_mean_over_corruptions_and_a_second_call_goes_on(trained, tmp
     lines = protocol.compare({'a': results, 'b': results}, 100).splitlines()
     assert lines[1].split() == ['clean', '50.0', '50.0']
     assert lines[-2].split() == ['mPC', '30.0', '30.0']
+    fewer = protocol.measure(*trained, 'acc', ['snow'], [1], out)
+    assert fewer['mPC'] == pytest.approx(0.3)
+    assert fewer['corrupted'] == {**results['corrupted'], 'fog': {'1': 0.4, '5': 0.4}}, 'nothing is lost'
     with pytest.raises(ValueError, match='is of another run'):
-        protocol.measure(trained[0], 'other.pth', 'acc', ['snow'], [1], out)
+        protocol.measure(*trained, 'other', ['snow'], [1], out)
+    with open(trained[1], 'ab') as file:  # trained once more
+        file.write(b' ')
+    with pytest.raises(ValueError, match='is of another run'):
+        protocol.measure(*trained, 'acc', ['snow'], [1], out)
 
 
 def test_a_detector_is_evaluated_on_corrupted_pictures(trained):

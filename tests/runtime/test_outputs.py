@@ -77,6 +77,20 @@ def test_another_teacher_has_files_of_its_own(tmp_path):
     assert SharedOutputs(tmp_path, teacher, parse_taps('backbone')).folder != shared.folder
 
 
+def test_options_without_weights_and_precisions_have_files_of_their_own(tmp_path):
+    folders = set()
+    for count in (1, 2):
+        model = student(tmp_path, model={**TEACHER, 'test_cfg': {'nms_pre': count}})
+        folders.add(model.distillation.teacher.shared.folder)
+    assert len(folders) == 2
+    full, half = student(tmp_path), student(tmp_path)
+    losses(full)
+    before = files(tmp_path)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses(half)
+    assert len(files(tmp_path)) == 2 * len(before)
+
+
 class Mixing(nn.Module):
     """Subtracts the mean of the batch."""
 

@@ -169,6 +169,14 @@ def test_what_cannot_be_measured_is_left_out_and_refused_for_auto():
         train(student('auto', task_loss=False), 1)
 
 
+def test_a_batch_in_which_the_task_says_nothing_is_left_out():
+    pull = Pull('kd', 'auto')
+    for task in (0.0, 2.0):
+        levels, own, other = two_losses(4.0, task)
+        pull.measure(own, other, levels)
+    assert (pull.off, pull.count, pull.ratio) == (False, 1, pytest.approx(2.0))
+
+
 @pytest.mark.parametrize('weight', ['automatic', 'auto:-1', 'auto:nan', 'auto:x', 'auto:', 'auto:0', 'auto:inf'])
 def test_mistakes_in_a_weight_are_named(weight):
     with pytest.raises(ValueError, match=f"weight of distill 'kd' should be a number, 'auto'.*but got '{weight}'"):

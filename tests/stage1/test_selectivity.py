@@ -8,6 +8,7 @@ import torch
 from mmengine.structures import InstanceData, PixelData
 
 from freekd_mm.prompts.masks import LOW, named_groups
+from freekd_mm.stage1 import selectivity
 from freekd_mm.stage1.selectivity import describe, flat_bands, object_edges, of_masks, selects
 
 
@@ -86,3 +87,27 @@ def test_names_of_the_bands() -> None:
     by_band = {LOW: 0, 'horizontal 1': 1, 'vertical 1': 2, 'diagonal 1': 3, 'horizontal 2': 4}
     assert named_groups(range(5), 'band') == by_band
     assert named_groups(range(3), 'level') == {LOW: 0, 'details 1': 1, 'details 2': 2}
+
+
+def test_the_task_loss_is_taken_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU does not add its losses to a zero of the CPU."""
+    images, seen = torch.zeros(1, 3, 8, 8), []
+
+    class Model:
+        @staticmethod
+        def data_preprocessor(batch: object, training: bool) -> dict:
+            return {'inputs': images, 'data_samples': [Sample()]}
+
+        def __call__(self, inputs: torch.Tensor, data_samples: list, mode: str) -> dict:
+            return {'loss': torch.tensor(2.0)}
+
+    def task_loss(losses: dict, inputs: torch.Tensor) -> torch.Tensor:
+        seen.append(inputs)
+        return losses['loss']
+
+    monkeypatch.setattr(selectivity, 'task_loss', task_loss)
+    bank = torch.nn.Module()
+    bank.active, bank.seen, bank.first = True, None, []
+    found, _ = selectivity.measure(Model(), bank, [None])
+    assert found['task_loss'] == [2.0, 2.0]
+    assert all(inputs is images for inputs in seen)

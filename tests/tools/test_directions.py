@@ -81,3 +81,15 @@ def test_wrong_input_is_named(words: list, message: str, tmp_path: Path, scenes_
     status, said = run_tool(tmp_path, 'directions.py', *words)
     assert (status, 'Traceback' in said) == (2, False), said
     assert message in said
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='the tools run as forks of this process')
+def test_unlabelled_pictures_are_left_out(tmp_path: Path, scenes_root: Path) -> None:
+    """There the task says nothing."""
+    student = tiny_configs.write(tmp_path / 'student.py', tiny_configs.detector(scenes_root, 'gfl'))
+    save_weights(tiny_configs.detector(scenes_root, 'gfl')['model'], tmp_path / 'teacher.pth')
+    given = [str(student), str(student), str(tmp_path / 'teacher.pth'), 'wavelet', tmp_path / 'kd.py']
+    make_config(*given, unlabelled=scenes_root / 'val2017')
+    status, said = run_tool(tmp_path, 'directions.py', 'kd.py', '--batches', 2)
+    assert status == 0, said
+    assert said.strip().splitlines()[-1].split()[-1] == '1.00'

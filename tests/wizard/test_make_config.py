@@ -216,10 +216,13 @@ def test_the_prompt_of_one_method_is_not_for_the_other(det_pair: tuple[Path, Pat
     assert 'prompt' not in losses['wavelet'], 'it asks for none'
 
 
-@pytest.mark.parametrize(('old', 'new'), [('freekd-prompt', 'wavelet-prompt'), ('freekd-paper', 'freekd')])
-def test_an_old_name_says_the_new_one(old: str, new: str) -> None:
-    with pytest.raises(ValueError, match=f"'{old}' is called '{new}' now"):
-        parse_methods(f'pkd+{old}')
+def test_each_kind_of_prompt_has_a_folder_of_its_own(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """The same output, made for one method and then for another, does not take the prompt of the first."""
+    pair, files = list(map(str, det_pair)), set()
+    for method in ('wavelet-prompt', 'freekd', 'freekd-code'):
+        *_, file = make_config(*pair, method, tmp_path / 'kd.py')
+        files.add(Config.fromfile(file).frequency_prompt.file)
+    assert len(files) == 3
 
 
 def test_classes_that_agree_in_part_are_matched_by_name(
