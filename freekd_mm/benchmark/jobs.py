@@ -88,8 +88,7 @@ class FewLabels:
 
     def set(self, cfg: Config, rest: str | None = None, pseudo: Path | None = None) -> None:
         """Changes the training data of a config; ``pseudo`` is the COCO file of the rest with the teacher's labels."""
-        loader = cfg.train_dataloader
-        few = {**loader.dataset.to_dict(), 'ann_file': str(self.kept)}
+        loader, few = cfg.train_dataloader, {**cfg.train_dataloader.dataset.to_dict(), 'ann_file': str(self.kept)}
         if rest == 'labelled':
             few['ann_file'] = self.dataset['ann_file']
         elif rest == 'unlabelled':

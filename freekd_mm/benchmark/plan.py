@@ -128,6 +128,8 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
     except yaml.YAMLError as error:
         raise ValueError(f'{path} should be YAML, but has a mistake: {error}') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} should hold a mapping with {", ".join(REQUIRED)}, but holds {content!r}')
     check_options(str(path), content, PLAN_OPTIONS)
     for key in (STUDENT, TEACHER):
         if key in content and '::' not in content[key]:

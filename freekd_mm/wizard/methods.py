@@ -207,11 +207,15 @@ METHODS: dict[str, Method] = {
     'mgd': Method("mmrazor's masked generative distillation, a baseline", _mgd),
 }
 
+RENAMED = {'freekd-prompt': 'wavelet-prompt', 'freekd-paper': 'freekd'}  # old names, and their present names
+
 
 def parse_methods(text: str) -> list[str]:
     """Reads ``'wavelet'`` or a stack of methods, ``'wavelet+figkd'``."""
     names = text.split('+')
     for name in names:
+        if name in RENAMED:
+            raise ValueError(f'method {name!r} is called {RENAMED[name]!r} now; all: {", ".join(METHODS)}')
         if name not in METHODS:
             raise ValueError(
                 f'method should be one of {", ".join(METHODS)}, or several joined by +, but got {name!r}.'

@@ -102,6 +102,9 @@ def test_missing_parts_of_a_plan_are_named(tmp_path):
     path.write_text('name: x\n')
     with pytest.raises(ValueError, match='has no student, teacher, metric, seeds, methods'):
         load_plan(path)
+    path.write_text('- x\n')
+    with pytest.raises(ValueError, match='should hold a mapping with name'):
+        load_plan(path)
     path.write_text('name: [x\n')
     with pytest.raises(ValueError, match=r'plan\.yaml should be YAML, but has a mistake'):
         load_plan(path)

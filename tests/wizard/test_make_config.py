@@ -225,6 +225,12 @@ def test_each_kind_of_prompt_has_a_folder_of_its_own(det_pair: tuple[Path, Path,
     assert len(files) == 3
 
 
+@pytest.mark.parametrize(('old', 'new'), [('freekd-prompt', 'wavelet-prompt'), ('freekd-paper', 'freekd')])
+def test_an_old_name_says_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(ValueError, match=f"'{old}' is called '{new}' now"):
+        parse_methods(f'pkd+{old}')
+
+
 def test_classes_that_agree_in_part_are_matched_by_name(
     det_pair: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
