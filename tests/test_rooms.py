@@ -35,7 +35,6 @@ pages
 visualize
 report
 benchmark
-demo
 doctor
 cli, api
 """

@@ -24,7 +24,7 @@ def main() -> None:
     """Runs the demo from the repository's root."""
     args = parse_args()
     install()
-    from freekd_mm.demo.run import run_demo
+    from demo_steps import run_demo
 
     work_dir = args.work_dir.resolve() if args.work_dir else None
     run_demo(args.task, args.method, Path(__file__).resolve().parents[1], args.seed, work_dir)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from freekd_mm.demo import run as demo
-from freekd_mm.demo.run import progress, run_steps
+from tools import demo_steps as demo
+from tools.demo_steps import progress, run_steps
 
 WRITE = "import sys; open(sys.argv[1], 'a').write('x')"
 
