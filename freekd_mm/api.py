@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from freekd_mm.compat import install
 
 if TYPE_CHECKING:
+    from mmengine.config import Config
+
     from freekd_mm.report.runs import Run
     from freekd_mm.runtime.export import Export
 
@@ -46,6 +48,7 @@ def distill(
         overrides: Settings of the config, like ``train_cfg=dict(max_epochs=3)``.
     """
     install()
+    from freekd_mm.runtime.export import export_student
     from freekd_mm.wizard.make_config import plan_config
 
     name = f'{Path(student).stem}_{method}'
@@ -54,8 +57,8 @@ def distill(
     options = {'prompt_dir': folder / f'{method}_prompt', **(wizard or {})}
     weights = None if checkpoint is None else str(checkpoint)
     plan_config(str(student), str(teacher), weights, method, config, **options).write(force=True)
-    run, trained = _train(config, folder, overrides, 'distill')
-    exported = export(config, trained, folder / 'student.pth', force=True)
+    run, trained, cfg = _train(config, folder, overrides, 'distill')
+    exported = export_student(cfg, trained, folder / 'student.pth')
     metrics = next((found for step, found in run.evaluations.items() if trained.stem.endswith(f'_{step}')), {})
     return Distilled(exported.path, metrics, trained, config, folder)
 
@@ -93,7 +96,7 @@ def pretrain(
     """
     install()
     from freekd_mm.files import check_output, write_kept
-    from freekd_mm.runtime.export import export_parts
+    from freekd_mm.runtime.export import export_parts, export_student
     from freekd_mm.runtime.teacher import teacher_options
     from freekd_mm.wizard.pretrain import pretrain_source
 
@@ -103,13 +106,13 @@ def pretrain(
     weights_file = None if checkpoint is None else str(checkpoint)
     own = dict(teacher) if isinstance(teacher, dict) else teacher_options(teacher, weights_file)
     write_kept(config, pretrain_source(str(student), folder, own, neck, epochs, size, batch_size))
-    _, weights = _train(config, out, overrides, 'pretrain')
-    export(config, weights, out / 'student.pth', force=True)
+    _, weights, cfg = _train(config, out, overrides, 'pretrain')
+    export_student(cfg, weights, out / 'student.pth')
     return export_parts(out / 'student.pth', out)
 
 
-def _train(config: Path, folder: Path, overrides: dict[str, Any], what: str) -> tuple[Run, Path]:
-    """Trains a config in a folder; returns what was logged, and the best checkpoint."""
+def _train(config: Path, folder: Path, overrides: dict[str, Any], what: str) -> tuple[Run, Path, Config]:
+    """Trains a config in a folder; returns what was logged, the best checkpoint, and the config with the overrides."""
     from mmengine.config import Config
 
     from freekd_mm.engine.preflight import check_keys
@@ -126,7 +129,7 @@ def _train(config: Path, folder: Path, overrides: dict[str, Any], what: str) -> 
     logged = read_run(folder, config.stem)
     if logged.checkpoint is None:
         raise FileNotFoundError(f'the training should leave a checkpoint in {folder}, but did not: see default_hooks')
-    return logged, logged.checkpoint
+    return logged, logged.checkpoint, cfg
 
 
 def export(

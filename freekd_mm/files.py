@@ -6,9 +6,14 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 #: What closes the comment with the mark, by format.
 ENDS = (b'\n', b' -->\n', b'"\n}\n')
@@ -49,6 +54,20 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     """Writes a binary file atomically."""
     return write_atomically(path, lambda part: part.write_bytes(content))
+
+
+@contextlib.contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Waits until no other process of this machine has its turn in a folder, where the system can tell."""
+    opened = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl and opened is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        if opened is not None:
+            os.close(opened)
 
 
 def is_unedited(path: Path) -> bool:

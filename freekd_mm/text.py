@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from freekd_mm.compat.versions import zip_equal
@@ -25,6 +28,14 @@ def track(items: Iterable[Any], label: str, total: int | None = None) -> Iterabl
     from rich.progress import track
 
     return track(items, label, total, console=Console(stderr=True))
+
+
+def short_names(paths: Sequence[str | os.PathLike], least: int = 1) -> list[str]:
+    """Returns the last parts of paths, at least so many and as many as tell them apart, without their suffix."""
+    parts = [Path(path).with_suffix('').parts for path in paths]
+    found = (['_'.join(own[-count:]) for own in parts] for count in itertools.count(least))
+    different, longest = len(set(parts)), max(map(len, parts))
+    return next(names for count, names in enumerate(found, least) if len(set(names)) == different or count >= longest)
 
 
 def some(names: Iterable[str], most: int = 6) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import tiny_configs
 from mmengine.config import Config
 from wrong_use_cases import CASES, Place, classes, data, detector, entry, loss, model, teacher
 
 from freekd_mm.checkpoints.sources import sha256
-from freekd_mm.engine.preflight import check_config
+from freekd_mm.engine.preflight import check_data
 from freekd_mm.runtime.distillation import Distillation
 
 
@@ -100,8 +98,15 @@ def test_levels_of_a_detector(tmp_path):
 
 def test_paths_that_are_not_local_are_left_alone(tmp_path):
     config = tiny_configs.detector(tmp_path)
-    config['train_dataloader']['dataset']['backend_args'] = {'backend': 'petrel'}
-    check_config(Config({'model': config['model'], 'train_dataloader': config['train_dataloader']}))
-    config['train_dataloader']['dataset'].update({'backend_args': None, 'data_root': 's3://bucket/coco/'})
-    check_config(Config({'model': config['model'], 'train_dataloader': config['train_dataloader']}))
-    assert not Path(tmp_path / 'annotations').exists()
+    dataset = config['train_dataloader']['dataset']
+    remote = (
+        {'backend_args': {'backend': 'petrel'}},
+        {'data_root': 's3://bucket/coco/'},
+        {'ann_file': 'https://host/labels.json'},
+        {'data_prefix': {'img': 's3://bucket/images/'}},
+    )
+    for options in remote:
+        loader = {**config['train_dataloader'], 'dataset': {**dataset, **options}}
+        assert check_data(Config({'default_scope': 'mmdet', 'train_dataloader': loader})) == []
+    with pytest.raises(FileNotFoundError, match='ann_file of train_dataloader should be'):
+        check_data(Config({'default_scope': 'mmdet', 'train_dataloader': config['train_dataloader']}))

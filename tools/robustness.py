@@ -32,11 +32,11 @@ def main() -> None:
     from freekd_mm.benchmark.jobs import load_task_config
     from freekd_mm.robustness.corruptions import CORRUPTIONS
     from freekd_mm.robustness.protocol import compare, measure
+    from freekd_mm.text import short_names
 
     cfg = load_task_config(args.config, args.data_root, {})
     results = {}
-    for checkpoint in args.checkpoints:
-        name = '_'.join(Path(checkpoint).with_suffix('').parts[-2:])
+    for checkpoint, name in zip(args.checkpoints, short_names(args.checkpoints, 2)):
         results[name] = measure(
             cfg,
             checkpoint,

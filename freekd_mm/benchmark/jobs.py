@@ -183,7 +183,7 @@ class ConfigMaker:
         changed.merge_from_dict(method.set)
         entries = changed.to_dict()
         for entry in entries.values() if method.weight is not None else ():
-            own = entry.get('weight', 1.0)
+            own = entry.get('weight', 1)  # 3 stays 3, not 3.0, which is another config
             entry['weight'] = method.weight if 'auto' in f'{method.weight}{own}' else method.weight * own
         # What a decode head classifies has no prompt: the teacher's prompts are of its features.
         takers = tuple(prompted(str(method.entries)) if by_name else PROMPTED)

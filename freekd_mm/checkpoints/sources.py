@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import time
 from pathlib import Path
 
 import torch
+
+from freekd_mm.files import turn
 
 # OpenMMLab's files end with the first digits of their SHA-256; not a date, which some file names end with.
 HASH_SUFFIX = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.(?:pth|pt)$')
@@ -42,22 +43,26 @@ def short_hash(path: str | os.PathLike) -> str:
 
 def fetch(source: str) -> str:
     """Returns a local path: the file itself, or the verified copy of a URL in PyTorch's hub cache."""
-    # Under ``torchrun`` one process of a machine downloads while the others wait.
     if not _is_url(source):
         return os.path.expanduser(source)
     target = _cached(source)
-    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not target.is_file():
+    if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        found = HASH_SUFFIX.search(target.name)
-        try:
-            torch.hub.download_url_to_file(source, str(target), found.group(1) if found else None)
-        except (OSError, RuntimeError) as error:
-            raise RuntimeError(
-                f'cannot download {source}: {error}. Download it by other means and give its local path instead.'
-            ) from error
-    while not target.is_file():  # the processes may not have found each other yet
-        time.sleep(0.1)
+        # The processes of a machine take turns: the first downloads, the others find its file or fail by themselves.
+        with turn(target.parent):
+            if not target.is_file():
+                _download(source, target)
     return str(target)
+
+
+def _download(source: str, target: Path) -> None:
+    found = HASH_SUFFIX.search(target.name)
+    try:
+        torch.hub.download_url_to_file(source, str(target), found.group(1) if found else None)
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f'cannot download {source}: {error}. Download it by other means and give its local path instead.'
+        ) from error
 
 
 def is_here(source: str) -> bool:
@@ -71,4 +76,7 @@ def _is_url(source: str) -> bool:
 
 def _cached(url: str) -> Path:
     """Returns where the copy of a URL is, or will be."""
-    return Path(torch.hub.get_dir()) / 'checkpoints' / url.split('?')[0].rsplit('/', 1)[1]
+    name = url.split('?')[0].rsplit('/', 1)[1]
+    if not HASH_SUFFIX.search(name):  # two files may have this name
+        name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'
+    return Path(torch.hub.get_dir()) / 'checkpoints' / name

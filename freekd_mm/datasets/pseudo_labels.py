@@ -20,7 +20,7 @@ from freekd_mm.checks import check_positive
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets.unlabelled import IGNORED, ImageFolder
-from freekd_mm.files import check_output, make_room, write_kept
+from freekd_mm.files import check_output, make_room, write_bytes, write_kept
 from freekd_mm.registry import DATASETS
 from freekd_mm.runtime.config import build_empty, default_scope
 from freekd_mm.runtime.probe import find_pipeline
@@ -73,9 +73,10 @@ def write_pseudo_labels(
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     with default_scope(scope):
         pictures = ImageFolder(folder, find_pipeline(dataset) or ())
-        classes = model.dataset_meta.get('classes')
-        if not classes and dataset:
-            classes = DATASETS.build({**dataset, 'lazy_init': True}).metainfo.get('classes')
+        meta = model.dataset_meta
+        if not meta.get('classes') and dataset:
+            meta = DATASETS.build({**dataset, 'lazy_init': True}).metainfo
+        classes = meta.get('classes')
     if not classes:
         raise ValueError(f'{checkpoint} or the test data of the config should name the classes, but neither does')
     if root is None:
@@ -92,7 +93,7 @@ def write_pseudo_labels(
     labelled = 0
     if is_map:
         make_room(out)
-    seen = set()
+    seen, written = set(), set()
     batches = DataLoader(pictures, collate_fn=pseudo_collate, num_workers=workers)
     for batch in track(batches, 'pseudo labels'):
         with torch.no_grad(), default_scope(scope):
@@ -102,7 +103,14 @@ def write_pseudo_labels(
             name = Path(os.path.relpath(sample.img_path, root))  # links are not followed
             if is_map and name.parts[0] == os.pardir:
                 raise ValueError(f'root should be above all pictures, but {sample.img_path} is not below {root}')
-            found = _write_map(out / name, sample.cpu(), score) if is_map else _add(coco, name, sample.cpu(), score)
+            if is_map:
+                file = (out / name).with_suffix('.png')
+                if file in written:
+                    raise ValueError(f'each picture should have a label map of its own, but {file} is of two')
+                written.add(file)
+                found = _write_map(file, sample.cpu(), score, bool(meta.get('reduce_zero_label')))
+            else:
+                found = _add(coco, name, sample.cpu(), score)
             labelled += bool(found)
             counts.update(found)
     if not is_map:
@@ -139,11 +147,15 @@ def _add(coco: dict[str, list], name: Path, sample: Any, score: float) -> dict[i
     return Counter(found.labels.tolist())
 
 
-def _write_map(path: Path, sample: Any, score: float) -> dict[int, int]:
-    """Writes a PNG file whose pixels are classes; returns how many are of each."""
-    logits = sample.seg_logits.data
-    likely = logits.softmax(0).amax(0) if len(logits) > 1 else (logits[0].sigmoid() - 0.5).abs() + 0.5
+def _write_map(path: Path, sample: Any, score: float, from_one: bool) -> dict[int, int]:
+    """Writes a PNG file whose pixels are classes, the first one 0 or 1; returns how many are of each."""
+    scores = sample.seg_logits.data
+    if len(scores) == 1:  # mmseg has taken the sigmoid
+        likely = torch.maximum(scores[0], 1 - scores[0])
+    else:
+        # Heads like Mask2Former's give probabilities, which are not negative, where others give logits.
+        likely = (scores if scores.min() >= 0 else scores.softmax(0)).amax(0)
     labels = sample.pred_sem_seg.data[0].masked_fill(likely < score, IGNORED)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path.with_suffix('.png')), labels.numpy().astype(np.uint8))
+    stored = (labels + from_one).masked_fill(labels == IGNORED, IGNORED)
+    write_bytes(path, cv2.imencode('.png', stored.numpy().astype(np.uint8))[1].tobytes())
     return dict(zip_equal(*(part.tolist() for part in labels[labels != IGNORED].unique(return_counts=True))))

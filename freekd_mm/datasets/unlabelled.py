@@ -19,6 +19,7 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 from freekd_mm.checks import check_choice, check_positive
 from freekd_mm.log import warn
 from freekd_mm.registry import DATA_SAMPLERS, DATASETS
+from freekd_mm.runtime.config import type_name
 from freekd_mm.runtime.distillation import UNLABELLED
 from freekd_mm.runtime.probe import find_pipeline
 
@@ -47,7 +48,7 @@ class ImageFolder(Dataset):
     ) -> None:
         check_choice('broken of ImageFolder', broken, ('skip', 'error'))
         self.broken, self.files = broken, find_pictures(folder)
-        self.pipeline = Compose([step for step in pipeline if _type_of(step) != 'FilterAnnotations'])
+        self.pipeline = Compose([step for step in pipeline if type_name(step) != 'FilterAnnotations'])
         self.pipeline.transforms = [_without_labels(step) for step in self.pipeline.transforms]
         self._named: set[int] = set()
 
@@ -97,8 +98,7 @@ def find_pictures(folder: str | os.PathLike | Sequence[str | os.PathLike]) -> li
         if missing:
             raise FileNotFoundError(f'{path} should list pictures, but {len(missing)} are missing, as {missing[0]}')
     elif path.is_dir():
-        names = [Path(root) / name for root, _, names in os.walk(path, followlinks=True) for name in names]
-        found = sorted(name for name in names if name.suffix.lower() in SUFFIXES and not name.name.startswith('.'))
+        found = sorted(file for file in _files(path) if file.suffix.lower() in SUFFIXES and file.name[0] != '.')
     elif path.is_file():
         found = [path]
     else:
@@ -108,16 +108,22 @@ def find_pictures(folder: str | os.PathLike | Sequence[str | os.PathLike]) -> li
     return found
 
 
-def _type_of(step: Any) -> str:
-    kind = step.get('type') if isinstance(step, dict) else type(step)
-    return str(getattr(kind, '__name__', kind)).rsplit('.', 1)[-1]
+def _files(folder: Path) -> Iterator[Path]:
+    """Yields the files below a folder, those behind links too; a folder that is reached twice counts once."""
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(root) in seen:
+            folders.clear()
+        else:
+            seen.add(os.path.realpath(root))
+            yield from (Path(root) / name for name in names)
 
 
 def _without_labels(step: Any) -> Any:
     """Lets a built step take pictures without boxes."""
     if hasattr(step, 'allow_negative_crop'):
         step.allow_negative_crop = True
-    return _Unlabelled(step) if _type_of(step) == 'LoadAnnotations' else step
+    return _Unlabelled(step) if type_name(step) == 'LoadAnnotations' else step
 
 
 def _is_readable(file: str) -> bool:
@@ -157,10 +163,10 @@ class WithUnlabelled(Dataset):
 
     def __init__(self, dataset: dict, unlabelled: dict) -> None:
         pipeline = find_pipeline(dataset) or ()
-        if 'pipeline' not in unlabelled and not any(_type_of(step).startswith('LoadImage') for step in pipeline):
+        if 'pipeline' not in unlabelled and not any(type_name(step).startswith('LoadImage') for step in pipeline):
             raise ValueError(
                 "unlabelled should have a 'pipeline' of its own, because that of the labelled pictures does not begin "
-                f'with a file, but has {", ".join(map(_type_of, pipeline)) or "no steps"}'
+                f'with a file, but has {", ".join(map(type_name, pipeline)) or "no steps"}'
             )
         self.unlabelled = ImageFolder(**{'pipeline': copy.deepcopy(pipeline), **unlabelled})
         self.labelled: Any = MM_DATASETS.build(dataset)
@@ -169,6 +175,15 @@ class WithUnlabelled(Dataset):
         if name.startswith('__') or name == 'labelled':
             raise AttributeError(name)
         return getattr(self.labelled, name)
+
+    @property
+    def pipeline(self) -> Any:
+        """The steps of the labelled pictures, which mmdet's PipelineSwitchHook replaces."""
+        return self.labelled.pipeline
+
+    @pipeline.setter
+    def pipeline(self, steps: Any) -> None:
+        self.labelled.pipeline = steps
 
     def __len__(self) -> int:
         return len(self.labelled)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
@@ -46,6 +46,10 @@ class SafeCheckpointMixin:
         last = runner.message_hub.runtime_info.get('last_ckpt')
         if self.last_ckpt is None and last and self.file_backend.isfile(last):
             self.last_ckpt = last
+        # The best one of another folder is not this run's to remove.
+        own = lambda path: path if path and os.path.dirname(path) == str(self.out_dir) else None  # noqa: E731
+        self.best_ckpt_path = own(getattr(self, 'best_ckpt_path', None))
+        self.best_ckpt_path_dict = {k: own(path) for k, path in getattr(self, 'best_ckpt_path_dict', {}).items()}
 
     def _save_checkpoint_with_step(self: Any, runner: Runner, step: int, meta: dict) -> None:
         outdated = self._outdated(step)
@@ -132,8 +136,10 @@ class ResumePoint:
         """Reads it from the content of a checkpoint."""
         meta = content['meta']
         place = meta.get('freekd_mm') or {}
-        done = int(place.get('batches', 0)), bool(place.get('evaluated', False))
-        return cls(path, int(meta['epoch']), int(meta['iter']), meta.get('seed'), *done)
+        # As many pictures are done by another number of processes in other batches.
+        world = get_world_size()
+        batches = int(place.get('batches', 0)) * int(place.get('processes', world)) // world
+        return cls(path, int(meta['epoch']), int(meta['iter']), meta.get('seed'), batches, bool(place.get('evaluated')))
 
 
 def read_resume_point(path: str | os.PathLike) -> ResumePoint:
@@ -180,21 +186,26 @@ def find_resume_point(resume: str, cfg: Mapping[str, Any]) -> ResumePoint | None
 
 def checkpoints_of(cfg: Mapping[str, Any]) -> list[Path]:
     """Returns the checkpoints of a config's run, from the last written on."""
-    work_dir = Path(cfg['work_dir']).absolute()
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     # Times count, not numbers: the folder may hold files of an earlier run that got further.
-    names = {*NAMES, INTERRUPTED, hook.get('filename_tmpl') or NAMES[0]}
-    patterns = [re.escape(name).replace(re.escape('{}'), r'\d+') for name in names]
-    folders = {work_dir}
-    if hook.get('out_dir'):
-        folders.add((Path(hook['out_dir']) / work_dir.name).absolute())
+    names = {*NAMES, INTERRUPTED, _hook(cfg).get('filename_tmpl') or NAMES[0]}
+    patterns = [re.sub(r'\\{[^}]*\\}', r'\\d+', re.escape(name)) for name in names]
     found = {
         file
-        for folder in folders
+        for folder in checkpoint_folders(cfg)
         for file in folder.glob('*')
         if file.is_file() and any(re.fullmatch(pattern, file.name) for pattern in patterns)
     }
     return sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+
+
+def checkpoint_folders(cfg: Mapping[str, Any]) -> list[Path]:
+    """Returns where the checkpoints of a config's run are."""
+    work_dir, out_dir = Path(cfg['work_dir']).absolute(), _hook(cfg).get('out_dir')
+    return [work_dir, *([(Path(out_dir) / work_dir.name).absolute()] if out_dir else [])]
+
+
+def _hook(cfg: Mapping[str, Any]) -> dict:
+    return (cfg.get('default_hooks') or {}).get('checkpoint') or {}
 
 
 def last_checkpoint(work_dir: Path) -> Path | None:

@@ -23,6 +23,13 @@ def unwrapped_model(runner: Any) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
+def build_training_data(runner: Any) -> None:
+    """Builds the training data loader of a runner if it is a config yet."""
+    if isinstance(getattr(runner, '_train_dataloader', None), dict):
+        by_rank = runner._randomness_cfg.get('diff_rank_seed', False)
+        runner._train_dataloader = runner.build_dataloader(runner._train_dataloader, runner.seed, by_rank)
+
+
 def has_whole_weights(runner: Any) -> bool:
     """Whether each process holds all weights of the model under their own names, as no sharded model does."""
     return isinstance(runner.model, (BaseModel, DistributedDataParallel))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def _draw(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> No
     if show_dir and _is_segmenter(cfg):
         cfg.visualizer.save_dir = show_dir
     elif show_dir:
-        hook.test_out_dir = show_dir
+        hook.test_out_dir = os.path.abspath(show_dir)  # MMDetection would put it below the work directory
 
 
 def _augment(cfg: Config) -> None:

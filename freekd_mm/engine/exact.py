@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, set_random_seed
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import resumed_loop_walks
 from freekd_mm.engine.checkpoint_hook import ResumePoint
-from freekd_mm.engine.distributed import unwrapped_model
+from freekd_mm.engine.distributed import build_training_data, unwrapped_model
 from freekd_mm.log import say, warn
 from freekd_mm.registry import HOOKS
 from freekd_mm.runtime.rng import isolated_rng, place_seed
@@ -55,9 +55,7 @@ class ExactResumeHook(Hook):
 
     def prepare(self, runner: Runner) -> None:
         """Builds the training data loader of a runner that has not trained yet, seeded by place."""
-        if isinstance(runner._train_dataloader, dict):
-            by_rank = runner._randomness_cfg.get('diff_rank_seed', False)
-            runner._train_dataloader = runner.build_dataloader(runner._train_dataloader, runner.seed, by_rank)
+        build_training_data(runner)
         if not make_exact(runner._train_dataloader, int(runner.seed or 0)):
             warn(
                 'the training data loader has no batch sampler, or streams its data: after a resume the order of the '
@@ -126,7 +124,8 @@ class ExactResumeHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Notes the place."""
-        checkpoint['meta']['freekd_mm'] = {'batches': self.batches, 'evaluated': self.evaluated}
+        place = {'batches': self.batches, 'evaluated': self.evaluated, 'processes': get_world_size()}
+        checkpoint['meta']['freekd_mm'] = place
         if 'optimizer' in checkpoint and not gradients_are_used(runner):
             # Several processes have one each, until they add them up in the step.
             checkpoint[GRADIENTS] = {

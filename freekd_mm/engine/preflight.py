@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.runner import Runner
 
 from freekd_mm.checks import beside, check_file
-from freekd_mm.engine.distributed import unwrapped_model
+from freekd_mm.engine.distributed import build_training_data, unwrapped_model
 from freekd_mm.log import quiet, say, warn
 from freekd_mm.registry import HOOKS as OUR_HOOKS
 from freekd_mm.registry import MODELS as OUR_MODELS
@@ -60,8 +60,10 @@ def check_keys(cfg: Config, given: dict[str, Any], what: str = '--cfg-options') 
 
 
 def compare_classes(runner: Any) -> None:
-    """Compares the classes of the training data, whose loader is built, with the teacher's, if there is a teacher."""
+    """Compares the classes of the training data with the teacher's, if there is a teacher."""
     model = unwrapped_model(runner)
+    if hasattr(model, 'distillation'):
+        build_training_data(runner)
     dataset = getattr(getattr(runner, '_train_dataloader', None), 'dataset', None)
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if hasattr(model, 'distillation') and classes is not None:
@@ -85,16 +87,22 @@ def check_data(cfg: Config) -> list[tuple[str, str]]:
     lines = []
     for split in ('train', 'val'):
         name = f'{split}_dataloader'
+        bare: list[str | None] = []
         for config in _datasets((cfg.get(name) or {}).get('dataset')):
             try:
                 dataset = _load(name, config, cfg.get('default_scope'))
             except ImportError as error:  # a data set of a package that is not here
                 warn(f'the data were not checked: {error}')
                 continue
-            if dataset is not None:
+            bare.append(None if dataset is None else _without_annotations(name, dataset))
+            if dataset is not None and dataset.data_list:
                 _check_classes(name, dataset)
                 _check_images(name, dataset)
                 lines.append((split, _overview(dataset)))
+        for text in filter(None, bare):
+            if all(bare):
+                raise ValueError(text)
+            warn(text)
     return lines
 
 
@@ -107,7 +115,9 @@ def _datasets(config: Any) -> Iterator[dict]:
         wrapped = [config[key] for key in ('dataset', 'datasets') if key in config]
         if wrapped:
             yield from _datasets(wrapped)
-        elif (config.get('backend_args') or {}).get('backend') in LOCAL:
+        elif (config.get('backend_args') or {}).get('backend') in LOCAL and '://' not in str(
+            [config.get(key) for key in ('data_root', 'ann_file', 'data_prefix')]
+        ):
             yield config
 
 
@@ -140,6 +150,14 @@ def _source(dataset: Any) -> str:
     return repr(str(dataset.ann_file or dataset.data_prefix.get('img_path')))
 
 
+def _without_annotations(name: str, dataset: Any) -> str | None:
+    """Says that no image of a data set has an annotation; one part of the data may be so."""
+    if any(info.get('instances', True) for info in dataset.data_list):
+        return None
+    text = f'{name} should have images with annotations, but {_source(dataset)} has none'
+    return f'{text} for its classes, suffixes and filter_cfg'
+
+
 def _check_classes(name: str, dataset: Any) -> None:
     """Raises an error if no class, or one but for its capitals, is among the categories of a COCO file."""
     classes = dataset.metainfo.get('classes') or ()
@@ -162,13 +180,8 @@ def _check_classes(name: str, dataset: Any) -> None:
 
 
 def _check_images(name: str, dataset: Any) -> None:
-    """Raises an error if there are no images, nothing is annotated, or some of a sample of files are missing."""
+    """Raises an error if some of a sample of files are missing."""
     infos = dataset.data_list
-    if not any(info.get('instances', True) for info in infos):
-        raise ValueError(
-            f'{name} should have images with annotations, but {_source(dataset)} has none for its classes, '
-            'suffixes and filter_cfg'
-        )
     for key, what in (('img_path', 'images'), ('seg_map_path', 'label maps')):
         sample = [Path(info[key]) for info in infos[:: len(infos) // SAMPLE + 1] if info.get(key)]
         missing = [path for path in sample if not path.is_file()]
@@ -205,6 +218,11 @@ def _pixels(dataset: Any, infos: Sequence[dict]) -> tuple[set[tuple], Counter]:
     counts: Counter = Counter()
     loads = [step for step in dataset.pipeline.transforms if type(step).__name__ == 'LoadAnnotations']
     for labels in (load(info)['gt_seg_map'] for load in loads for info in infos):
+        if labels.ndim != 2:
+            raise ValueError(
+                f'label maps should hold one number for each pixel, but those of {_source(dataset)} are of the shape '
+                f'{labels.shape}: convert colours to numbers of classes'
+            )
         sizes.add(labels.shape[::-1])
         values, pixels = np.unique(labels[labels != dataset.ignore_index], return_counts=True)
         counts.update(dict(zip(values.tolist(), pixels.tolist())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -17,7 +18,13 @@ from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checks import check_choice, check_options, check_positive
 from freekd_mm.compat import install
 from freekd_mm.engine import distributed
-from freekd_mm.engine.checkpoint_hook import ResumePoint, checkpoints_of, find_resume_point, make_safe
+from freekd_mm.engine.checkpoint_hook import (
+    ResumePoint,
+    checkpoint_folders,
+    checkpoints_of,
+    find_resume_point,
+    make_safe,
+)
 from freekd_mm.engine.exact import ExactResumeHook
 from freekd_mm.engine.nonfinite import POLICIES, NonFiniteHook
 from freekd_mm.engine.preflight import check_config, check_data, compare_classes, show_overview
@@ -26,6 +33,7 @@ from freekd_mm.engine.signals import GracefulStopHook
 from freekd_mm.engine.workdir import is_first_process, keep_own_config, own_work_dir, set_aside
 from freekd_mm.log import say, warn
 from freekd_mm.prompts.prompt_file import NAME, new_prompt_file, use_prompt
+from freekd_mm.runtime.config import type_name
 
 OPTIONS = ('cfg_path', 'file')
 #: A distillation's own number of steps, which no plain model has.
@@ -91,7 +99,7 @@ def run(
     check_config(cfg)
     distributed.prepare_cpu_processes(cfg)
     if amp:
-        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        kind = type_name(cfg.optim_wrapper) or 'OptimWrapper'
         if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise ValueError(f'--amp should be used with an OptimWrapper, but the config has {kind}')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -108,11 +116,12 @@ def run(
         with quiet_building():
             runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
             end.callback(clean_up, runner)
-            if point is None and is_first_process(launcher):
-                # Not before: a model that cannot be built leaves the folder as it is.
-                set_aside(cfg, runner.timestamp)
             if point is not None:
                 check_resumed(runner, point.path)
+            is_own = point is not None and Path(point.path).absolute().parent in checkpoint_folders(cfg)
+            if not is_own and is_first_process(launcher):
+                # Not before: a model that cannot be built leaves the folder as it is.
+                set_aside(cfg, runner.timestamp)
         if isinstance(runner, Runner):
             runner.dump_config()
         with reliable(runner, hooks):

@@ -15,26 +15,22 @@ from typing import TextIO
 
 from mmengine.config import Config
 
-from freekd_mm.engine.checkpoint_hook import POINTER, checkpoints_of
+from freekd_mm.engine.checkpoint_hook import POINTER, checkpoint_folders, checkpoints_of
+from freekd_mm.files import fcntl
 from freekd_mm.log import warn
 from freekd_mm.prompts.prompt_file import PROMPT_FILE
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 LOCK = '.lock'
 #: Left by a writer that was killed; see :func:`freekd_mm.files.write_atomically`.
 LEFTOVERS = '.*.part'
+#: Where launchers put the number of a process, but for torchrun.
+RANKS = {'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 
 
 def is_first_process(launcher: str = 'none') -> bool:
     """Whether this is the process of a run that writes, also before the processes have found each other."""
     # Without a launcher each process is its own run, whatever a scheduler has put into its environment.
-    return launcher == 'none' or all(
-        int(os.environ.get(name, 0)) == 0 for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-    )
+    return launcher == 'none' or int(os.environ.get(RANKS.get(launcher, 'RANK'), 0)) == 0
 
 
 @contextmanager
@@ -89,7 +85,7 @@ def set_aside(cfg: Config, own_log: str = '') -> None:
     ``own_log`` is the name of the new training's folder of logs.
     """
     folder = Path(cfg.work_dir)
-    found = [*checkpoints_of(cfg), *folder.glob('best_*.pth')]
+    found = [*checkpoints_of(cfg), *(file for place in checkpoint_folders(cfg) for file in place.glob('best_*.pth'))]
     if not found:
         return
     found += [file for file in (folder / POINTER, folder / PROMPT_FILE) if file.is_file()]

@@ -166,8 +166,8 @@ class SpectralFilter2d(nn.Module):
         size = tuple(x.shape[-2:])
         if size != self.size:
             raise ValueError(
-                f"x should be of the size {self.size} given to mode 'dense', but got {size}; "
-                f"modes 'lowrank' and 'depthwise' take any size"
+                f"x should be of the size {self.size} given to mode 'dense', but got {size}: set probe_size of the "
+                "model to the images' size if it is another; modes 'lowrank' and 'depthwise' take any size"
             )
         weight = torch.view_as_complex(self.weight.to(x.dtype))
         y = torch.einsum('nihw,oihw->nohw', torch.fft.fft2(x), weight)

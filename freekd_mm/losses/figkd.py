@@ -45,8 +45,8 @@ class FiGKDLoss(ClassLoss):
             ``'teacher'``, sorted by the teacher's logits at each position, highest first, which makes
             the loss independent of the arbitrary numbering of the classes.
         distance: ``'mse'`` or ``'kl'``.
-        normalize: ``'center'`` subtracts the mean of a position's logits before the transform, so that the zeros
-            after the last class mean the mean: with an odd K the last class is compared with the mean, not
+        normalize: ``'center'`` subtracts the mean of a position's logits before the transform of the detail, so that
+            the zeros after the last class mean the mean: with an odd K the last class is compared with the mean, not
             as a raw logit. ``'standard'`` also divides by their deviation. ``'none'`` keeps the raw logits.
         temperature: T of ``'kl'``. The T of ``'mse'`` would cancel.
         **scores: Options of :class:`freekd_mm.losses.classes.ClassLoss`: ``num_classes``, ``use_sigmoid``,

@@ -67,6 +67,8 @@ class CrossKDLoss(DistillLoss):
         check_choice('boxes', boxes, ('distribution', 'deltas', 'distances'))
         self.box_weight = (4.0 if boxes == 'distribution' else 1.0) if box_weight is None else box_weight
         check_positive('beta', beta)
+        if beta < 1:
+            raise ValueError(f'beta should be at least 1, where equal scores have a gradient, but got {beta!r}')
         check_positive('temperature', temperature)
         check_positive('cls_weight', cls_weight, zero=True)
         check_positive('box_weight', self.box_weight, zero=True)
@@ -74,11 +76,11 @@ class CrossKDLoss(DistillLoss):
             raise ValueError(f'stds should be four numbers greater than 0, but got {stds!r}')
         self.boxes, self.beta, self.temperature, self.stds = boxes, beta, temperature, tuple(stds)
         self.cls_weight = cls_weight
-        self.shared: list[int] | None = None
+        self.shared: tuple[list[int], list[int]] | None = None
 
     def share_classes(self, student: Sequence[int], teacher: Sequence[int]) -> None:
-        """Compares only these classes; the teacher's indices count, because both scores are of the teacher's head."""
-        self.shared = list(teacher)
+        """Compares only these classes, given as indices in either side's scores."""
+        self.shared = (list(student), list(teacher))
 
     def compute(self, students: tuple[Tensor, ...], teachers: tuple[Tensor, ...]) -> Tensor:
         """Returns the sum over the levels; ``terms`` has its parts ``'cls'`` and ``'box'``."""
@@ -91,12 +93,12 @@ class CrossKDLoss(DistillLoss):
         for level in range(count):
             boxes = (full_precision(x[count + level]) for x in (students, teachers))
             boxes_s, boxes_t = (x.unflatten(1, edges).flatten(-2) for x in boxes)
-            scores = self._by_class(teachers[level], boxes_t.shape[1])
+            scores = self._by_class(teachers[level], boxes_t.shape[1], 1)
             weight = scores.amax(2).sigmoid()
             weights = weights + weight.sum()
             sums['box'] = sums['box'] + (weight * self._apart(boxes_s, boxes_t)).sum()
             if self.cls_weight:
-                cls = self._focal(self._by_class(students[level], boxes_t.shape[1]), scores)
+                cls = self._focal(self._by_class(students[level], boxes_t.shape[1], 0), scores)
                 sums['cls'] = sums.get('cls', 0) + cls.sum()
         normaliser = weights.clamp(min=1)
         self.terms = {name: (value / normaliser).detach() for name, value in sums.items()}
@@ -113,7 +115,10 @@ class CrossKDLoss(DistillLoss):
             what = 'scores' if level < count else 'boxes'
             if what == 'scores' and not self.cls_weight:
                 continue
-            if student.shape != teacher.shape or teacher.ndim != 4 or (what == 'boxes' and teacher.shape[1] % 4):
+            # Each side has its own number of classes if those that both know are compared.
+            axes = (0, 2, 3) if what == 'scores' and self.shared else (0, 1, 2, 3)
+            whole = student.ndim == teacher.ndim == 4 and all(student.shape[i] == teacher.shape[i] for i in axes)
+            if not whole or (what == 'boxes' and teacher.shape[1] % 4):
                 raise ValueError(
                     f'{name}: at level {level % count} the {what} of student and teacher should be of one shape, (N, '
                     f'anchors x classes, H, W) and (N, 4 x anchors or bins, H, W), but got {shapes([student, teacher])}'
@@ -124,10 +129,10 @@ class CrossKDLoss(DistillLoss):
                     f'its reg_max), but got {shapes([teacher])}, four numbers per box'
                 )
 
-    def _by_class(self, scores: Tensor, anchors: int) -> Tensor:
+    def _by_class(self, scores: Tensor, anchors: int, side: int) -> Tensor:
         """Returns the scores (N, A, k, positions) of the classes that both sides know."""
         scores = full_precision(scores).unflatten(1, (anchors, -1)).flatten(3)
-        return scores if self.shared is None else scores[:, :, self.shared]
+        return scores if self.shared is None else scores[:, :, self.shared[side]]
 
     def _focal(self, student: Tensor, teacher: Tensor) -> Tensor:
         target = teacher.sigmoid()
@@ -175,5 +180,5 @@ def giou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     """Returns the generalised intersection over union (N, A, P) of corners (N, A, 4, P)."""
     inner = (torch.minimum(a[:, :, 2:], b[:, :, 2:]) - torch.maximum(a[:, :, :2], b[:, :, :2])).clamp(min=0).prod(2)
     outer = (torch.maximum(a[:, :, 2:], b[:, :, 2:]) - torch.minimum(a[:, :, :2], b[:, :, :2])).prod(2).clamp(min=eps)
-    union = sum((box[:, :, 2:] - box[:, :, :2]).prod(2) for box in (a, b)) - inner
-    return inner / union.clamp(min=eps) - (outer - union) / outer
+    union = (sum((box[:, :, 2:] - box[:, :, :2]).prod(2) for box in (a, b)) - inner).clamp(min=eps)
+    return inner / union - (outer - union) / outer

@@ -21,6 +21,7 @@ from freekd_mm.engine.evaluation import evaluate
 from freekd_mm.files import write_text
 from freekd_mm.log import say
 from freekd_mm.robustness.corruptions import CORRUPTIONS, SEVERITIES
+from freekd_mm.runtime.config import type_name
 from freekd_mm.runtime.probe import find_pipelines
 from freekd_mm.text import table
 
@@ -33,7 +34,7 @@ def corrupted_config(cfg: Config, corruption: str, severity: int) -> Config:
     cfg = copy.deepcopy(cfg)
     step = dict(type='freekd_mm.Corrupt', corruption=corruption, severity=severity)
     for pipeline in find_pipelines(cfg.test_dataloader) or [[]]:
-        types = [str(step['type']).rsplit('.', 1)[-1] for step in pipeline]
+        types = [type_name(step) for step in pipeline]
         if LOADER not in types:
             raise ValueError(f'the test pipeline should have a {LOADER!r} to corrupt after, but has {", ".join(types)}')
         pipeline.insert(types.index(LOADER) + 1, dict(step))

@@ -80,6 +80,11 @@ def check_boxes(entry: Any, student: nn.Module, teacher: nn.Module) -> None:
                 f"distill '{entry.name}': the boxes that {type(entry.losses[0]).__name__} compares should be {boxes}, "
                 f"but those of the {role}'s {type(model.bbox_head).__name__} are {head.boxes}"
             )
+        if boxes == 'distances' and entry.through is None and getattr(model.bbox_head, 'norm_on_bbox', False):
+            raise ValueError(
+                f"distill '{entry.name}': boxes of a head with norm_on_bbox=True should be compared through the "
+                f"teacher's head (through=dict(start=...)), since those of the {role} have another unit in training"
+            )
 
 
 def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, entries: Iterable[Any]) -> None:
@@ -105,5 +110,6 @@ def check_classes(student: Sequence[str] | None, teacher: Sequence[str] | None, 
         raise ValueError(f'distill {names}: logits should be of classes that both know by the same name, but {text}')
     indices = [[classes.index(name) for name in shared] for classes in (list(student), list(teacher))]
     for entry in logits:
-        entry.losses[0].share_classes(*indices)
+        # Through the teacher's head both scores are of its classes.
+        entry.losses[0].share_classes(indices[0 if entry.through is None else 1], indices[1])
     warn(f'distill {names}: {text}. Only the classes that both know are compared, matched by name')

@@ -72,9 +72,14 @@ def _package_config(path: str) -> Config:
 
 
 def is_distilled(model: dict) -> bool:
-    """Whether a model's config is that of a distilled student; its type is a name, or an object in new configs."""
-    kind = model.get('type', '')
-    return str(getattr(kind, '__name__', kind)).rsplit('.', 1)[-1] == 'DistilledModel'
+    """Whether a model's config is that of a distilled student."""
+    return type_name(model) == 'DistilledModel'
+
+
+def type_name(cfg: Any) -> str:
+    """Returns the name of a config's type, a text or an object and without its scope; or that of an object."""
+    kind = cfg.get('type', '') if isinstance(cfg, dict) else type(cfg)
+    return str(getattr(kind, '__name__', kind)).rsplit('.', 1)[-1]
 
 
 def find_model(source: dict | Config) -> tuple[dict, str | None]:

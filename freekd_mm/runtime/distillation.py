@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
+from zlib import crc32
 
 import torch
 from mmengine.dist import get_world_size
@@ -189,16 +191,16 @@ class Distillation(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Returns the number of steps and how hard each entry pulls, for the checkpoint."""
-        pulls = [value for entry in self._entries for value in (entry.pull.count, entry.pull.log_ratio)]
-        return torch.tensor([self.steps, *pulls], dtype=torch.float64)
+        pulls = ((crc32(entry.name.encode()), entry.pull.count, entry.pull.log_ratio) for entry in self._entries)
+        return torch.tensor([self.steps, *chain(*pulls)], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Continues after the steps of a checkpoint; its pulls count if it has the same number of entries."""
+        """Continues after the steps of a checkpoint, with its pulls of the entries of the same names."""
         steps, *pulls = state.tolist()
         self.steps = int(steps)
-        if len(pulls) == 2 * len(self._entries):
-            for entry, count, log_ratio in zip(self._entries, pulls[::2], pulls[1::2]):
-                entry.pull.count, entry.pull.log_ratio = int(count), log_ratio
+        known = {name: (int(count), ratio) for name, count, ratio in zip(pulls[::3], pulls[1::3], pulls[2::3])}
+        for entry in self._entries:
+            entry.pull.count, entry.pull.log_ratio = known.get(crc32(entry.name.encode()), (0, 0.0))
 
     def entry(self, name: str) -> Entry:
         """Returns the entry called ``name``."""

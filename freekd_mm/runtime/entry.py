@@ -12,7 +12,7 @@ from freekd_mm.checks import check_options
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.config import build_component
 from freekd_mm.runtime.cross_head import CrossHead, crossing_taps
-from freekd_mm.runtime.probe import level_shapes
+from freekd_mm.runtime.probe import eval_mode, level_shapes
 from freekd_mm.runtime.pull import Pull
 from freekd_mm.runtime.taps import parse_taps
 from freekd_mm.runtime.teacher import TEACHER, FrozenTeacher
@@ -94,7 +94,7 @@ class Entry(nn.Module):
             if isinstance(module, BaseModule) and not module.is_init:
                 module.init_weights()
         if self.connector is not None:
-            self._check_connector(paired_s, shapes_t)
+            self._check_connector(self.connector, paired_s, shapes_t)
         taps_s, taps_t = (', '.join(map(str, own)) for own in taps)
         taps_t = taps_t if self.of in (None, TEACHER) else f'{self.of}: {taps_t}'
         self.rows = [
@@ -155,8 +155,10 @@ class Entry(nn.Module):
             )
         return None
 
-    def _check_connector(self, students: Sequence[Tensor], wanted: Sequence[Shape]) -> None:
-        given = [level.shape[1] for level in self._connect(students)]
+    def _check_connector(self, connector: nn.Module, students: Sequence[Tensor], wanted: Sequence[Shape]) -> None:
+        # In eval mode: a norm cannot train on one image of one position, and should not count the dummy.
+        with torch.no_grad(), eval_mode(connector):
+            given = [level.shape[1] for level in self._connect(students)]
         if given != [shape[0] for shape in wanted]:
             raise ValueError(
                 f"connector of distill '{self.name}' should give the teacher's channels "

@@ -16,6 +16,7 @@ from freekd_mm.checkpoints.sources import fetch, sha256
 from freekd_mm.engine.checkpoint_hook import last_checkpoint
 from freekd_mm.log import say, warn
 from freekd_mm.prompts.prompt_file import NAME, load_prompt
+from freekd_mm.runtime.config import type_name
 from freekd_mm.runtime.teacher import load_weights
 
 #: The schedule of the authors' sibling method.
@@ -32,7 +33,7 @@ def default_iters(training: int) -> int:
 
 def stage1_recipe(wrapper: dict, optimizer: dict, max_iters: int) -> dict[str, Any]:
     """Returns what stage 1 sets, by the names in a runner's config; it keeps the mixed precision of the ``wrapper``."""
-    half = dict(loss_scale='dynamic', dtype=wrapper.get('dtype')) if wrapper.get('type') == 'AmpOptimWrapper' else {}
+    half = dict(loss_scale='dynamic', dtype=wrapper.get('dtype')) if type_name(wrapper) == 'AmpOptimWrapper' else {}
     return dict(
         train_cfg=dict(by_epoch=False, max_iters=max_iters, val_interval=max_iters),
         optim_wrapper=dict(type=wrapper['type'] if half else 'OptimWrapper', optimizer=optimizer, **half),

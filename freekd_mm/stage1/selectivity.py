@@ -41,7 +41,8 @@ def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[
                 data = model.data_preprocessor(batch, True)
                 bank.seen = {}
                 for index, bank.active in enumerate((False, True)):
-                    losses[index] += float(task_loss(model(**data, mode='loss'), data['inputs'])) / len(batches)
+                    with isolated_rng(seed=0):  # heads that sample do so alike
+                        losses[index] += float(task_loss(model(**data, mode='loss'), data['inputs'])) / len(batches)
                 size = (data['inputs'].shape[-2], data['inputs'].shape[-1])
                 edges = [object_edges(sample, size) for sample in data['data_samples']]
                 known = [one for one in edges if one is not None]
@@ -53,8 +54,9 @@ def measure(model: Any, bank: PromptBank, batches: Sequence[Any]) -> tuple[dict[
     bands: dict[str, Any] = {}
     last: Masks = {}
     for place in seen[-1][0] if seen else ():
-        # One entry per group: its masks and the edges of every batch.
-        groups = zip_equal(*([(group, edges) for group in masks[place]] for masks, edges in seen))
+        # One entry per group: its masks and the edges of every batch that has it. Small images have fewer.
+        count = max(len(masks[place]) for masks, _ in seen)
+        groups = ([(m[place][i], edges) for m, edges in seen if len(m[place]) > i] for i in range(count))
         bands[place] = named_groups([selects(*zip_equal(*group)) for group in groups], bank.first[0].grouping)
         last[place] = named_groups([group[0] for group in seen[-1][0][place]], bank.first[0].grouping)
     return dict(images=images, task_loss=losses.tolist(), bands=bands), last

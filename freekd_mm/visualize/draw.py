@@ -20,6 +20,7 @@ from freekd_mm.pictures import MASKED, SIDE, Tile, grid, mask_tiles, png, shrink
 from freekd_mm.prompts.masks import named_groups
 from freekd_mm.prompts.prompt_file import use_prompt
 from freekd_mm.stage1.selectivity import describe
+from freekd_mm.text import short_names
 from freekd_mm.visualize.features import Seen, View, compare, read_images
 
 #: What the bands' scale ends at: the strongest hundredth of the teacher's map is cut off.
@@ -118,8 +119,8 @@ def visualize(
             print(f"the weight of the prompt of '{seen.entry}':\n{describe(seen.prompt)}")
     if not is_page:
         drawn = {
-            Path(out) / f'{Path(file).stem}_{seen.entry}_{kind}.png': overview
-            for file, view in zip_equal(images, views)
+            Path(out) / f'{name}_{seen.entry}_{kind}.png': overview
+            for name, view in zip_equal(short_names(images), views)
             for seen in view.entries
             for kind, overview in overviews(seen, view.image).items()
         }

@@ -22,7 +22,7 @@ from freekd_mm.frequency import dwt2d
 from freekd_mm.losses.bands.distance import TINY
 from freekd_mm.losses.bands.loss import BandLoss
 from freekd_mm.prompts.masks import mask_groups, named_groups
-from freekd_mm.runtime.config import build_model, default_scope, is_distilled
+from freekd_mm.runtime.config import build_model, default_scope, is_distilled, type_name
 from freekd_mm.runtime.preprocess import as_rgb
 from freekd_mm.runtime.probe import eval_mode, find_pipeline
 from freekd_mm.runtime.rng import isolated_rng
@@ -172,7 +172,7 @@ def read_images(cfg: Config, files: Sequence[str | Path]) -> list[Any]:
     pipeline = find_pipeline(cfg.get('test_dataloader')) or find_pipeline(cfg.get('val_dataloader'))
     if not pipeline:
         raise ValueError('config should have a test_dataloader or val_dataloader, which says how images are read')
-    steps = [step for step in pipeline if str(step['type']).split('.')[-1] not in ANNOTATIONS]
+    steps = [step for step in pipeline if type_name(step) not in ANNOTATIONS]
     with default_scope(cfg.get('default_scope')):
         compose = Compose(copy.deepcopy(steps))
         return [compose({'img_path': str(file), 'img_id': index}) for index, file in enumerate(files)]

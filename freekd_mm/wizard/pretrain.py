@@ -30,6 +30,7 @@ def pretrain_source(
     pictures = find_pictures(folder)
     cfg = load_config(student)
     model, scope = find_model(cfg)
+    scope = scope or getattr(model.get('type'), '__module__', 'mmdet').split('.')[0]  # of a pure Python config
     if 'backbone' not in model or (neck and not model.get('neck')):
         part = 'neck' if 'backbone' in model else 'backbone'
         raise ValueError(f'{student} should be a model with a {part}, but {model.get("type")} has {", ".join(model)}')

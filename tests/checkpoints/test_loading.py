@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -205,14 +206,40 @@ def test_local_paths_are_not_verified(tmp_path):
     assert fetch(str(tmp_path / 'mine-00000000.pth')) == str(tmp_path / 'mine-00000000.pth')
 
 
-def test_other_processes_wait_for_the_download(tmp_path, monkeypatch):
-    """Also before they have found each other."""
-    monkeypatch.setenv('LOCAL_RANK', '1')
+@pytest.mark.parametrize('works', [True, False])
+def test_processes_take_turns_to_download(works, tmp_path, monkeypatch):
+    """One download is enough; where it fails, each process says so, and none waits for a file that never comes."""
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-    target = tmp_path / 'checkpoints/x.pth'
-    target.parent.mkdir()
-    first = threading.Timer(0.3, target.write_bytes, [b'x'])
-    first.start()
-    assert fetch('https://somewhere/x.pth') == str(target)
-    assert target.read_bytes() == b'x'
-    first.join()
+    calls, found = [], []
+
+    def download(url, target, digits):
+        calls.append(url)
+        time.sleep(0.3)
+        if not works:
+            raise OSError('no route')
+        Path(target).write_bytes(b'x')
+
+    def process():
+        try:
+            found.append(Path(fetch('https://somewhere/x.pth')).read_bytes())
+        except RuntimeError as error:
+            found.append(str(error))
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    threads = [threading.Thread(target=process) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(calls) == (1 if works else 3)
+    assert len(found) == 3
+    assert all(each == b'x' if works else 'cannot download https://somewhere/x.pth: no route' in each for each in found)
+
+
+def test_two_urls_of_one_name_are_two_files(tmp_path, monkeypatch):
+    """A name with its hash is one file wherever it is, as for mmengine."""
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, target, _: Path(target).write_text(url))
+    urls = ['https://somewhere/a/best.pth', 'https://somewhere/b/best.pth']
+    assert [Path(fetch(url)).read_text() for url in (*urls, *urls)] == [*urls, *urls]
+    assert fetch('https://somewhere/x/model-0123abcd.pth') == str(tmp_path / 'checkpoints/model-0123abcd.pth')

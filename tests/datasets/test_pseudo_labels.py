@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from freekd_mm.datasets.pseudo_labels import PseudoLabels, write_pseudo_labels
+from freekd_mm.datasets.pseudo_labels import PseudoLabels, _write_map, write_pseudo_labels
 from freekd_mm.datasets.scenes import DET_METAINFO, SEG_METAINFO
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.config import build_model, find_model
@@ -164,3 +164,58 @@ def test_wrong_use(det_config: ConfigWriter, scenes_root: Path, tmp_path: Path) 
     with pytest.raises(FileExistsError, match=r'mine.json'):
         write_pseudo_labels(*arguments, tmp_path / 'mine.json')
     assert (tmp_path / 'mine.json').read_text() == '{}'
+
+
+def sample_of(scores: torch.Tensor, labels: torch.Tensor) -> Any:
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    sample = SegDataSample()
+    sample.set_data({'seg_logits': PixelData(data=scores), 'pred_sem_seg': PixelData(data=labels[None])})
+    return sample
+
+
+@pytest.mark.parametrize('head', ['one channel', 'probabilities', 'logits'])
+def test_how_sure_a_segmenter_is(head: str, tmp_path: Path) -> None:
+    """A head of one channel has had its sigmoid, and one that classifies masks gives probabilities."""
+    sure = torch.tensor([[0.99, 0.7]])
+    scores = {
+        'one channel': torch.stack([1 - sure]),
+        'probabilities': torch.stack([sure, (1 - sure) / 2, (1 - sure) / 2]),
+        'logits': torch.stack([sure.log(), ((1 - sure) / 2).log(), ((1 - sure) / 2).log()]),
+    }[head]
+    sample = sample_of(scores, torch.zeros(1, 2, dtype=torch.long))
+    assert _write_map(tmp_path / 'x.png', sample, 0.9, False) == {0: 1}
+    assert cv2.imread(str(tmp_path / 'x.png'), cv2.IMREAD_UNCHANGED).tolist() == [[0, 255]]
+    assert _write_map(tmp_path / 'x.png', sample, 0.6, False) == {0: 2}
+
+
+def test_maps_for_data_sets_whose_first_class_is_one(tmp_path: Path) -> None:
+    sample = sample_of(torch.eye(3)[:, None] * 9 - 1, torch.tensor([[0, 1, 2]]))
+    sample.seg_logits.data[:, 0, 2] = -1.0
+    assert _write_map(tmp_path / 'x.png', sample, 0.9, True) == {0: 1, 1: 1}
+    assert cv2.imread(str(tmp_path / 'x.png'), cv2.IMREAD_UNCHANGED).tolist() == [[1, 2, 255]]
+
+
+def test_the_data_set_says_whether_the_first_class_is_one(
+    seg_config: ConfigWriter, scenes_root: Path, tmp_path: Path
+) -> None:
+    classes = SEG_METAINFO['classes']
+    folder = scenes_root / 'leftImg8bit/val'
+    found = {}
+    for zero in (False, True):
+        meta = {'classes': classes, 'reduce_zero_label': zero}
+        cfg, checkpoint = model_of(seg_config(name='teacher'), tmp_path / f'{zero}.pth', **meta)
+        write_pseudo_labels(cfg, checkpoint, folder, tmp_path / str(zero), score=0.0, workers=0)
+        found[zero] = [cv2.imread(str(file), -1) for file in sorted((tmp_path / str(zero)).rglob('*.png'))]
+    assert all((one == zero + 1).all() for one, zero in zip(found[True], found[False]))
+
+
+def test_pictures_with_one_label_map(seg_config: ConfigWriter, scenes_root: Path, tmp_path: Path) -> None:
+    cfg, checkpoint = model_of(seg_config(name='teacher'), tmp_path / 'teacher.pth')
+    picture = sorted((scenes_root / 'leftImg8bit/val').rglob('*.png'))[0].read_bytes()
+    (tmp_path / 'two').mkdir()
+    for name in ('a.jpg', 'a.png'):
+        (tmp_path / 'two' / name).write_bytes(picture)
+    with pytest.raises(ValueError, match=r'each picture should have a label map of its own, but .*a\.png is of two'):
+        write_pseudo_labels(cfg, checkpoint, tmp_path / 'two', tmp_path / 'labels', workers=0)

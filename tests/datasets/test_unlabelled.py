@@ -183,3 +183,22 @@ def test_wrong_use(mixed: WithUnlabelled, pictures: Path) -> None:
     mosaic = {'type': 'MultiImageMixDataset', 'dataset': {}, 'pipeline': [{'type': 'Mosaic'}]}
     with pytest.raises(ValueError, match=r"should have a 'pipeline' of its own, .* begin with a file, but has Mosaic"):
         WithUnlabelled(mosaic, {'folder': str(pictures)})
+
+
+def test_links_that_lead_back_are_followed_once(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'elsewhere/f.png').write_bytes((pictures / 'a.png').read_bytes())
+    before = find_pictures(pictures)
+    for name, target in (('up', pictures), ('more/up', pictures), ('linked', tmp_path / 'elsewhere')):
+        (pictures / name).symlink_to(target)
+    assert sorted(find_pictures(pictures)) == sorted([*before, pictures / 'linked/f.png'])
+
+
+def test_steps_that_change_in_training_are_those_of_labelled_pictures(mixed: WithUnlabelled) -> None:
+    """mmdet's PipelineSwitchHook sets them on what the loader has."""
+    steps = mixed.labelled.pipeline
+    assert mixed.pipeline is steps
+    mixed.pipeline = lambda _: 'switched'
+    assert mixed[0] == 'switched'
+    mixed.pipeline = steps
+    assert set(mixed[0]) == {'inputs', 'data_samples'}

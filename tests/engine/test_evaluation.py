@@ -85,7 +85,8 @@ def test_show(kind, request, tmp_path, monkeypatch):
     monkeypatch.setattr(PassesHook, 'seen', [])
     if kind == 'segmenter':
         cfg.default_hooks.visualization.interval = 1
-    evaluate(cfg, checkpoint, show=True, show_dir=str(tmp_path / 'pictures'), wait_time=0.5)
+    monkeypatch.chdir(tmp_path)  # the folder is relative to the current one
+    evaluate(cfg, checkpoint, show=True, show_dir='pictures', wait_time=0.5)
     assert PassesHook.seen[0].show
     assert [options['wait_time'] for options in shown] == [0.5] * VAL
     assert len(list((tmp_path / 'pictures').rglob('*.*g'))) == (VAL if kind == 'detector' else 0)

@@ -14,7 +14,7 @@ import pytest
 from toy_runs import toy_config, toy_run
 
 from freekd_mm.engine.checkpoint_hook import last_checkpoint
-from freekd_mm.engine.workdir import LOCK, own_work_dir
+from freekd_mm.engine.workdir import LOCK, is_first_process, own_work_dir
 
 
 @pytest.fixture
@@ -139,3 +139,50 @@ def test_a_folder_that_was_set_aside_has_its_own_checkpoints(tmp_path):
         (tmp_path / folder / 'epoch_2.pth').touch()
         (tmp_path / folder / 'last_checkpoint').write_text(str(tmp_path / 'work/epoch_2.pth'))
         assert last_checkpoint(tmp_path / folder) == tmp_path / folder / 'epoch_2.pth'
+
+
+@pytest.mark.parametrize(('launcher', 'name'), [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID')])
+def test_the_first_process_is_that_of_the_launcher(launcher, name, monkeypatch):
+    """srun may have started torchrun, and number its own processes in another order."""
+    for other in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'):
+        monkeypatch.setenv(other, '1')
+    assert not is_first_process(launcher)
+    monkeypatch.setenv(name, '0')
+    assert is_first_process(launcher)
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob('*.pth')}
+
+
+@pytest.mark.parametrize('change', ['', 'out_dir', 'filename_tmpl'])
+def test_checkpoints_of_an_earlier_run_are_all_kept(change, tmp_path):
+    config = toy_config(tmp_path, train_cfg={'type': 'EpochBasedTrainLoop', 'max_epochs': 2, 'val_interval': 1})
+    hook = config['default_hooks']['checkpoint']
+    hook.update({'save_best': 'score', 'rule': 'greater'})
+    hook.update(
+        {'out_dir': {'out_dir': str(tmp_path / 'out')}, 'filename_tmpl': {'filename_tmpl': 'e_{:03d}.pth'}}.get(
+            change, {}
+        )
+    )
+    toy_run(config)
+    first = contents(tmp_path)
+    toy_run(config)
+    kept = [content for name, content in contents(tmp_path).items() if 'earlier-' in name]
+    assert sorted(kept) == sorted(first.values())
+
+
+def test_a_resume_from_elsewhere_overwrites_nothing(tmp_path):
+    """Neither what the folder has of an earlier run, nor the best checkpoint of the run that is continued."""
+    limits = {'type': 'EpochBasedTrainLoop', 'max_epochs': 3, 'val_interval': 1}
+    runs = {name: toy_config(tmp_path / name, train_cfg=limits, randomness={'seed': 5}) for name in ('one', 'two')}
+    for config in runs.values():
+        config['default_hooks']['checkpoint'].update({'save_best': 'score', 'rule': 'greater', 'max_keep_ckpts': 2})
+        toy_run(config)
+    one, two = (contents(tmp_path / name) for name in ('one', 'two'))
+    runs['two']['train_cfg'] = {**limits, 'max_epochs': 6}
+    toy_run(runs['two'], resume=str(tmp_path / 'one/work/epoch_3.pth'))
+    assert contents(tmp_path / 'one') == one
+    kept = [content for name, content in contents(tmp_path / 'two').items() if 'earlier-' in name]
+    assert sorted(kept) == sorted(two.values())
+    assert (tmp_path / 'two/work/epoch_6.pth').is_file()

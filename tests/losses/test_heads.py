@@ -155,10 +155,33 @@ def test_shared_classes():
     for loss in (LDLoss(), CrossKDLoss('distribution')):
         students = [level if index < 2 else level + 0.1 * level**2 for index, level in enumerate(teachers)]
         before = loss(students, teachers), loss(students, other)
-        loss.share_classes([0, 1], [2, 0])
+        loss.share_classes([2, 0], [2, 0])
         after = loss(students, teachers), loss([other[0], *students[1:]], other)
         assert before[0].item() != pytest.approx(before[1].item(), rel=1e-3)
         assert after[0].item() == pytest.approx(after[1].item(), rel=1e-12)
+
+
+def test_shared_classes_are_matched_by_the_indices_of_either_side():
+    """The teacher knows one class more, and has the two others the other way round."""
+    teachers = predictions('deltas', anchors=2)
+    scores = [level.unflatten(1, (2, 3))[:, :, [2, 0]].flatten(1, 2) for level in teachers[:2]]
+    loss = CrossKDLoss('deltas')
+    loss.share_classes([0, 1], [2, 0])
+    assert loss((*scores, *teachers[2:]), teachers).item() == pytest.approx(0, abs=1e-12)
+    other = [level.roll(1, 0) for level in scores]
+    assert loss((*other, *teachers[2:]), teachers).item() > 1e-3
+    with pytest.raises(ValueError, match=r'level 1 the scores .* but got \(2, 4, 2, 1\), \(2, 6, 2, 2\)'):
+        loss((scores[0], scores[1][..., :1], *teachers[2:]), teachers)
+
+
+def test_boxes_without_an_area_are_as_far_apart_as_in_mmdet():
+    students = predictions('distances')
+    nothing = [level if index < 2 else 0 * level for index, level in enumerate(students)]
+    loss = CrossKDLoss('distances', cls_weight=0.0)
+    weights = sum(float(level.amax(1).sigmoid().sum()) for level in nothing[:2])
+    wanted = 1 - giou_of(torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))
+    assert weights > 1
+    assert loss(nothing, nothing).item() == pytest.approx(wanted) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +209,10 @@ def test_wrong_predictions(loss, students, teachers, message):
         ({'boxes': 'delta'}, "boxes should be one of .*Did you mean 'deltas'"),
         ({'boxes': 'deltas', 'stds': (1, 1)}, r'stds should be four numbers greater than 0, but got \(1, 1\)'),
         ({'boxes': 'deltas', 'beta': 0}, 'beta should be greater than 0'),
+        (
+            {'boxes': 'deltas', 'beta': 0.5},
+            'beta should be at least 1, where equal scores have a gradient, but got 0.5',
+        ),
     ],
 )
 def test_wrong_options(options, message):

@@ -77,6 +77,16 @@ def test_all_parts_of_a_test_set_are_corrupted(trained):
         assert pipeline[1]['type'] == 'freekd_mm.Corrupt'
 
 
+def test_steps_that_are_classes_are_found(trained):
+    """As pure Python configs have them."""
+    from mmcv.transforms import LoadImageFromFile
+
+    cfg, _ = trained
+    cfg.test_dataloader.dataset.pipeline[0] = dict(type=LoadImageFromFile)
+    pipeline = protocol.corrupted_config(cfg, 'snow', 1).test_dataloader.dataset.pipeline
+    assert [step['type'] for step in pipeline[:2]] == [LoadImageFromFile, 'freekd_mm.Corrupt']
+
+
 def test_a_pipeline_without_loading_is_refused(trained):
     cfg, _ = trained
     cfg.test_dataloader.dataset.pipeline = [dict(type='Resize', scale=(8, 8))]

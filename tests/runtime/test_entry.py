@@ -146,6 +146,18 @@ def test_connector_of_all_levels():
     assert entry(students, teachers, IMAGE)['distill.loss_kd'] > 0  # resized to the teacher's where strides differ
 
 
+def test_a_connector_with_norms_is_checked_without_training_them():
+    """A level of one position has no deviation, and the dummy image is no data."""
+    students, teachers = levels((4, 2, 2), (4, 1, 1)), levels((6, 2, 2), (6, 1, 1))
+    connector = {'type': 'freekd_mm.FAMConnector', 'in_channels': 4, 'out_channels': 6, 'num_levels': 2, 'rank': 2}
+    entry = Entry('kd', {'loss': L2, 'connector': {**connector, 'post': 'bn_relu'}})
+    entry.wire([level[:1] for level in students], [level[:1] for level in teachers], IMAGE)
+    norms = [module for module in entry.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [int(norm.num_batches_tracked) for norm in norms] == [0, 0]
+    assert entry(students, teachers, IMAGE)['distill.loss_kd'] > 0
+    assert [int(norm.num_batches_tracked) for norm in norms] == [1, 1]
+
+
 def test_connector_with_other_channels():
     connector = {'type': 'mmrazor.ConvModuleConnector', 'in_channel': 4, 'out_channel': 5}
     with pytest.raises(

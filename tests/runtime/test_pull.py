@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_configs
 import torch
-from distill_cases import build, det_samples, distilled, images, total
+from distill_cases import L2, build, det_samples, distilled, images, total
 from ranks import run_two_ranks
 from torch.utils.checkpoint import checkpoint
 
@@ -118,6 +118,28 @@ def test_a_resumed_training_continues_with_the_same_weight():
     assert resumed.distillation.entry('kd').pull.log_ratio == whole.distillation.entry('kd').pull.log_ratio
     for one, other in zip(whole.parameters(), resumed.parameters()):
         assert torch.equal(one, other)
+
+
+def test_pulls_belong_to_the_entries_of_their_names():
+    names = ('b', 'c', 'a'), ('a', 'd', 'b')
+    first, second = (
+        build(
+            distilled(
+                {'model': STUDENT},
+                {'model': TEACHER, 'allow_random': True},
+                {name: {'loss': L2, 'weight': 'auto'} for name in own},
+            )['model']
+        ).distillation
+        for own in names
+    )
+    for number, entry in enumerate(first.entries.values(), 1):
+        entry.pull.count, entry.pull.log_ratio = number, -float(number)
+    first.steps = 7
+    second.set_extra_state(first.get_extra_state())
+    assert second.steps == 7
+    pulls = {name: (entry.pull.count, entry.pull.log_ratio) for name, entry in second.entries.items()}
+    assert pulls == {'a': (3, -3.0), 'd': (0, 0.0), 'b': (1, -1.0)}
+    assert second.entry('d').pull.waiting
 
 
 def test_later_measurements_are_seldom_and_smoothed():

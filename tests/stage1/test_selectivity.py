@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -111,3 +113,40 @@ def test_the_task_loss_is_taken_where_the_model_is(monkeypatch: pytest.MonkeyPat
     found, _ = selectivity.measure(Model(), bank, [None])
     assert found['task_loss'] == [2.0, 2.0]
     assert all(inputs is images for inputs in seen)
+
+
+class Drawing:
+    """A model whose loss is a random number, and whose masks have one group more in every batch."""
+
+    def __init__(self, bank: torch.nn.Module) -> None:
+        self.bank, self.batches = bank, 0
+
+    def data_preprocessor(self, batch: object, training: bool) -> dict:
+        self.batches += 1
+        return {'inputs': torch.zeros(1, 3, 8, 8), 'data_samples': [Sample()]}
+
+    def __call__(self, inputs: torch.Tensor, data_samples: list, mode: str) -> dict:
+        if self.bank.active:
+            # None, then the low band and one level, then two levels: as of images of three sizes.
+            groups = [torch.full((1, 2, 2, 2), 0.5 + 0.1 * self.batches) for _ in range(self.batches)]
+            self.bank.seen['neck[0]'] = groups if self.batches > 1 else []
+        return {'loss': torch.rand(())}
+
+
+@pytest.fixture
+def bank() -> torch.nn.Module:
+    found = torch.nn.Module()
+    found.active, found.seen, found.first = True, None, [SimpleNamespace(grouping='level')]
+    return found
+
+
+def test_batches_of_other_sizes_count_where_they_have_a_band(bank: torch.nn.Module) -> None:
+    found, last = selectivity.measure(Drawing(bank), bank, [None] * 3)
+    assert list(found['bands']['neck[0]']) == list(last['neck[0]']) == [LOW, 'details 1', 'details 2']
+    spreads = [band['spread'] for band in found['bands']['neck[0]'].values()]
+    assert spreads == pytest.approx([0.05 / 0.75, 0.05 / 0.75, 0.0], abs=1e-6)
+
+
+def test_heads_that_sample_do_so_alike_without_and_with_the_prompt(bank: torch.nn.Module) -> None:
+    found, _ = selectivity.measure(Drawing(bank), bank, [None] * 3)
+    assert found['task_loss'][0] == found['task_loss'][1] > 0

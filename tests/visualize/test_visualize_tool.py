@@ -69,6 +69,18 @@ def test_a_folder_gets_a_file_per_kind_of_picture(
     assert cv2.imread(str(tmp_path / 'out' / written[0])).shape[0] > LEVELS * 256
 
 
+def test_pictures_of_one_name_have_files_of_their_own(
+    tool: Tool, runs: tuple[TinyRun, ...], image: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / 'other' / image.name
+    other.parent.mkdir()
+    other.write_bytes(image.read_bytes())
+    assert tool(runs[2].config, runs[2].checkpoint, image, other, '--out', tmp_path / 'out') == 0
+    written = {path.name for path in (tmp_path / 'out').iterdir()}
+    kinds = ('bands', 'masks', 'weights')
+    assert written == {f'{folder}_{image.stem}_freekd_{kind}.png' for folder in ('val2017', 'other') for kind in kinds}
+
+
 def test_a_page_compares_before_and_after(tool: Tool, runs: tuple[TinyRun, ...], image: Path, tmp_path: Path) -> None:
     page = tmp_path / 'page.html'
     assert tool(runs[2].config, runs[2].checkpoint, image, '--before', '--out', page) == 0

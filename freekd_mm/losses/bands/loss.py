@@ -64,6 +64,9 @@ class BandLoss(DistillLoss):
         if prompt is not None and not isinstance(prompt, dict):
             prompt = dict(type='freekd_mm.PoIMaskGenerator', channels=self.channels, levels=levels, prompt=prompt)
         self.masks: Any = None if prompt is None else MODELS.build(prompt)
+        known = getattr(getattr(self.masks, 'file', None), 'levels', levels)
+        if known < levels:
+            raise ValueError(f'levels should be at most {known}, as in the prompt file, but got {levels}')
         self._told: set[str] = set()
 
     @uncompiled
