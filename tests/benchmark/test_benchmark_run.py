@@ -147,6 +147,8 @@ def test_a_weight_is_a_factor_on_each_entry(plan_file):
     entries = maker.entries(Method('both', 'mse+pkd', weight=0.3, set={'pkd.loss.loss_weight': 2.0}), None)
     assert [entry['weight'] for entry in entries.values()] == [0.3, 0.3]
     assert entries['pkd']['loss']['loss_weight'] == 2.0
+    whole = maker.entries(Method('both', 'mse+pkd', weight=3), None)
+    assert [repr(entry['weight']) for entry in whole.values()] == ['3', '3'], 'not 3.0, which has another hash'
     for weight, own, found in ((3, 0.5, 1.5), ('auto', 0.5, 'auto'), (3, 'auto', 3)):
         method = Method('both', 'mse+pkd', weight=weight, set={'pkd.weight': own})
         assert [entry['weight'] for entry in maker.entries(method, None).values()] == [weight, found]

@@ -277,6 +277,14 @@ def test_wrong_options_name_what_is_available(options, error, message):
         WaveletLoss(**{'channels': 5, **options})
 
 
+def test_a_prompt_with_fewer_levels_than_the_loss(tmp_path):
+    path, _ = prompt_path(tmp_path, levels=2)
+    generator = dict(type='freekd_mm.PoIMaskGenerator', channels=5, prompt=path)
+    with pytest.raises(ValueError, match='levels should be at most 2, as in the prompt file, but got 3'):
+        WaveletLoss(5, prompt=generator)
+    assert WaveletLoss(5, levels=1, prompt=generator)(features(0), features(1)) > 0
+
+
 def test_features_that_do_not_fit_are_named():
     students, teachers = features(0), features(1)
     with pytest.raises(
