@@ -45,6 +45,14 @@ def _members(depth: int) -> Tensor:
     return found.reshape(4 * depth, -1)
 
 
+def _inside(depth: int, rest: int, axis: int) -> Tensor:
+    """Returns which coefficients of a block need only its first rows (axis 0) or columns, (4^depth,) of 0 and 1."""
+    found = torch.zeros(2**depth, 2**depth)
+    for level, band in bands_of(depth):
+        found[places(level, band)].narrow(axis, 0, rest >> level + 1).fill_(1)
+    return found.flatten()
+
+
 def bands_of(depth: int) -> list[tuple[int, int]]:
     """Returns level and number of all bands; the low band counts only at the last level."""
     return [(level, band) for level in range(depth) for band in range(0 if level == depth - 1 else 1, 4)]
@@ -91,6 +99,13 @@ class Blocks:
         with _exactly(x):
             bands = F.conv2d(planes, self.filters, stride=self.side, padding=self.padding)
         return [bands.unflatten(0, x.shape[:2])]
+
+    def crop(self, bands: list[Tensor]) -> None:
+        """Does what :meth:`Walk.crop` does: of each axis in the last blocks."""
+        for axis, rest in enumerate(self.rest):
+            if rest:
+                kept = constant(_inside, self.like, self.depth, rest, axis)
+                bands[0].select(axis - 2, -1).mul_(kept[:, None])
 
     def synthesise(self, bands: list[Tensor], out: Tensor | None, part: tuple[slice, slice]) -> Tensor:
         """Does what :meth:`Walk.synthesise` does."""

@@ -63,6 +63,13 @@ class Walk:
                 x = _low(band).contiguous()  # two sums of strided values would take longer than a copy
         return bands
 
+    def crop(self, bands: list[Tensor]) -> None:
+        """Sets coefficients that reach over the border to 0."""
+        for level, band in enumerate(bands, 1):
+            height, width = (length >> level for length in self.shape[2:])
+            band[..., height:, :] = 0
+            band[..., 2 * width :] = 0
+
     def synthesise(self, bands: list[Tensor], out: Tensor | None, part: tuple[slice, slice]) -> Tensor:
         """Writes the adjoint of :meth:`analyse` to a part of ``out`` (N, C, H, W), and returns it; takes the bands."""
         out = self.like.new_empty(self.shape) if out is None else out

@@ -6,7 +6,8 @@ images and positions, the squared difference of standardised bands is a closed f
     mean (b / sb - a / sa)^2 = 1 + 1 - 2 r,    r = ab / sqrt(aa bb),
 
 and its gradient in the band is own * b - other * a with one pair of factors per channel and band. With weights w of
-the positions the sums are weighted. Several processes only have to add up these sums.
+the positions the sums are weighted. Several processes only have to add up these sums. Coefficients that reach over the
+border do not count: beyond it are zeros, and an edge as strong as the mean of the features.
 
 *Absolute difference.* The weighted sum of |b - a| of each image and channel, with the gradient w * sign(b - a).
 """
@@ -185,6 +186,8 @@ def _pass(
         roots = form.positions([mask.sqrt() for mask in level.masks])
         for part in form.parts():
             own, other = (form.analyse(x[part], which) for which, x in enumerate((student, level.teacher)))
+            form.crop(own)
+            form.crop(other)
             weights = [root[part[0]] for root in roots]
             for band, weight in zip(own + other, weights * 2):
                 band.mul_(weight)

@@ -94,10 +94,12 @@ def _tile(row, WHICH: tl.constexpr, like, block, SIDE: tl.constexpr):
 
 @triton.jit
 def _weights(row, values, block, WEIGHTED: tl.constexpr, SIDE: tl.constexpr, LEVEL: tl.constexpr):
-    """Returns the weights of the bands of a wavelet level, (2, 2, side, side, N)."""
-    weights = tl.full((2, 2, 1, 1, 1), 1.0, tl.float32)
+    """Returns the weights of the bands of a wavelet level, (2, 2, side, side, N): 0 beyond whole blocks."""
+    image, y, x, height, width, _ = _places(row, block, SIDE, LEVEL + 1)
+    rows, columns = tl.load(row + 5).to(tl.int32) >> LEVEL + 1, tl.load(row + 6).to(tl.int32) >> LEVEL + 1
+    there = (image < tl.load(row + 3)) & (y < rows) & (x < columns)
+    weights = tl.where(there, 1.0, 0.0)[None, None]
     if WEIGHTED:
-        image, y, x, height, width, there = _places(row, block, SIDE, LEVEL + 1)
         band = (4 * image * tl.load(row + 16))[None, None] + _number()
         place = (band * height + y[None, None]) * width + x[None, None]
         address = tl.max_contiguous(tl.load(row + 17 + LEVEL).to(values.dtype) + place, (1, 1, 1, 1, block.shape[0]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from freekd_mm.checks import check_positive
 from freekd_mm.compat.versions import uncompiled, zip_equal
 from freekd_mm.frequency import WaveletBands
-from freekd_mm.frequency.inputs import usable_levels
+from freekd_mm.frequency.inputs import usable_levels, whole_levels
 from freekd_mm.log import say
 from freekd_mm.losses.bands.distance import TINY, Level
 from freekd_mm.losses.base import DistillLoss
@@ -119,7 +119,9 @@ class BandLoss(DistillLoss):
     def _depths(self, features: Sequence[Tensor]) -> list[int]:
         """Returns how many wavelet levels each feature level has; logged once if these are not all."""
         images = len(features[0]) * get_world_size() if self.standardises else 1
-        found = [usable_levels(x.shape[2:], self.levels, self.min_positions / max(images, 1)) for x in features]
+        # If bands are standardised, only what lies within the map counts.
+        known = whole_levels if self.standardises else usable_levels
+        found = [known(x.shape[2:], self.levels, self.min_positions / max(images, 1)) for x in features]
         said = ', '.join(f'{depth} of level {index}' for index, depth in enumerate(found) if depth < self.levels)
         if said and said not in self._told:
             self._told.add(said)
