@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_configs
@@ -14,6 +15,7 @@ from mmengine.config import Config
 from tool_runs import run_tool
 
 from freekd_mm.datasets.scenes import DET_METAINFO
+from freekd_mm.engine import training
 from freekd_mm.engine.training import ensure_prompt
 from freekd_mm.prompts.prompt_file import load_prompt
 
@@ -121,3 +123,36 @@ def test_a_prompt_is_trained_once_whichever_folder_the_training_starts_from(scen
     assert run_tool(project, *make, *ready)[0] == 0
     status, said = run_tool(elsewhere, 'train.py', project / 'ready.py')
     assert status == 0, said
+
+
+def test_stage_1_has_the_length_of_the_training_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own, length = {'type': 'IterBasedTrainLoop', 'max_iters': 7}, {'type': 'EpochBasedTrainLoop', 'max_epochs': 12}
+    Path('stage1.py').write_text(f"work_dir = 'elsewhere'\ntrain_cfg = {own!r}\n")
+    prompt = tmp_path / 'prompt/tokens.pth'
+    runs, writes = [], []
+
+    def run(cfg: Config, resume: str | None = None) -> None:
+        runs.append((cfg.work_dir, cfg.train_cfg, resume))
+        for path in writes:
+            path.touch()
+
+    def ensure(**settings: Any) -> Config:
+        options = {'cfg_path': 'stage1.py', 'file': 'prompt/tokens.pth'}
+        cfg = Config({'frequency_prompt': options, 'model': {'prompt': options['file']}, **settings})
+        ensure_prompt(options, cfg)
+        return cfg
+
+    monkeypatch.setattr(training, 'run', run)
+    with pytest.raises(RuntimeError, match=r'stage1\.py should have written \S+tokens\.pth, but did not'):
+        ensure(train_cfg=length)
+    prompt.parent.mkdir()
+    (prompt.parent / 'iter_2.pth').touch()
+    writes.append(prompt)
+    assert ensure(train_cfg=length).model.prompt == str(prompt)
+    prompt.unlink()
+    ensure()
+    folder = str(prompt.parent)
+    assert runs == [(folder, length, None), (folder, length, 'auto'), (folder, own, 'auto')]

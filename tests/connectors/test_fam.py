@@ -237,6 +237,7 @@ def test_data_parallel(tmp_path):
             sum(level.square().mean() for level in levels).backward()
     finally:
         torch.distributed.destroy_process_group()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in connector.parameters())
 
 
 @pytest.mark.parametrize(

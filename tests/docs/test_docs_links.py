@@ -23,6 +23,11 @@ def name(page: Path) -> str:
 
 @pytest.mark.parametrize('page', ALL_PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
+    assert not wrong_links(page), '\n'.join(wrong_links(page))
+
+
+def wrong_links(page: Path) -> list[str]:
+    """Returns what is wrong with the links of a page to pages, files and anchors."""
     wrong = []
     for line, token in [*inline(page, 'link_open'), *inline(page, 'image')]:
         target = str(token.attrs.get('href') or token.attrs.get('src'))
@@ -34,17 +39,22 @@ def test_links_lead_somewhere(page: Path) -> None:
             wrong.append(f'{name(page)}:{line}: there is no {target}')
         elif anchor and anchor not in slugs(file):
             wrong.append(f'{name(page)}:{line}: {path or "this page"} has no #{anchor}; it has {sorted(slugs(file))}')
-    assert not wrong, '\n'.join(wrong)
+    return wrong
 
 
 @pytest.mark.parametrize('page', pages(), ids=name)
 def test_files_that_the_text_names_exist(page: Path) -> None:
+    assert not wrong_files(page), '\n'.join(wrong_files(page))
+
+
+def wrong_files(page: Path) -> list[str]:
+    """Returns which files that the text of a page names do not exist."""
     wrong = []
     for line, token in inline(page, 'code_inline'):
         path = token.content
         if path.startswith(FOLDERS) and re.fullmatch(r'[\w./{},*-]+', path) and not matches(path):
             wrong.append(f'{name(page)}:{line}: there is no {path}')
-    assert not wrong, '\n'.join(wrong)
+    return wrong
 
 
 def matches(pattern: str) -> bool:
@@ -58,12 +68,17 @@ def matches(pattern: str) -> bool:
 
 @pytest.mark.parametrize('page', pages(), ids=name)
 def test_python_names_in_the_text_exist(page: Path) -> None:
+    assert not wrong_names(page), '\n'.join(wrong_names(page))
+
+
+def wrong_names(page: Path) -> list[str]:
+    """Returns which names of ours in the text of a page do not exist."""
     wrong = []
     for line, token in inline(page, 'code_inline'):
         found = re.match(r"^(?:type=')?(freekd_mm(?:\.\w+)+)(?=$|[('])", token.content)
         if found and found[1] != 'freekd_mm.X' and not resolves(found[1]):
             wrong.append(f'{name(page)}:{line}: there is no {found[1]}')
-    assert not wrong, '\n'.join(wrong)
+    return wrong
 
 
 def resolves(dotted: str) -> bool:
@@ -97,11 +112,27 @@ def test_code_stands_in_fences_with_a_language(page: Path) -> None:
     assert not hidden, f'{name(page)}: commands should stand in bash blocks, which are checked, not in text: {hidden}'
 
 
-def test_a_wrong_link_is_found(tmp_path: Path) -> None:
-    page = ROOT / 'docs' / 'install.md'
-    assert 'mim' in slugs(page)
-    assert not matches('tools/trian.py')
-    assert not resolves('freekd_mm.losses.FreeKDLos')
+def test_a_wrong_link_file_or_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 'mim' in slugs(ROOT / 'docs' / 'install.md')
+    monkeypatch.setitem(globals(), 'ROOT', tmp_path)
+    page, outside = tmp_path / 'docs' / 'page.md', tmp_path.parent / 'outside.md'
+    for file in (page, outside, tmp_path / 'tools' / 'train.py'):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    page.write_text(
+        '# One\n\n[here](#one) [file](../tools/train.py) [web](https://example.org) [gone](gone.md) ![](gone.png)\n\n'
+        '[anchor](#two) [outside](../../outside.md)\n\n`tools/train.py` `tools/trian.py` `tools/{train,tset}.py`\n\n'
+        '`freekd_mm.losses.FreeKDLoss` `freekd_mm.FreeKDLoss` `freekd_mm.losses.FreeKDLos`\n'
+    )
+    # Images are looked at after links.
+    assert [text.split(';')[0] for text in wrong_links(page)] == [
+        'docs/page.md:3: there is no gone.md',
+        'docs/page.md:5: this page has no #two',
+        'docs/page.md:5: there is no ../../outside.md',
+        'docs/page.md:3: there is no gone.png',
+    ]
+    assert wrong_files(page) == [f'docs/page.md:7: there is no tools/{path}.py' for path in ('trian', '{train,tset}')]
+    assert wrong_names(page) == ['docs/page.md:9: there is no freekd_mm.losses.FreeKDLos']
 
 
 def test_the_site_has_every_page_and_working_links(tmp_path: Path) -> None:

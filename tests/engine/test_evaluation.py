@@ -90,6 +90,14 @@ def test_show(kind, request, tmp_path, monkeypatch):
     assert PassesHook.seen[0].show
     assert [options['wait_time'] for options in shown] == [0.5] * VAL
     assert len(list((tmp_path / 'pictures').rglob('*.*g'))) == (VAL if kind == 'detector' else 0)
+    # The hook of segmenters either shows or writes.
+    PassesHook.seen.clear()
+    shown.clear()
+    cfg.visualizer.name = cfg.experiment_name = 'written'
+    evaluate(cfg, checkpoint, show_dir=str(tmp_path / 'written'))
+    assert not PassesHook.seen[0].show
+    assert not shown
+    assert len(list((tmp_path / 'written').rglob('*.*g'))) == VAL
 
 
 def test_pictures_need_their_hook(detector, tmp_path):

@@ -9,11 +9,25 @@ from pathlib import Path
 import pytest
 import tiny_configs
 import torch
-from distill_cases import CWD, L2, Calls, build, differing, distilled, images, runner_of, save_weights, train
+from distill_cases import (
+    CWD,
+    L2,
+    Calls,
+    build,
+    differing,
+    distilled,
+    images,
+    runner_of,
+    save_weights,
+    student_weights,
+    train,
+)
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from mmengine.registry import HOOKS
 from torch import nn
+from toy_runs import Stop, toy_config
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.sources import short_hash
@@ -96,21 +110,56 @@ def test_amp(scenes_root, tmp_path, monkeypatch):
     assert {parameter.dtype for parameter in runner.model.parameters()} == {torch.float32}
 
 
+def test_options_of_the_command_are_written_into_the_config(tmp_path, monkeypatch):
+    kept = []
+
+    def from_cfg(cfg):
+        kept.append(cfg)
+        raise Stop
+
+    monkeypatch.setattr(training.Runner, 'from_cfg', from_cfg)
+    config = toy_config(tmp_path, auto_scale_lr={'base_batch_size': 16})
+    scaled = {**config, 'optim_wrapper': {**config['optim_wrapper'], 'loss_scale': 512.0}}
+    for settings, options in ((config, {}), (config, {'amp': True}), (scaled, {'amp': True})):
+        with pytest.raises(Stop):
+            training.run(Config(settings), **options)
+    with pytest.raises(Stop):
+        training.run(Config(config), auto_scale_lr=True)
+    wrappers = [(cfg.optim_wrapper.type, cfg.optim_wrapper.get('loss_scale')) for cfg in kept]
+    plain = ('OptimWrapper', None)
+    assert wrappers == [plain, ('AmpOptimWrapper', 'dynamic'), ('AmpOptimWrapper', 512.0), plain]
+    assert [cfg.auto_scale_lr.get('enable', False) for cfg in kept] == [False, False, False, True]
+
+
+@HOOKS.register_module(force=True)
+class Evaluated(Hook):
+    """Keeps the weights that an evaluation predicts with."""
+
+    weights: dict = {}  # noqa: RUF012
+
+    def before_test_iter(self, runner, batch_idx, data_batch=None):
+        Evaluated.weights = {key: value.clone() for key, value in runner.model.state_dict().items()}
+
+
 def test_ema(scenes_root, tmp_path):
     """The average holds the student and the connectors, shares the teacher, and is what evaluation sees."""
     hooks = [{'type': 'EMAHook', 'ema_type': 'ExponentialMovingAverage', 'momentum': 0.4, 'update_buffers': True}]
-    config = detector(scenes_root, custom_hooks=hooks, default_hooks={})
+    config = detector(scenes_root, custom_hooks=[*hooks, {'type': 'Evaluated'}], default_hooks={})
     runner = train(tiny_configs.write(tmp_path / 'ema.py', config))
     hook = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook')
     assert hook.ema_model.module.teacher is runner.model.teacher
     file = load_checkpoint_file(Path(runner.work_dir) / 'epoch_2.pth')
-    averaged = {remove_prefix(key, 'module.'): value for key, value in file['ema_state_dict'].items() if key != 'steps'}
-    assert sorted(averaged) == sorted(file['state_dict']) == sorted(runner.model.state_dict())
-    changed = differing(averaged, file['state_dict'])
+    # mmengine swaps them in the file, so that everyone loads the average.
+    last = {remove_prefix(key, 'module.'): value for key, value in file['ema_state_dict'].items() if key != 'steps'}
+    average = hook.ema_model.module.state_dict()
+    assert not differing(file['state_dict'], average)
+    assert not differing(last, runner.model.state_dict())
+    changed = differing(last, average)
     assert any(key.startswith('backbone.') for key in changed)
     assert any(key.startswith('distillation.') for key in changed)
     metrics = evaluate(Config.fromfile(tmp_path / 'ema.py'), str(Path(runner.work_dir) / 'epoch_2.pth'))
     assert metrics['coco/bbox_mAP'] >= 0
+    assert not differing(Evaluated.weights, student_weights(hook.ema_model.module))
 
 
 def test_syncbn(scenes_root):

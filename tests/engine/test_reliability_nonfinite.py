@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
 from torch_versions import newer_torch
 from toy_runs import Stop, ToyImages, ToyModel, changed, last_state, toy_config, toy_run
 
+from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses.base import DistillLoss
 
 SKIP = {'reliability': {'nonfinite': 'skip'}}
@@ -45,18 +46,29 @@ class Damaged(ToyModel):
 
 @HOOKS.register_module(force=True)
 class Watch(Hook):
-    """Keeps the weights and statistics of every iteration, and what a checkpoint would hold."""
+    """Keeps the weights and statistics before the first and after every iteration, the model, and the other hooks."""
 
     priority = 'LOWEST'
     states: list = []  # noqa: RUF012
+    start: dict = {}  # noqa: RUF012
+    hooks: list = []  # noqa: RUF012
+    model = None
     spoil = -1
 
     def __init__(self, spoil=None):
         Watch.states = []
         self.spoil = spoil
 
+    @staticmethod
+    def state():
+        return {key: value.clone() for key, value in Watch.model.state_dict().items()}
+
+    def before_train(self, runner):
+        Watch.model, Watch.hooks = runner.model, [type(hook).__name__ for hook in runner.hooks]
+        Watch.start = self.state()
+
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.states.append({key: value.clone() for key, value in runner.model.state_dict().items()})
+        self.states.append(self.state())
         if self.spoil == runner.iter + 1:
             runner.model.backbone[0].weight.data[0, 0, 0, 0] = float('inf')
 
@@ -88,12 +100,18 @@ def distilled(folder, loss, weight=None, taps=('backbone', 'head'), **changes):
 
 
 def fails(config, *hooks):
-    """Returns the text of the error, and checks that no checkpoint is damaged."""
+    """Returns the text of the error, and checks that no weight is damaged, or changed by the last step."""
     with pytest.raises(FloatingPointError) as caught:
         toy_run(config, {'type': 'Watch'}, *hooks)
-    for state in Watch.states:
-        assert all(bool(torch.isfinite(value).all()) for value in state.values())
+    before, end = [Watch.start, *Watch.states][-1], Watch.state()
+    for state in (*Watch.states, end):
+        assert is_finite(state)
+    assert all(torch.equal(before[key], end[key]) for key, _ in Watch.model.named_parameters())
     return str(caught.value)
+
+
+def is_finite(state):
+    return all(bool(torch.isfinite(value).all()) for value in state.values())
 
 
 def bad_images(*indices):
@@ -174,13 +192,14 @@ def test_skipped_steps_change_nothing(tmp_path, caplog):
     assert len(printed) == 4
     assert all(text.endswith('The step is skipped.') and '/data/7.png' in text for text in printed)
     skipped = [int(text.split()[1].rstrip(':')) - 1 for text in printed]
-    for iteration, state in enumerate(Watch.states):
-        assert all(bool(torch.isfinite(value).all()) for value in state.values())
-        if iteration:
-            same = [key for key, value in state.items() if torch.equal(value, Watch.states[iteration - 1][key])]
-            left = {'distillation._extra_state'} if iteration in skipped else set(same)
-            assert set(state) - set(same) == left or iteration not in skipped
-            assert ('backbone.1.running_mean' in same) == (iteration in skipped)
+    assert len(Watch.states) == 12
+    for iteration, (before, state) in enumerate(zip_equal([Watch.start, *Watch.states[:-1]], Watch.states)):
+        assert is_finite(state)
+        moved = {key for key, value in state.items() if not torch.equal(value, before[key])}
+        if iteration in skipped:
+            assert moved == {'distillation._extra_state'}
+        else:
+            assert moved >= {'backbone.0.weight', 'head.weight', 'backbone.1.running_mean'}
 
 
 def test_skipping_resumes_exactly(tmp_path):
@@ -217,7 +236,9 @@ class HugeModel(ToyModel):
 
 def test_huge_gradients_are_finite(tmp_path):
     sgd = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 1e-30}}
-    toy_run(toy_config(tmp_path, model={'type': 'HugeModel'}, optim_wrapper=sgd))
+    toy_run(toy_config(tmp_path, model={'type': 'HugeModel'}, optim_wrapper=sgd), {'type': 'Watch'})
+    assert is_finite(Watch.states[-1])
+    assert not torch.equal(Watch.start['head.weight'], Watch.states[-1]['head.weight'])
 
 
 @OPTIM_WRAPPERS.register_module(force=True)
@@ -252,7 +273,7 @@ def test_an_overflow_of_mixed_precision_is_no_error(tmp_path):
     first, last = ScaledWrapper.scales[0], ScaledWrapper.scales[-1]
     assert first > last
     assert not torch.equal(Watch.states[0]['head.weight'], Watch.states[-1]['head.weight'])
-    assert all(bool(torch.isfinite(value).all()) for value in Watch.states[-1].values())
+    assert is_finite(Watch.states[-1])
 
 
 @newer_torch('loss scale on a CPU', (2, 3))
@@ -287,13 +308,16 @@ def test_one_overflow_of_the_loss_is_none(tmp_path):
     """A batch overflows in the forward pass: the scaler leaves the step out, the norms are put back."""
     changes = {'train_dataloader': bad_images(7), 'optim_wrapper': scaled(1024.0)}
     toy_run(distilled(tmp_path, FREEKD, **changes), {'type': 'Watch'})
-    assert all(bool(torch.isfinite(value).all()) for value in Watch.states[-1].values())
+    assert is_finite(Watch.states[-1])
 
 
 def test_a_hook_of_the_config_counts(tmp_path):
     """It works in any runner, and is not added twice."""
     hook = {'type': 'freekd_mm.NonFiniteHook', 'policy': 'skip'}
-    toy_run(toy_config(tmp_path, train_dataloader=bad_images(3)), hook)
+    toy_run(toy_config(tmp_path, train_dataloader=bad_images(3)), hook, {'type': 'Watch'})
+    assert Watch.hooks.count('NonFiniteHook') == 1
+    assert len(Watch.states) == 12
+    assert all(map(is_finite, Watch.states))
 
 
 def test_one_hole_in_the_data_set(tmp_path):

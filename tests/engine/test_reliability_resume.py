@@ -7,6 +7,7 @@ from mmengine.config import Config
 from toy_runs import Stop, changed, last_state, toy_config, toy_run
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.engine import exact
 from freekd_mm.engine.training import run
 
 LOOPS = ('epochs', 'iterations', 'passes')
@@ -52,14 +53,15 @@ def test_workers(loop, behind, tmp_path):
     assert not changed(expected, got)
 
 
-def test_every_epoch_has_other_augmentations(tmp_path):
+def test_every_epoch_and_process_has_other_augmentations(monkeypatch):
     """The seeds repeat after a resume, and never within a run."""
-    from freekd_mm.engine.exact import SeededBatches
-
-    batches = SeededBatches([[0, 1], [2]], seed=1)
-    seeds = [batch.seed for _ in range(50) for batch in batches]
-    assert len(set(seeds)) == 100
-    other = SeededBatches([[0, 1], [2]], seed=2)
+    seeds = []
+    for rank in (0, 1):
+        monkeypatch.setattr(exact, 'get_rank', lambda rank=rank: rank)
+        batches = exact.SeededBatches([[0, 1], [2]], seed=1)
+        seeds += [batch.seed for _ in range(50) for batch in batches]
+    assert len(set(seeds)) == 200
+    other = exact.SeededBatches([[0, 1], [2]], seed=2)
     assert not {batch.seed for batch in other} & set(seeds)
 
 

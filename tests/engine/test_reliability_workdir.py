@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 from toy_runs import toy_config, toy_run
@@ -126,9 +125,9 @@ def test_read_only(name, read_only, tmp_path):
         toy_run(config)
 
 
-def test_the_directory_of_another_user_is_named_by_its_path(tmp_path):
-    with own_work_dir(tmp_path / 'a' / 'b' / 'c') as path:
-        assert path == Path(tmp_path / 'a' / 'b' / 'c')
+def test_the_directory_is_made_with_those_above_it(tmp_path):
+    with own_work_dir(str(tmp_path / 'a' / 'b' / 'c')) as path:
+        assert path == tmp_path / 'a' / 'b' / 'c'
         assert path.is_dir()
 
 

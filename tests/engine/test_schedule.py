@@ -77,7 +77,7 @@ def test_needs_a_distilled_model():
 
 
 class Scales(Hook):
-    """Keeps the factors of all entries and whether the teacher ran."""
+    """Keeps the factors of all entries and whether the teacher ran, and compares each loss with its factor."""
 
     def __init__(self):
         self.scales, self.runs = [], []
@@ -88,6 +88,10 @@ class Scales(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         entries = runner.model.distillation.entries
         self.scales.append(tuple(entries[name].scale for name in entries))
+        for name in entries:
+            # The terms are before the factor, and all zero where the entry is off.
+            terms = sum(float(value) for key, value in outputs.items() if key.startswith(f'distill.{name}.level'))
+            assert float(outputs[f'distill.loss_{name}']) == pytest.approx(entries[name].scale * terms, rel=1e-5)
         self.runs.append(self.calls.counts['backbone'])
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.frequency import dwt2d
 from freekd_mm.losses import FreeKDLoss
 from freekd_mm.losses.freekd import RelationGate, _log_gate, relations
 
@@ -34,11 +36,24 @@ def test_bounded_relation_is_a_softmax_of_correlations_at_the_deeper_levels_size
 
 def test_printed_relation_is_a_softmax_of_raw_products():
     fine, deep, _ = levels(0)
-    pooled = torch.nn.functional.avg_pool2d(fine, 2)
+    pooled = F.avg_pool2d(fine, 2)
     wanted = torch.softmax(torch.einsum('nchw,ndhw->ncd', deep, pooled), 2)
     torch.testing.assert_close(relation_of([fine, deep], 0, 'printed'), wanted)
     wanted = torch.softmax(torch.einsum('nchw,ndhw->ncd', deep, deep), 2)
     torch.testing.assert_close(relation_of([fine, deep], 1, 'printed'), wanted, msg='the deepest, to itself')
+
+
+@pytest.mark.parametrize('index', [0, 1], ids=['to the deeper one', 'the deepest, to itself'])
+def test_bounded_relation_of_large_maps_is_taken_over_at_most_300_positions(index):
+    """25 x 13 are 325: both maps are averaged to half of that, rounded up."""
+    fine, deep = maps = levels(0, sizes=((40, 40), (25, 13)))
+    rows, others = (F.adaptive_avg_pool2d(x, (13, 7)).flatten(2).numpy() for x in (maps[index], deep))
+    for image, relation in enumerate(relation_of(maps, index, 'bounded').numpy()):
+        exponentials = np.exp(np.corrcoef(others[image], rows[image])[:6, 6:] / 0.1)
+        np.testing.assert_allclose(relation, exponentials / exponentials.sum(1, keepdims=True), rtol=1e-3)
+    pooled = F.adaptive_avg_pool2d(fine, (25, 13))
+    wanted = torch.softmax(torch.einsum('nchw,ndhw->ncd', deep, pooled), 2)
+    torch.testing.assert_close(relation_of(maps, 0, 'printed'), wanted, msg='the paper has no such limit')
 
 
 def test_bounded_relation_does_not_depend_on_the_scale_of_the_features():
@@ -75,6 +90,29 @@ def test_printed_weights_are_the_product_of_both_gates():
     students, teachers = levels(0), levels(1)
     ours, theirs = (_log_gate(gate.mlps[0], relation_of(side, 0, 'printed')).exp() for side in (students, teachers))
     torch.testing.assert_close(gate(students, teachers)[0], ours * theirs)
+
+
+@pytest.mark.parametrize('channels', [6, (6, 6, 6)])
+def test_the_default_loss_weighs_each_channel_with_its_gate(channels):
+    torch.manual_seed(0)
+    loss = FreeKDLoss(channels, min_positions=0)
+    for parameter in loss.gate.parameters():
+        torch.nn.init.normal_(parameter)
+    students, teachers = levels(0), levels(1)
+    total, count = 0.0, 0
+    for index, (student, teacher) in enumerate(zip_equal(students, teachers)):
+        mlp = loss.gate.mlps[index if len(loss.gate.mlps) > 1 else 0]
+        relation = [relation_of(side, index, 'bounded') for side in (teachers, students)]
+        # A column of the relation, scaled by its length: what a channel gets from each deeper one.
+        theirs, ours = (torch.sigmoid(mlp(6 * one.transpose(1, 2)).squeeze(2)) for one in relation)
+        gate = 0.5 + 0.5 * theirs * ours / (theirs * ours).mean(1, keepdim=True)
+        assert gate.std() > 0.1
+        bands = dwt2d(student - teacher, 3)
+        for band in (bands.low, *(band for detail in bands.high for band in detail)):
+            for image, channel in np.ndindex(2, 6):
+                total += float(gate[image, channel] * band[image, channel].abs().sum())
+            count += band.numel()
+    assert loss(students, teachers).item() == pytest.approx(total / count, rel=1e-4)
 
 
 @pytest.mark.parametrize('channels', [6, (6, 6, 6)])

@@ -84,16 +84,20 @@ def test_ld_is_bins_times_mmdets_loss():
 
 
 @pytest.mark.parametrize(
-    ('boxes', 'anchors', 'stds'),
+    ('boxes', 'anchors', 'stds', 'size'),
     [
-        ('distribution', 1, (1.0, 1.0, 1.0, 1.0)),
-        ('deltas', 3, (1.0, 1.0, 1.0, 1.0)),
-        ('deltas', 1, (0.1, 0.1, 0.2, 0.2)),
-        ('distances', 1, (1.0, 1.0, 1.0, 1.0)),
+        ('distribution', 1, (1.0, 1.0, 1.0, 1.0), 1),
+        ('deltas', 3, (1.0, 1.0, 1.0, 1.0), 1),
+        ('deltas', 1, (0.1, 0.1, 0.2, 0.2), 1),
+        ('deltas', 1, (1.0, 1.0, 1.0, 1.0), 10),  # beyond what mmdet decodes
+        ('distances', 1, (1.0, 1.0, 1.0, 1.0), 1),
     ],
 )
-def test_crosskd_equals_the_formula(boxes, anchors, stds):
-    students, teachers = (predictions(boxes, anchors, seed=seed) for seed in (0, 1))
+def test_crosskd_equals_the_formula(boxes, anchors, stds, size):
+    students, teachers = (
+        [level * size if index > 1 else level for index, level in enumerate(predictions(boxes, anchors, seed=seed))]
+        for seed in (0, 1)
+    )
     cls, box, weights = 0.0, 0.0, 0.0
     for student, teacher in zip(anchors_of(students, anchors), anchors_of(teachers, anchors)):
         p, q = expit(student[0]), expit(teacher[0])
@@ -106,6 +110,9 @@ def test_crosskd_equals_the_formula(boxes, anchors, stds):
     loss = CrossKDLoss(boxes, beta=1.5, temperature=2.0, stds=stds, cls_weight=3.0, box_weight=0.5)
     assert loss(students, teachers).item() == pytest.approx((3 * cls + 0.5 * box) / weights, rel=1e-6)
     assert loss.terms['cls'].item() == pytest.approx(cls / weights, rel=1e-10)
+    default = CrossKDLoss(boxes, beta=1.5, temperature=2.0, stds=stds)
+    box_weight = 4 if boxes == 'distribution' else 1
+    assert default(students, teachers).item() == pytest.approx((cls + box_weight * box) / weights, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -148,15 +155,19 @@ def test_the_confident_anchors_count():
 
 
 def test_shared_classes():
-    """Left out classes have no say in the weights, nor are they compared."""
+    """Left out classes have no say in the weights, nor are they compared; the teacher's indices count."""
     teachers = predictions()
     other = [level.clone() for level in teachers]
     other[0][:, 1] += 3
     for loss in (LDLoss(), CrossKDLoss('distribution')):
-        students = [level if index < 2 else level + 0.1 * level**2 for index, level in enumerate(teachers)]
+        students = [level * 0.9 if index < 2 else level + 0.1 * level**2 for index, level in enumerate(teachers)]
+        shared = [[x[:, [2, 0]] if index < 2 else x for index, x in enumerate(side)] for side in (students, teachers)]
+        alone = loss(*shared)
         before = loss(students, teachers), loss(students, other)
         loss.share_classes([2, 0], [2, 0])
-        after = loss(students, teachers), loss([other[0], *students[1:]], other)
+        spoiled = [students[0] + 3 * torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1), *students[1:]]
+        after = loss(students, teachers), loss(spoiled, other)
+        assert after[0].item() == pytest.approx(alone.item(), rel=1e-12)
         assert before[0].item() != pytest.approx(before[1].item(), rel=1e-3)
         assert after[0].item() == pytest.approx(after[1].item(), rel=1e-12)
 

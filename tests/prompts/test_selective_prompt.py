@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.frequency import WaveletBands, dwt2d
 from freekd_mm.prompts import FrequencyPrompt, PoIMaskGenerator, PromptFile, poi_masks, save_prompt
 from freekd_mm.prompts.masks import mask_groups
 
@@ -29,6 +33,62 @@ def test_each_mask_has_its_area_and_the_low_band_stays_whole(grouping: str) -> N
     for mask in high:
         assert mask.mean() == pytest.approx(0.35, abs=0.05)
         assert mask.std() > 0.2
+
+
+def logits_of(prompt: FrequencyPrompt, bands: WaveletBands, group: int) -> Tensor:
+    """What the tokens of a group find, position by position, (N, T, h, w)."""
+    high = [[*detail] for detail in bands.high]
+    if prompt.grouping == 'band':
+        high = [[band] for detail in high for band in detail]
+    size = torch.stack([[bands.low], *high][group]).abs().sum(0)
+    found = torch.einsum('tc,nchw->nthw', prompt.mask_token[group].detach(), size)
+    wanted = torch.empty_like(found)
+    for i, j in np.ndindex(*found.shape[2:]):
+        around = found[..., max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((2, 3))
+        wanted[..., i, j] = (found[..., i, j] + around) / 2
+    return wanted
+
+
+@pytest.mark.parametrize('grouping', ['level', 'band'])
+def test_masks_and_features_are_those_of_the_formula(grouping: str) -> None:
+    prompt = selective(num_tokens=3, levels=2, grouping=grouping, area=0.2, sharpness=2)
+    nn.init.normal_(prompt.mask_token)
+    features = 5 + torch.randn(2, 4, 20, 16)
+    changed, _, masks = prompt(features)
+    assert masks is not None
+    bands, got = dwt2d(features, 2), dwt2d(changed.detach(), 2)
+    torch.testing.assert_close(got.low, bands.low)
+    own = [band for detail in bands.high for band in detail]
+    beta = math.log(0.2 / 0.8) * math.sqrt(1 + math.pi * 2**2 / 8)
+    for index, (mask, band) in enumerate(
+        zip_equal(*([band for detail in of.high for band in detail] for of in (masks, got)))
+    ):
+        z = logits_of(prompt, bands, 1 + (index // 3 if grouping == 'level' else index))
+        mean, std = z.mean((0, 2, 3), keepdim=True), z.std((0, 2, 3), unbiased=False, keepdim=True)
+        wanted = torch.sigmoid(2 * (z - mean) / std + beta)
+        torch.testing.assert_close(mask.detach(), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(band, own[index] * wanted.sum(1, keepdim=True) / 3, rtol=1e-4, atol=1e-5)
+
+
+def test_eval_mode_takes_the_running_statistics() -> None:
+    """The first batch is taken whole, a tenth of each further one."""
+    prompt = selective(levels=1)
+    first, second, features = torch.randn(2, 4, 16, 16), 3 * torch.randn(2, 4, 12, 16), torch.randn(1, 4, 16, 16)
+    mean, var = torch.zeros(2, 2), torch.zeros(2, 2)
+    for batch, rate in ((first, 1.0), (second, 0.1)):
+        prompt(batch)
+        for group in (0, 1):
+            z = logits_of(prompt, dwt2d(batch, 1), group)
+            mean[group] += rate * (z.mean((0, 2, 3)) - mean[group])
+            var[group] += rate * (z.var((0, 2, 3), unbiased=False) - var[group])
+    torch.testing.assert_close(prompt.mean, mean)
+    torch.testing.assert_close(prompt.var, var)
+    prompt.eval()
+    z = logits_of(prompt, dwt2d(features, 1), 1)
+    standard = (z - mean[1][:, None, None]) / var[1][:, None, None].sqrt()
+    beta = math.log(0.35 / 0.65) * math.sqrt(1 + math.pi * 4**2 / 8)
+    torch.testing.assert_close(groups(prompt, features)[1], torch.sigmoid(4 * standard + beta), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(prompt.mean, mean, msg='an evaluation changes none')
 
 
 def test_an_area_for_each_group_and_one_of_the_low_band() -> None:

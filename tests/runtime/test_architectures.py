@@ -174,8 +174,14 @@ SEG_CASES = {
         {'student': 'backbone[1]', 'teacher': 'backbone.layers.1'},
         ['averaged down'],
     ),
+    'tokens of the student with a class token': (
+        vit,
+        segformer,
+        {'student': 'backbone.layers.0', 'teacher': 'backbone[0]'},
+        ['projected 16 -> 8, upsampled'],
+    ),
     'tokens': (
-        lambda: vit(with_cls_token=True),
+        lambda: vit(with_cls_token=False),
         segformer,
         {'student': 'backbone.layers.0', 'teacher': 'backbone[0]'},
         ['projected 16 -> 8, upsampled'],

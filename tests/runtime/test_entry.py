@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.losses import FiGKDLoss
 from freekd_mm.runtime.entry import Entry, PerLevel
 
 IMAGE = (64, 64)
@@ -52,6 +53,10 @@ def test_loss_for_one_tensor_runs_once_a_level():
     assert torch.allclose(logs['distill.loss_kd'], 3 * sum(values))
     assert torch.allclose(logs['distill.kd.level1'], values[1])
     assert not logs['distill.kd.level0'].requires_grad
+    entry.scale = 0.25
+    logs = entry(students, teachers, IMAGE)
+    assert torch.allclose(logs['distill.loss_kd'], 0.25 * 3 * sum(values))
+    assert torch.allclose(logs['distill.kd.level1'], values[1])
 
 
 def test_loss_for_all_levels_runs_once():
@@ -112,9 +117,10 @@ def test_tokens_are_compared_as_maps():
 
 
 def test_query_logits_stay_as_their_head_gives_them():
-    logits = levels((10, 6), (10, 6))
+    logits, others = levels((10, 6), (10, 6)), levels((10, 6), (10, 6), seed=1)
     entry = wired(logits, logits, loss={'type': 'freekd_mm.FiGKDLoss', 'class_dim': -1})
-    assert entry(logits, levels((10, 6), (10, 6), seed=1), IMAGE)['distill.loss_kd'] > 0
+    wanted = FiGKDLoss(class_dim=-1)(logits, others)
+    torch.testing.assert_close(entry(logits, others, IMAGE)['distill.loss_kd'], wanted)
 
 
 def test_connector_of_one_level_is_built_once_a_level():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from freekd_mm.checkpoints.fitting import WeightsMismatchError
 from freekd_mm.engine.training import run
+from freekd_mm.runtime import export
 from freekd_mm.runtime.config import build_model, find_model
 from freekd_mm.runtime.export import export_student
 
@@ -48,10 +49,10 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Config, Pat
 @pytest.mark.parametrize('trained', ['det_config', 'seg_config'], indirect=True)
 def test_the_exported_student_is_plain_and_predicts_the_same(trained: tuple[Config, Path], tmp_path: Path) -> None:
     cfg, checkpoint = trained
-    export = export_student(cfg, checkpoint, tmp_path / 'student.pth')
-    assert export.difference == 0
-    assert export.dropped > 0
-    assert export.images == 2
+    found = export_student(cfg, checkpoint, tmp_path / 'student.pth')
+    assert found.difference == 0
+    assert found.dropped > 0
+    assert found.images == 2
     file = torch.load(tmp_path / 'student.pth', weights_only=True)
     model = build_model(*find_model(cfg))
     model.load_state_dict(file['state_dict'], strict=True)
@@ -64,9 +65,26 @@ def test_half_precision_is_half_the_size(trained: tuple[Config, Path], tmp_path:
     cfg, checkpoint = trained
     full = export_student(cfg, checkpoint, tmp_path / 'full.pth')
     half = export_student(cfg, checkpoint, tmp_path / 'half.pth', half=True)
+    assert half.difference > 0, 'rounded weights predict something else'
     assert half.megabytes < 0.75 * full.megabytes  # names and shapes are stored too
     weights = torch.load(tmp_path / 'half.pth', weights_only=True)['state_dict']
     assert {value.dtype for value in weights.values()} == {torch.float16, torch.int64}
+
+
+@pytest.mark.parametrize('trained', ['det_config'], indirect=True)
+def test_a_student_that_predicts_something_else_is_an_error(
+    trained: tuple[Config, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, checkpoint = trained
+
+    def save_another(content: dict[str, Any], path: Path) -> Path:
+        content['state_dict']['neck.lateral_convs.0.conv.weight'] += 1e-3
+        return save(content, path)
+
+    save = export._save
+    monkeypatch.setattr(export, '_save', save_another)
+    with pytest.raises(RuntimeError, match=r'should predict what \S+ predicts, but they differ by'):
+        export_student(cfg, checkpoint, tmp_path / 'student.pth')
 
 
 @pytest.mark.parametrize('trained', ['det_config'], indirect=True)

@@ -69,11 +69,15 @@ def test_gradients_are_those_without(tmp_path):
 
 def test_another_teacher_has_files_of_its_own(tmp_path):
     losses(student(tmp_path), 1)
-    torch.manual_seed(1)
-    teacher = build(TEACHER)
+    teachers = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        teachers.append(build(TEACHER))
+    teacher, other = teachers
     shared = SharedOutputs(tmp_path, teacher, parse_taps('neck'))
     assert not shared.folder.exists()
     assert SharedOutputs(tmp_path, teacher, parse_taps('neck')).folder == shared.folder
+    assert SharedOutputs(tmp_path, other, parse_taps('neck')).folder != shared.folder, 'only the weights differ'
     assert SharedOutputs(tmp_path, teacher, parse_taps('backbone')).folder != shared.folder
 
 

@@ -66,10 +66,13 @@ def test_same_normalisation_in_another_package():
     assert bridge_of(preprocessor('imagenet'), preprocessor('imagenet', 'mmseg')) is None
 
 
-def test_single_value_statistics():
+def test_single_value_statistics(raw):
     grey = MODELS.build({'type': 'mmengine.ImgDataPreprocessor', 'mean': [128.0], 'std': [64.0]})
-    bridge = bridge_of(grey, preprocessor('imagenet'))
+    other = preprocessor('imagenet')
+    bridge = bridge_of(grey, other)
     assert len(bridge.scale) == len(bridge.shift) == 3
+    own = (torch.stack([image.float() for image in raw]) - 128) / 64
+    assert torch.allclose(bridge(own), preprocess(other, raw), atol=1e-4)
 
 
 def test_inputs_are_not_changed(raw):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.runtime import rng
 from freekd_mm.runtime.rng import isolated_rng, step_seed
 
 
@@ -63,3 +64,12 @@ def test_step_seed_differs_from_step_to_step_and_from_run_to_run():
     assert step_seed(3) == seeds[3]
     torch.manual_seed(1)
     assert len(set(seeds + [step_seed(step) for step in range(100)])) == 200
+
+
+def test_step_seed_differs_from_process_to_process(monkeypatch):
+    torch.manual_seed(0)
+    seeds = []
+    for rank in (0, 1):
+        monkeypatch.setattr(rng, 'get_rank', lambda rank=rank: rank)
+        seeds += [step_seed(step) for step in range(50)]
+    assert len(set(seeds)) == 100

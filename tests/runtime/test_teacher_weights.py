@@ -39,9 +39,15 @@ def test_no_source():
         build_teacher({})
 
 
-@pytest.mark.parametrize('path', ['/nowhere/teacher.py', 'mmdet::retinanet/no_such_config.py'])
-def test_unknown_config(path):
-    with pytest.raises(FileNotFoundError, match='config'):
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [
+        ('/nowhere/teacher.py', "cfg_path should be a config file or like 'mmdet::.*', but got '/nowhere/teacher.py'"),
+        ('mmdet::retinanet/no_such_config.py', 'should name a config of mmdet, but there is none; available in .*_r18'),
+    ],
+)
+def test_unknown_config(path, message):
+    with pytest.raises(FileNotFoundError, match=message):
         build_teacher({'cfg_path': path, 'allow_random': True})
 
 

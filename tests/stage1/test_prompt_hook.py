@@ -18,7 +18,6 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.runner import Runner
 from ranks import processes
-from torch import nn
 
 from freekd_mm.checkpoints.sources import sha256
 from freekd_mm.compat import install
@@ -28,6 +27,7 @@ from freekd_mm.pictures import GAP, SIDE, TITLE
 from freekd_mm.prompts import load_prompt
 from freekd_mm.prompts.masks import LOW
 from freekd_mm.registry import HOOKS, MODELS
+from freekd_mm.stage1.bank import PromptBank
 from freekd_mm.stage1.hook import FrequencyPromptHook
 
 install()
@@ -106,6 +106,13 @@ class Spy:
                 spy.losses.append({name: float(value) for name, value in outputs.items()})
 
         return Look()
+
+
+@pytest.mark.parametrize(('mode', 'weight'), [('paper', 1.0), ('code', 1.0), ('selective', 0.0)])
+def test_the_weight_of_the_dissimilarity_is_that_of_the_mode(mode, weight):
+    """It would make the sum of selective masks flat again."""
+    assert PromptBank({'x': {0: 4}}, mode=mode).weight == weight
+    assert PromptBank({'x': {0: 4}}, weight=0.5, mode=mode).weight == 0.5
 
 
 def test_the_prompt_alone_trains_and_the_file_says_where_it_belongs(stage1, tmp_path):
@@ -225,7 +232,7 @@ def test_the_prompted_teacher_starts_as_the_teacher_and_gets_no_worse(stage1):
     fresh = MODELS.build({**cfg.model, '_scope_': 'mmdet'})
     fresh.load_state_dict(torch.load(cfg.load_from)['state_dict'])
     for prompt in model.frequency_prompt.prompts.values():
-        nn.init.zeros_(prompt.mask_token)
+        prompt.mask_token.data = prompt._start(len(prompt.mask_token))
     with torch.no_grad():
         prompted = model.eval().extract_feat(batch['inputs'])
         plain = fresh.eval().extract_feat(batch['inputs'])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.structures import InstanceData, PixelData
+from torch import Tensor, nn
 
 from freekd_mm.prompts.masks import LOW, named_groups
 from freekd_mm.stage1 import selectivity
+from freekd_mm.stage1.bank import PromptBank
 from freekd_mm.stage1.selectivity import describe, flat_bands, object_edges, of_masks, selects
 
 
@@ -101,7 +104,7 @@ def test_the_task_loss_is_taken_where_the_model_is(monkeypatch: pytest.MonkeyPat
             return {'inputs': images, 'data_samples': [Sample()]}
 
         def __call__(self, inputs: torch.Tensor, data_samples: list, mode: str) -> dict:
-            return {'loss': torch.tensor(2.0)}
+            return {'loss': torch.tensor(3.0 if bank.active else 2.0)}
 
     def task_loss(losses: dict, inputs: torch.Tensor) -> torch.Tensor:
         seen.append(inputs)
@@ -111,7 +114,7 @@ def test_the_task_loss_is_taken_where_the_model_is(monkeypatch: pytest.MonkeyPat
     bank = torch.nn.Module()
     bank.active, bank.seen, bank.first = True, None, []
     found, _ = selectivity.measure(Model(), bank, [None])
-    assert found['task_loss'] == [2.0, 2.0]
+    assert found['task_loss'] == [2.0, 3.0], 'without and with the prompt'
     assert all(inputs is images for inputs in seen)
 
 
@@ -150,3 +153,40 @@ def test_batches_of_other_sizes_count_where_they_have_a_band(bank: torch.nn.Modu
 def test_heads_that_sample_do_so_alike_without_and_with_the_prompt(bank: torch.nn.Module) -> None:
     found, _ = selectivity.measure(Drawing(bank), bank, [None] * 3)
     assert found['task_loss'][0] == found['task_loss'][1] > 0
+
+
+class Teacher(nn.Module):
+    """A model with one map and a loss on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 1)
+
+    @staticmethod
+    def data_preprocessor(batch: Tensor, training: bool) -> dict:
+        return {'inputs': batch, 'data_samples': [Sample()] * len(batch)}
+
+    def forward(self, inputs: Tensor, data_samples: list, mode: str) -> dict:
+        return {'loss': self.backbone(inputs).square().mean()}
+
+
+def test_a_prompt_in_training_is_measured_as_its_file_has_it_and_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    model, bank = Teacher(), PromptBank({'backbone': {0: 4}}, mode='selective')
+    bank.plug_into(model)
+    model.train()
+    first, *batches = torch.randn(3, 2, 3, 16, 16)
+    model(first, [], 'loss')  # the running statistics are those of another batch
+    bank.overlaps = []
+    before = copy.deepcopy(bank.state_dict())
+    found, _ = selectivity.measure(model, bank, batches)
+    assert bank.training
+    assert all(module.training for module in bank.modules())
+    assert bank.active
+    torch.testing.assert_close(dict(bank.state_dict()), dict(before), rtol=0, atol=0)
+    bank.active = False
+    maps = [model.backbone(batch) for batch in batches]
+    prompt = copy.deepcopy(bank.first[0]).eval()
+    wanted = [float(sum(x.square().mean() for x in own)) / 2 for own in (maps, [prompt(x)[0] for x in maps])]
+    assert wanted[1] < 0.99 * wanted[0]
+    assert found['task_loss'] == pytest.approx(wanted, rel=1e-5)

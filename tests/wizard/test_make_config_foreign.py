@@ -78,7 +78,7 @@ def test_a_module_and_chosen_features(det_config, tmp_path: Path) -> None:
         ('module:test_make_config_foreign:Encoder', 'freekd', 'but got freekd'),
         ('module:test_make_config_foreign:Encoder', 'mse', "should have a 'checkpoint', but got none"),
         ('student.py', 'mse', "student.py should have its teacher's checkpoint (--teacher-checkpoint), but got none"),
-        ('transformer:dino', 'mse', 'should'),
+        ('transformer:dino', 'mse', "should be one of 'timm', 'transformers', 'module', but got 'transformer'"),
     ],
 )
 def test_mistakes_are_named(teacher: str, method: str, message: str, det_config, tmp_path: Path) -> None:
