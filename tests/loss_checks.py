@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,3 +37,10 @@ def check_memory_formats(loss: Any, students: list[Tensor], teachers: list[Tenso
         value = loss(own, other)
         torch.testing.assert_close(value, wanted)
         assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(value, own))
+
+
+def within(band: Tensor, level: int, size: Sequence[int]) -> Tensor:
+    """A band (..., h, w) of a wavelet level, from 1 on, of maps of a size: 0 where it reaches over the border."""
+    rows, columns = (torch.arange(length, device=band.device) for length in band.shape[-2:])
+    whole = ((rows + 1) * 2**level <= size[0])[:, None] & ((columns + 1) * 2**level <= size[1])
+    return band * whole

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_checks import check_half_precision, check_memory_formats
+from loss_checks import check_half_precision, check_memory_formats, within
 from ranks import run_two_ranks
 
 from freekd_mm.compat.versions import torch_at_least, zip_equal
@@ -36,7 +36,7 @@ def prompt_path(folder, count=3, channels=5, levels=3):
 
 def depth_of(size, levels, positions, images):
     depth = 0
-    while depth < levels and images * math.prod(math.ceil(length / 2 ** (depth + 1)) for length in size) >= positions:
+    while depth < levels and images * math.prod(length // 2 ** (depth + 1) for length in size) >= max(positions, 1):
         depth += 1
     return depth
 
@@ -55,7 +55,8 @@ def formula(students, teachers, weights, levels=3, positions=16, tokens=None):
                 found = torch.einsum('tc,nchw->nthw', tokens[index][1 + level].double(), sum(others)).sigmoid()
                 mask = found.square().sum(1, keepdim=True)
                 mask = mask / mask.mean((2, 3), keepdim=True)
-            for b, a in zip_equal(details, others):
+            pairs = [[within(x, level + 1, student.shape[2:]) for x in pair] for pair in zip_equal(details, others)]
+            for b, a in pairs:
                 own_square, square = ((mask * x.square()).mean((0, 2, 3), keepdim=True) for x in (b, a))
                 gap = b / (own_square + 1e-4 * square).sqrt() - a / (1.0001 * square).sqrt()
                 total = total + weights[index] * (mask * gap.square()).mean() / (3 * depth)
@@ -110,6 +111,21 @@ def test_any_size_and_depth(batch, channels, height, width, levels, positions, s
     torch.testing.assert_close(gradient, torch.autograd.grad(wanted, student)[0], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize('size', [(24, 16), (25, 16), (13, 10), (5, 3), (1, 7)])
+def test_a_mean_of_the_features_is_not_seen_at_any_size(size):
+    """Zeros beyond the border would be an edge, as strong as the mean."""
+    torch.manual_seed(0)
+    teacher = torch.randn(4, 3, *size, dtype=torch.float64)
+    student = (teacher + 5).requires_grad_()
+    loss = WaveletLoss(3)
+    value = loss((student,), (teacher + 2,))
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-9)
+    assert student.grad.abs().max() < 1e-9
+    other = loss((torch.randn_like(teacher) + 50,), (teacher + 50,))
+    assert other > 1 or not depth_of(size, 3, 16, 4)
+
+
 def test_numbers_weigh_the_levels():
     students, teachers = [level.requires_grad_() for level in features(0)], features(1)
     loss = WaveletLoss(5, level_weights=[2.0, 0.0, 0.5], loss_weight=3.0)
@@ -137,10 +153,10 @@ def test_the_parts_add_up_and_a_small_level_is_left_out_once_and_aloud(monkeypat
 
 
 @pytest.mark.parametrize(
-    ('images', 'processes', 'depth'), [(1, 1, 0), (2, 1, 1), (1, 2, 1), (4, 1, 2), (2, 2, 2), (16, 1, 3)]
+    ('images', 'processes', 'depth'), [(1, 1, 0), (2, 1, 1), (1, 2, 1), (4, 1, 1), (16, 1, 2), (8, 2, 2), (64, 1, 2)]
 )
 def test_all_images_of_a_batch_count_towards_the_positions(monkeypatch, images, processes, depth):
-    """6x6 features, as a picture of 192 pixels has at stride 32: bands of 9, 4 and 1 positions."""
+    """6x6 features, as a picture of 192 pixels has at stride 32: of the 9 and 4 positions of its bands 9 and 1 lie within it."""
     monkeypatch.setattr(bands, 'get_world_size', lambda: processes)
     x = torch.randn(images, 5, 6, 6)
     assert WaveletLoss(5)._depths([x]) == [depth]
@@ -225,8 +241,8 @@ def _two_ranks(rank, folder):
 
 def test_two_processes_compute_what_one_does(tmp_path):
     """Uneven batches, images of two sizes with other depths: the statistics are those of all images."""
-    (student,), (teacher,) = features(0, [(20, 18)], 3, 4), features(1, [(20, 18)], 3, 4)
-    small, large = ([x for side in (0, 1) for x in features(side, [size], 2, 4)] for size in ((10, 12), (20, 18)))
+    (student,), (teacher,) = features(0, [(27, 26)], 3, 4), features(1, [(27, 26)], 3, 4)
+    small, large = ([x for side in (0, 1) for x in features(side, [size], 2, 4)] for size in ((10, 12), (27, 26)))
     pairs = [
         [(student[:1], teacher[:1])] * 2 + [tuple(small)] * 2,
         [(student[1:], teacher[1:])] * 2 + [tuple(large)] * 2,
