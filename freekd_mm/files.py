@@ -59,15 +59,13 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
 @contextlib.contextmanager
 def turn(folder: Path) -> Iterator[None]:
     """Waits until no other process of this machine has its turn in a folder, where the system can tell."""
-    opened = os.open(folder, os.O_RDONLY) if fcntl else None
-    try:
-        if fcntl and opened is not None:
+    with contextlib.ExitStack() as end:
+        if fcntl:
+            opened = os.open(folder, os.O_RDONLY)
+            end.callback(os.close, opened)
             with contextlib.suppress(OSError):
                 fcntl.flock(opened, fcntl.LOCK_EX)
         yield
-    finally:
-        if opened is not None:
-            os.close(opened)
 
 
 def is_unedited(path: Path) -> bool:

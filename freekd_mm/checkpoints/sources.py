@@ -46,23 +46,19 @@ def fetch(source: str) -> str:
     if not _is_url(source):
         return os.path.expanduser(source)
     target = _cached(source)
+    digits = HASH_SUFFIX.search(target.name)
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         # The processes of a machine take turns: the first downloads, the others find its file or fail by themselves.
         with turn(target.parent):
-            if not target.is_file():
-                _download(source, target)
+            try:
+                if not target.is_file():
+                    torch.hub.download_url_to_file(source, str(target), digits.group(1) if digits else None)
+            except (OSError, RuntimeError) as error:
+                raise RuntimeError(
+                    f'cannot download {source}: {error}. Download it by other means and give its local path instead.'
+                ) from error
     return str(target)
-
-
-def _download(source: str, target: Path) -> None:
-    found = HASH_SUFFIX.search(target.name)
-    try:
-        torch.hub.download_url_to_file(source, str(target), found.group(1) if found else None)
-    except (OSError, RuntimeError) as error:
-        raise RuntimeError(
-            f'cannot download {source}: {error}. Download it by other means and give its local path instead.'
-        ) from error
 
 
 def is_here(source: str) -> bool:

@@ -20,7 +20,7 @@ from freekd_mm.engine.distributed import has_whole_weights, prepare_cpu_processe
 from freekd_mm.engine.process import clean_up, quiet_building
 from freekd_mm.engine.workdir import is_first_process
 from freekd_mm.files import make_room, write_kept
-from freekd_mm.runtime.config import find_model, is_distilled
+from freekd_mm.runtime.config import find_model, is_distilled, type_name
 
 #: Below the work directory: an evaluation writes nothing beside what the training wrote.
 FOLDER = 'test'
@@ -37,9 +37,7 @@ def plain_config(cfg: Config) -> Config:
     cfg = cfg.copy()
     if is_distilled(cfg.model):
         cfg.model, _ = find_model(cfg)
-        cfg.custom_hooks = [
-            hook for hook in cfg.get('custom_hooks') or [] if not str(hook.get('type')).endswith('DistillScheduleHook')
-        ]
+        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook) != 'DistillScheduleHook']
     return cfg
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -18,13 +17,7 @@ from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checks import check_choice, check_options, check_positive
 from freekd_mm.compat import install
 from freekd_mm.engine import distributed
-from freekd_mm.engine.checkpoint_hook import (
-    ResumePoint,
-    checkpoint_folders,
-    checkpoints_of,
-    find_resume_point,
-    make_safe,
-)
+from freekd_mm.engine.checkpoint_hook import ResumePoint, checkpoints_of, find_resume_point, make_safe
 from freekd_mm.engine.exact import ExactResumeHook
 from freekd_mm.engine.nonfinite import POLICIES, NonFiniteHook
 from freekd_mm.engine.preflight import check_config, check_data, compare_classes, show_overview
@@ -118,10 +111,9 @@ def run(
             end.callback(clean_up, runner)
             if point is not None:
                 check_resumed(runner, point.path)
-            is_own = point is not None and Path(point.path).absolute().parent in checkpoint_folders(cfg)
-            if not is_own and is_first_process(launcher):
+            if is_first_process(launcher):
                 # Not before: a model that cannot be built leaves the folder as it is.
-                set_aside(cfg, runner.timestamp)
+                set_aside(cfg, runner.timestamp, point.path if point else None)
         if isinstance(runner, Runner):
             runner.dump_config()
         with reliable(runner, hooks):

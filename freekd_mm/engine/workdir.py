@@ -79,14 +79,14 @@ def _lock(file: TextIO, path: Path) -> None:
         warn(f'{path} cannot be locked ({error.strerror}): make sure that no other run writes there')
 
 
-def set_aside(cfg: Config, own_log: str = '') -> None:
+def set_aside(cfg: Config, own_log: str = '', resumed: str | None = None) -> None:
     """Moves the files of an earlier training to ``earlier-<time>/``; an error if the new one starts from them.
 
-    ``own_log`` is the name of the new training's folder of logs.
+    ``own_log`` is the name of the new training's folder of logs. One that is resumed from here goes on.
     """
-    folder = Path(cfg.work_dir)
-    found = [*checkpoints_of(cfg), *(file for place in checkpoint_folders(cfg) for file in place.glob('best_*.pth'))]
-    if not found:
+    folder, places = Path(cfg.work_dir), checkpoint_folders(cfg)
+    found = [*checkpoints_of(cfg), *(file for place in places for file in place.glob('best_*.pth'))]
+    if not found or (resumed and Path(resumed).absolute().parent in places):
         return
     found += [file for file in (folder / POINTER, folder / PROMPT_FILE) if file.is_file()]
     named = re.findall(r"""["']([^"']+\.pth)["']""", str(cfg._cfg_dict))

@@ -32,12 +32,10 @@ def band_sizes(size: Sequence[int], depth: int) -> list[tuple[int, int]]:
     return sizes[1:]
 
 
-def usable_levels(size: Sequence[int], most: int, min_positions: float) -> int:
-    """Returns how many Haar levels of maps of a size (H, W) leave so many positions in each band."""
-    return sum(height * width >= min_positions for height, width in band_sizes(size, most))
+def usable_levels(size: Sequence[int], most: int, min_positions: float, whole: bool = False) -> int:
+    """Returns how many Haar levels of maps of a size (H, W) leave so many positions in each band.
 
-
-def whole_levels(size: Sequence[int], most: int, min_positions: float) -> int:
-    """Returns how many Haar levels have at least one block within maps of a size (H, W), and so many positions."""
-    areas = [(size[0] >> level) * (size[1] >> level) for level in range(1, most + 1)]
-    return sum(area >= max(min_positions, 1) for area in areas)
+    With ``whole`` only positions within the map count, and there has to be one.
+    """
+    sizes = [(size[0] >> level, size[1] >> level) for level in range(1, most + 1)] if whole else band_sizes(size, most)
+    return sum(height * width >= max(min_positions, whole) for height, width in sizes)

@@ -28,9 +28,9 @@ class WaveletLoss(BandLoss):
         L = \sum_l v_l \frac{1}{3 J_l C_l} \sum_{k,c} \Big\langle \Big(\frac{b_k}{s(b_k)} - \frac{a_k}{s(a_k)}\Big)^2
         \Big\rangle = \sum_l v_l \, \overline{2 - 2 r_k}, \quad r_k = \frac{\langle a_k b_k \rangle}{s(a_k) s(b_k)}
 
-    High bands have no mean, so r is their correlation. The value lies between 0 and 4 for every model. With a prompt
-    the means are weighted by its squared masks, scaled to a mean of 1 in each band of an image: the prompt says where
-    to look, and not how much.
+    High bands have no mean, so r is their correlation: positions whose blocks reach over the border do not count, since
+    there are zeros. The value lies between 0 and 4 for every model. With a prompt the means are weighted by its squared
+    masks, scaled to a mean of 1 in each band of an image: the prompt says where to look, and not how much.
 
     Args:
         channels: Channels of the features: one number, or one per feature level.

@@ -156,7 +156,7 @@ def test_the_parts_add_up_and_a_small_level_is_left_out_once_and_aloud(monkeypat
     ('images', 'processes', 'depth'), [(1, 1, 0), (2, 1, 1), (1, 2, 1), (4, 1, 1), (16, 1, 2), (8, 2, 2), (64, 1, 2)]
 )
 def test_all_images_of_a_batch_count_towards_the_positions(monkeypatch, images, processes, depth):
-    """6x6 features, as a picture of 192 pixels has at stride 32: of the 9 and 4 positions of its bands 9 and 1 lie within it."""
+    """6x6 features, as a picture of 192 pixels has at stride 32: 9 and 1 positions of their bands lie within them."""
     monkeypatch.setattr(bands, 'get_world_size', lambda: processes)
     x = torch.randn(images, 5, 6, 6)
     assert WaveletLoss(5)._depths([x]) == [depth]

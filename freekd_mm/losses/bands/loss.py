@@ -14,7 +14,7 @@ from torch import Tensor
 from freekd_mm.checks import check_positive
 from freekd_mm.compat.versions import uncompiled, zip_equal
 from freekd_mm.frequency import WaveletBands
-from freekd_mm.frequency.inputs import usable_levels, whole_levels
+from freekd_mm.frequency.inputs import usable_levels
 from freekd_mm.log import say
 from freekd_mm.losses.bands.distance import TINY, Level
 from freekd_mm.losses.base import DistillLoss
@@ -35,8 +35,9 @@ class BandLoss(DistillLoss):
     Args:
         channels: Channels of the features: one number, or one per feature level.
         levels: Wavelet levels.
-        min_positions: Least positions of a band: of all images together if it is standardised, else of one image. A
-            feature level gets only the wavelet levels that leave them; one that has too few is left out. 0: no limit.
+        min_positions: Least positions of a band: of all images together, within the map, if it is standardised, else of
+            one image. A feature level gets only the wavelet levels that leave them; one that has too few is left out.
+            0: no limit.
         prompt: Prompt file or URL (ours or in the released format), or the config of a mask generator, see
             :class:`freekd_mm.prompts.PoIMaskGenerator`. None for no masks.
         loss_weight: Factor on the returned value.
@@ -119,9 +120,8 @@ class BandLoss(DistillLoss):
     def _depths(self, features: Sequence[Tensor]) -> list[int]:
         """Returns how many wavelet levels each feature level has; logged once if these are not all."""
         images = len(features[0]) * get_world_size() if self.standardises else 1
-        # If bands are standardised, only what lies within the map counts.
-        known = whole_levels if self.standardises else usable_levels
-        found = [known(x.shape[2:], self.levels, self.min_positions / max(images, 1)) for x in features]
+        least = self.min_positions / max(images, 1)
+        found = [usable_levels(x.shape[2:], self.levels, least, self.standardises) for x in features]
         said = ', '.join(f'{depth} of level {index}' for index, depth in enumerate(found) if depth < self.levels)
         if said and said not in self._told:
             self._told.add(said)
