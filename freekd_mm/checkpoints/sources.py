@@ -56,7 +56,8 @@ def fetch(source: str) -> str:
                     torch.hub.download_url_to_file(source, str(target), digits.group(1) if digits else None)
             except (OSError, RuntimeError) as error:
                 raise RuntimeError(
-                    f'cannot download {source}: {error}. Download it by other means and give its local path instead.'
+                    f'cannot download {source}: {error}. Download it by other means and give its local path instead, '
+                    f'or save it as {target}.'
                 ) from error
     return str(target)
 

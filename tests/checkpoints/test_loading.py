@@ -206,6 +206,9 @@ def test_processes_take_turns_to_download(works, tmp_path, monkeypatch):
     assert len(calls) == (1 if works else 3)
     assert len(found) == 3
     assert all(each == b'x' if works else 'cannot download https://somewhere/x.pth: no route' in each for each in found)
+    if not works:
+        Path(found[0].rsplit(' as ', 1)[1].rstrip('.')).write_bytes(b'x')
+        assert Path(fetch('https://somewhere/x.pth')).read_bytes() == b'x', 'found where the error said'
 
 
 def test_two_urls_of_one_name_are_two_files(tmp_path, monkeypatch):

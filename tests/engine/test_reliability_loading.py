@@ -219,13 +219,13 @@ def test_trusted_files_of_the_command(evil, tmp_path, nothing_trusted):
 
 def test_a_trusted_url_is_its_cached_copy(evil, tmp_path, nothing_trusted, monkeypatch):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-    cached = tmp_path / 'checkpoints' / 'model.pth'
+    cached = tmp_path / 'checkpoints' / 'model-0123abcd.pth'
     cached.parent.mkdir()
     cached.write_bytes(evil.read_bytes())
     with pytest.raises(UntrustedCheckpointError):
-        CheckpointLoader.load_checkpoint('https://example.org/model.pth')
-    sources.trust('https://example.org/model.pth')
-    CheckpointLoader.load_checkpoint('https://example.org/model.pth')
+        CheckpointLoader.load_checkpoint('https://example.org/model-0123abcd.pth')
+    sources.trust('https://example.org/model-0123abcd.pth')
+    CheckpointLoader.load_checkpoint('https://example.org/model-0123abcd.pth')
     assert (tmp_path / 'sentinel').exists()
 
 
