@@ -47,7 +47,8 @@ class SafeCheckpointMixin:
         if self.last_ckpt is None and last and self.file_backend.isfile(last):
             self.last_ckpt = last
         # The best one of another folder is not this run's to remove.
-        own = lambda path: path if path and os.path.dirname(path) == str(self.out_dir) else None  # noqa: E731
+        here = os.path.abspath(self.out_dir)
+        own = lambda path: path if path and os.path.dirname(os.path.abspath(path)) == here else None  # noqa: E731
         self.best_ckpt_path = own(getattr(self, 'best_ckpt_path', None))
         self.best_ckpt_path_dict = {k: own(path) for k, path in getattr(self, 'best_ckpt_path_dict', {}).items()}
 

@@ -86,7 +86,7 @@ def set_aside(cfg: Config, own_log: str = '', resumed: str | None = None) -> Non
     """
     folder, places = Path(cfg.work_dir), checkpoint_folders(cfg)
     found = [*checkpoints_of(cfg), *(file for place in places for file in place.glob('best_*.pth'))]
-    if not found or (resumed and Path(resumed).absolute().parent in places):
+    if not found or (resumed and Path(resumed).parent.resolve() in [place.resolve() for place in places]):
         return
     found += [file for file in (folder / POINTER, folder / PROMPT_FILE) if file.is_file()]
     named = re.findall(r"""["']([^"']+\.pth)["']""", str(cfg._cfg_dict))
