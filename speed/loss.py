@@ -72,10 +72,11 @@ def naive_wavelet(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Ten
     """WaveletLoss with its defaults, from whole bands as its formula has them."""
     parts, roots = [], []
     for student, teacher in zip_equal(students, teachers):
-        depth = sum(math.prod(-(-length // 2**level) for length in teacher.shape[2:]) >= 16 for level in (1, 2, 3))
-        gaps = []
-        for own, other in zip_equal(dwt2d(student, depth).high, dwt2d(teacher, depth).high):
-            for b, a in zip_equal(own, other):
+        # Only what lies within the map counts.
+        sizes = [[length >> level for length in teacher.shape[2:]] for level in (1, 2, 3)]
+        depth, gaps = sum(len(teacher) * math.prod(size) >= 16 for size in sizes), []
+        for size, *sides in zip(sizes, dwt2d(student, depth).high, dwt2d(teacher, depth).high):
+            for b, a in zip_equal(*([band[..., : size[0], : size[1]] for band in side] for side in sides)):
                 own_square, square = (x.square().mean((0, 2, 3), keepdim=True) for x in (b, a))
                 gap = b / (own_square + 1e-4 * square).sqrt() - a / (1.0001 * square).sqrt()
                 gaps.append(gap.square().mean())

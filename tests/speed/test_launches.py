@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not available(), reason='this PyTorch cannot reg
 #: Launches of two small levels, forward and backward, as they were counted with PyTorch 2.13.
 LOSSES = {
     'plain MSE': 20,
-    'WaveletLoss': 58,
+    'WaveletLoss': 65,
     'WaveletLoss, Triton': 30,
     'WaveletLoss, masks': 155,
     'WaveletLoss, masks, Triton': 77,
