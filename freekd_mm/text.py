@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,9 +32,11 @@ def track(items: Iterable[Any], label: str, total: int | None = None) -> Iterabl
 def short_names(paths: Sequence[str | os.PathLike], least: int = 1) -> list[str]:
     """Returns the last parts of paths, at least so many and as many as tell them apart, without their suffix."""
     parts = [Path(path).with_suffix('').parts for path in paths]
-    found = (['_'.join(own[-count:]) for own in parts] for count in itertools.count(least))
-    different, longest = len(set(parts)), max(map(len, parts))
-    return next(names for count, names in enumerate(found, least) if len(set(names)) == different or count >= longest)
+    for count in range(least, max(least, *map(len, parts)) + 1):
+        names = ['_'.join(own[-count:]) for own in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
 
 
 def some(names: Iterable[str], most: int = 6) -> str:

@@ -14,15 +14,11 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
-from toy_runs import toy_config
+from toy_runs import Stop, toy_config
 
 from freekd_mm.engine.checkpoint_hook import ResumePoint
 from freekd_mm.engine.preflight import check_data
 from freekd_mm.engine.training import run
-
-
-class Built(Exception):  # noqa: N818
-    """Ends a run when its runner would be built."""
 
 
 @pytest.mark.parametrize('kind', [OptimWrapper, 'OptimWrapper', 'mmengine.OptimWrapper', None])
@@ -31,7 +27,7 @@ def test_amp_takes_wrappers_by_name_and_by_class(kind, tmp_path, monkeypatch):
 
     def built(cfg):
         wrappers.append(cfg.optim_wrapper)
-        raise Built
+        raise Stop
 
     wrappers = []
     monkeypatch.setattr(Runner, 'from_cfg', built)
@@ -39,7 +35,7 @@ def test_amp_takes_wrappers_by_name_and_by_class(kind, tmp_path, monkeypatch):
     config['optim_wrapper']['type'] = kind
     if kind is None:
         del config['optim_wrapper']['type']
-    with pytest.raises(Built):
+    with pytest.raises(Stop):
         run(Config(config), amp=True)
     assert (wrappers[0].type, wrappers[0].loss_scale) == ('AmpOptimWrapper', 'dynamic')
     config['optim_wrapper']['type'] = 'ApexOptimWrapper'
