@@ -119,8 +119,8 @@ class BandLoss(DistillLoss):
 
     def _depths(self, features: Sequence[Tensor]) -> list[int]:
         """Returns how many wavelet levels each feature level has; logged once if these are not all."""
-        images = max(len(features[0]) * get_world_size(), 1) if self.standardises else 1
-        found = [usable_levels(x.shape[2:], self.levels, self.min_positions / images, self.standardises) for x in features]
+        least = self.min_positions / (max(len(features[0]) * get_world_size(), 1) if self.standardises else 1)
+        found = [usable_levels(x.shape[2:], self.levels, least, self.standardises) for x in features]
         said = ', '.join(f'{depth} of level {index}' for index, depth in enumerate(found) if depth < self.levels)
         if said and said not in self._told:
             self._told.add(said)
