@@ -38,4 +38,4 @@ def usable_levels(size: Sequence[int], most: int, min_positions: float, whole: b
     With ``whole`` only positions within the map count, and there has to be one.
     """
     sizes = [(size[0] >> level, size[1] >> level) for level in range(1, most + 1)] if whole else band_sizes(size, most)
-    return sum(height * width >= max(min_positions, whole) for height, width in sizes)
+    return sum(height * width >= max(min_positions, 1) for height, width in sizes)

@@ -52,6 +52,14 @@ class WaveletBands(NamedTuple):
     shape: tuple[int, int]
     wavelet: str = 'haar'
 
+    def inside(self) -> WaveletBands:
+        """Returns the positions whose Haar blocks lie within the map, as the losses count them; at least one."""
+        high, h, w = [], *self.shape
+        for detail in self.high:
+            h, w = max(h // 2, 1), max(w // 2, 1)
+            high.append(WaveletDetail(*(band[..., :h, :w] for band in detail)))
+        return self._replace(low=self.low[..., :h, :w], high=tuple(high))
+
 
 class WaveletBands1d(NamedTuple):
     """Bands of a 1D transform.

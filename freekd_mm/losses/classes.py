@@ -15,6 +15,8 @@ from freekd_mm.tensors import full_precision, mean
 
 # Positions whose teacher probabilities are all 0 in float32 must not divide by 0.
 TINY = 1e-12
+# A score that has no probability, in half precision too.
+LOWEST = -1e4
 
 
 class ClassLoss(DistillLoss):
@@ -99,7 +101,8 @@ class ClassLoss(DistillLoss):
         """Returns one level's logits of the classes that are compared, (N, A, K, positions)."""
         name = type(self).__name__
         if student.ndim == teacher.ndim >= 2 and self.class_dim == -1:
-            student, teacher = student.movedim(-1, 1), teacher.movedim(-1, 1)
+            # A head that reads texts gives words that are not there -inf.
+            student, teacher = (x.movedim(-1, 1).clamp(min=LOWEST) for x in (student, teacher))
         compared = slice(0, 2 if self.shared is None else 1)
         if not student.ndim == teacher.ndim >= 2 or student.shape[compared] != teacher.shape[compared]:
             raise ValueError(
@@ -126,6 +129,11 @@ class ClassLoss(DistillLoss):
         student, teacher = (
             full_precision(x).reshape(x.shape[0], anchors, x.shape[1] // anchors, positions) for x in (student, teacher)
         )
+        for x in (student, teacher) if self.background is not None else ():
+            if not -x.shape[2] <= self.background < x.shape[2]:
+                raise ValueError(
+                    f'background should be in [{-x.shape[2]}, {x.shape[2] - 1}], but got {self.background}'
+                )
         if self.shared is None:
             return student, teacher
         # The background comes last if there is one.
@@ -140,8 +148,6 @@ class ClassLoss(DistillLoss):
         normaliser = teacher.logsumexp(2)
         if self.background is not None:
             classes, background = teacher.shape[2], self.background if self.shared is None else -1
-            if not -classes <= background < classes:
-                raise ValueError(f'background should be in [{-classes}, {classes - 1}], but got {background}')
             teacher = teacher[:, :, [k for k in range(classes) if k != background % classes]]
         return (teacher.amax(2) - normaliser).exp().flatten(1)
 

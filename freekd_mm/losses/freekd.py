@@ -214,7 +214,8 @@ class FreeKDPlusLoss(WaveletLoss):
 
     - High bands, relaxed: :math:`1 - r`, with r the correlation of each channel over the batch. The pattern must
       agree, the scale is free.
-    - Low band, strong: :math:`\langle (b - a)^2 \rangle / \langle a^2 \rangle`. The values must agree.
+    - Low band, strong: :math:`\langle (b - a)^2 \rangle / \langle a^2 \rangle`. The values must agree, where whole
+      blocks lie within the map: of a small map the deepest low band covers only a part.
     - Masks, refined: with the masks :math:`M^s` that the same prompt gives for the student's features, a position
       weighs :math:`\sum_i M^t_i \, (1 + |M^t_i - M^s_i|)`: twice as much if the student misses what the teacher's
       prompt selects. No gradient flows through the masks.

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from freekd_mm.checks import check_choice, check_positive
-from freekd_mm.compat.versions import zip_equal
 from freekd_mm.losses.base import DistillLoss
 from freekd_mm.losses.classes import divergence
 from freekd_mm.registry import MODELS
@@ -72,7 +71,7 @@ class CrossKDLoss(DistillLoss):
         check_positive('temperature', temperature)
         check_positive('cls_weight', cls_weight, zero=True)
         check_positive('box_weight', self.box_weight, zero=True)
-        if len(stds) != 4 or min(stds) <= 0:
+        if not isinstance(stds, Sequence) or len(stds) != 4 or min(stds) <= 0:
             raise ValueError(f'stds should be four numbers greater than 0, but got {stds!r}')
         self.boxes, self.beta, self.temperature, self.stds = boxes, beta, temperature, tuple(stds)
         self.cls_weight = cls_weight
@@ -111,23 +110,28 @@ class CrossKDLoss(DistillLoss):
                 f'{name}: there should be as many levels of scores as of boxes, but got {len(teachers)} levels in '
                 "all; tap 'bbox_head[0]' and 'bbox_head[1]'"
             )
-        for level, (student, teacher) in enumerate(zip_equal(students, teachers)):
-            what = 'scores' if level < count else 'boxes'
-            if what == 'scores' and not self.cls_weight:
-                continue
-            # Each side has its own number of classes if those that both know are compared.
-            axes = (0, 2, 3) if what == 'scores' and self.shared else (0, 1, 2, 3)
-            whole = student.ndim == teacher.ndim == 4 and all(student.shape[i] == teacher.shape[i] for i in axes)
-            if not whole or (what == 'boxes' and teacher.shape[1] % 4):
-                raise ValueError(
-                    f'{name}: at level {level % count} the {what} of student and teacher should be of one shape, (N, '
-                    f'anchors x classes, H, W) and (N, 4 x anchors or bins, H, W), but got {shapes([student, teacher])}'
-                )
-            if what == 'boxes' and self.boxes == 'distribution' and teacher.shape[1] < 8:
+        for level in range(count):
+            boxes, scores = ([side[first + level] for side in (students, teachers)] for first in (count, 0))
+            self._fit(level, 'boxes', boxes, boxes[1], 4)
+            if self.boxes == 'distribution' and boxes[1].shape[1] < 8:
                 raise ValueError(
                     f'{name}: the boxes should be distributions over at least 2 bins per edge (GFLHead has them, with '
-                    f'its reg_max), but got {shapes([teacher])}, four numbers per box'
+                    f'its reg_max), but got {shapes(boxes[1:])}, four numbers per box'
                 )
+            anchors = 1 if self.boxes == 'distribution' else boxes[1].shape[1] // 4
+            self._fit(level, 'scores', scores if self.cls_weight else scores[1:], boxes[1], anchors)
+
+    def _fit(self, level: int, what: str, given: Sequence[Tensor], boxes: Tensor, unit: int) -> None:
+        """Raises ValueError unless the tensors are where the boxes are, and of one shape, a multiple of the unit."""
+        place = [x.shape[:1] + x.shape[2:] for x in (*given, boxes)]
+        whole = all(x.ndim == 4 and x.shape[1] and x.shape[1] % unit == 0 for x in given) and len(set(place)) == 1
+        # Each side has its own number of classes if those that both know are compared.
+        if not whole or (len({x.shape for x in given}) > 1 and not (what == 'scores' and self.shared)):
+            raise ValueError(
+                f'{type(self).__name__}: at level {level} the {what} of student and teacher should be of one shape, '
+                '(N, anchors x classes, H, W) and (N, 4 x anchors or bins, H, W), but got '
+                f'{shapes(given)}, and boxes {shapes([boxes])}'
+            )
 
     def _by_class(self, scores: Tensor, anchors: int, side: int) -> Tensor:
         """Returns the scores (N, A, k, positions) of the classes that both sides know."""

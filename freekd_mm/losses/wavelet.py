@@ -29,8 +29,9 @@ class WaveletLoss(BandLoss):
         \Big\rangle = \sum_l v_l \, \overline{2 - 2 r_k}, \quad r_k = \frac{\langle a_k b_k \rangle}{s(a_k) s(b_k)}
 
     High bands have no mean, so r is their correlation: positions whose blocks reach over the border do not count, since
-    there are zeros. The value lies between 0 and 4 for every model. With a prompt the means are weighted by its squared
-    masks, scaled to a mean of 1 in each band of an image: the prompt says where to look, and not how much.
+    there are zeros; of an odd size the last row or column has no part in the loss. The value lies between 0 and 4 for
+    every model. With a prompt the means are weighted by its squared masks, scaled to a mean of 1 in each band of an
+    image: the prompt says where to look, and not how much.
 
     Args:
         channels: Channels of the features: one number, or one per feature level.
@@ -56,7 +57,7 @@ class WaveletLoss(BandLoss):
         **bands: Any,
     ) -> None:
         super().__init__(channels, loss_weight=loss_weight, **bands)
-        if isinstance(level_weights, str):
+        if isinstance(level_weights, str) or not isinstance(level_weights, Sequence):
             check_choice('level_weights', level_weights, POWERS)
         else:
             level_weights = tuple(level_weights)

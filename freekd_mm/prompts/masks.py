@@ -12,6 +12,7 @@ from torch import Tensor
 from freekd_mm.checks import check_choice
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.frequency import WaveletBands, WaveletDetail, dwt2d
+from freekd_mm.frequency.inputs import band_sizes
 from freekd_mm.tensors import full_precision
 
 Grouping = Literal['level', 'band']
@@ -41,8 +42,10 @@ def mask_logits(bands: WaveletBands, tokens: Tensor, grouping: Grouping, evidenc
     orientations of a level are one group: their sum (the released code). With ``evidence='band'`` a token :math:`P`
     finds :math:`P R`, of which the bands hold the groups * T projections: positive and negative coefficients are
     opposites. With ``'magnitude'`` it finds :math:`z = P |R|`, averaged with the mean of z over the 3 x 3 positions
-    around: the same for R and -R.
+    around: the same for R and -R. These are only those whose blocks lie within the map.
     """
+    # Beyond the border are zeros, and an edge there as strong as the mean of the features.
+    bands = bands.inside() if evidence == 'magnitude' else bands
     groups: list[tuple[Tensor, ...]] = [(bands.low,)]
     for detail in bands.high:
         groups += [tuple(detail)] if grouping == 'level' else [(band,) for band in detail]
@@ -58,8 +61,15 @@ def mask_logits(bands: WaveletBands, tokens: Tensor, grouping: Grouping, evidenc
 
 
 def as_bands(groups: list[Tensor], shape: tuple[int, int], grouping: Grouping) -> WaveletBands:
-    """Returns one tensor per group as bands; the orientations of a level share theirs if they are one group."""
+    """Returns one tensor per group as bands; the orientations of a level share theirs if they are one group.
+
+    What is missing at the border is as beside it.
+    """
     size = 1 if grouping == 'level' else 3
+    sizes = band_sizes(shape, (len(groups) - 1) // size)
+    wanted = [sizes[-1], *(own for own in sizes for _ in range(size))]
+    missing = [(h - group.shape[2], w - group.shape[3]) for group, (h, w) in zip_equal(groups, wanted)]
+    groups = [F.pad(x, (0, w, 0, h), mode='replicate') if h or w else x for x, (h, w) in zip_equal(groups, missing)]
     levels = [groups[start : start + size] * (3 // size) for start in range(1, len(groups), size)]
     return WaveletBands(groups[0], tuple(WaveletDetail(*level) for level in levels), shape)
 

@@ -131,11 +131,11 @@ class FrequencyPrompt(nn.Module):
         return torch.cat((half, -half, torch.zeros(groups, count % 2, channels)), 1)
 
     def masks(self, x: Tensor, bands: WaveletBands | None = None) -> WaveletBands:
-        """Returns the masks of every band of x (N, C, H, W), each (N, T, h, w); as deep as x allows, see the class.
+        """Returns the masks of every band of x (N, C, H, W), each (N, T, h, w), at least of one level.
 
         The bands of x may be given where they are known.
         """
-        levels = usable_levels(x.shape[2:], self.levels, self.min_positions)
+        levels = max(usable_levels(x.shape[2:], self.levels, self.min_positions), 1)
         change = self._standardise if self.evidence == 'magnitude' else None
         return poi.poi_masks(x, self.mask_token, levels, self.grouping, self.evidence, change, bands)
 
@@ -145,8 +145,8 @@ class FrequencyPrompt(nn.Module):
             own_var, own_mean = torch.var_mean(logits, (0, 2, 3), unbiased=False)
             # The first batch is taken whole.
             rate = torch.full_like(var, MOMENTUM).masked_fill(var == 0, 1.0)
-            var.lerp_(own_var.detach(), rate)
-            mean.lerp_(own_mean.detach(), rate)
+            var.lerp_(own_var.detach().to(var.dtype), rate)
+            mean.lerp_(own_mean.detach().to(var.dtype), rate)
             mean, var = own_mean, own_var
         scale, bias = self._affine(mean, var, self.areas[group])
         return logits * scale[:, None, None] + bias[:, None, None]

@@ -59,6 +59,12 @@ class PromptFile:
         wanted = (num_groups(self.levels, self.grouping), self.num_tokens)
         if not self.tokens:
             raise ValueError('a prompt should hold the tokens of at least one level, but got none')
+        for place, bias in self.bias.items():
+            if place not in self.tokens or not isinstance(bias, Tensor) or tuple(bias.shape) != wanted:
+                raise ValueError(
+                    f'bias should have one entry of shape {wanted} for each of {", ".join(self.tokens)}, but got '
+                    f'{tuple(bias.shape) if isinstance(bias, Tensor) else type(bias).__name__} for {place}'
+                )
         for place, tokens in self.tokens.items():
             if not isinstance(tokens, Tensor) or tokens.ndim != 3 or tuple(tokens.shape[:2]) != wanted:
                 got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__

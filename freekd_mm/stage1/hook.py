@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+from mmengine.dist import all_reduce_params, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -128,6 +128,8 @@ class FrequencyPromptHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Measures the prompt and writes its file and the pictures of its masks."""
         model = unwrapped_model(runner)
+        # What each process saw of the masks' statistics.
+        all_reduce_params(list(self.bank.buffers()), op='mean')
         with runner.optim_wrapper.optim_context(model):
             # On every process: heads average over all of them.
             self.measured, masks = measure(model, self.bank, self.batches)

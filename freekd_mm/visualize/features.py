@@ -135,9 +135,10 @@ def band_maps(student: Tensor, teacher: Tensor, loss: nn.Module | None = None) -
 
 def _bands(features: Tensor, loss: nn.Module | None) -> Iterator[Tensor]:
     """Yields the bands (1, C, h, w), where the loss does so with mean 0 and deviation 1 in each channel."""
-    bands = dwt2d(features, getattr(loss, 'levels', LEVELS))
+    bands, standardises = dwt2d(features, getattr(loss, 'levels', LEVELS)), getattr(loss, 'standardises', True)
+    bands = bands.inside() if standardises else bands
     for band in (bands.low, *(band for detail in bands.high for band in detail)):
-        if getattr(loss, 'standardises', True):
+        if standardises:
             centred = band - band.mean((2, 3), keepdim=True)
             yield centred * centred.square().mean((2, 3), keepdim=True).clamp(min=TINY).rsqrt()
         else:

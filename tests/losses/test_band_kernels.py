@@ -133,6 +133,10 @@ def test_they_are_compared_once_and_give_way(monkeypatch):
     monkeypatch.setattr(module, 'COMPARED', {})
     assert [module.serve(students, levels, 2, plain) for _ in range(2)] == [True, True]
     assert logged == []
+    monkeypatch.setattr(module, 'COMPARED', {})
+    broken = [levels[0]._replace(teacher=torch.full_like(levels[0].teacher, float('nan'))), *levels[1:]]
+    assert not module.serve(students, broken, 2, plain)
+    assert module.COMPARED == {}, 'values that are not finite say nothing about the kernels'
     for problem, sums in (
         ('their results differ from those of plain PyTorch', lambda *given: 1.01 * plain[0](*given)),
         ('RuntimeError: no memory', lambda *_: (_ for _ in ()).throw(RuntimeError('no\nmemory'))),

@@ -207,6 +207,18 @@ def test_boxes_without_an_area_are_as_far_apart_as_in_mmdet():
         ),
         (LDLoss(), predictions()[:3], predictions()[:3], 'as many levels of scores as of boxes, but got 3 levels'),
         (CrossKDLoss('deltas'), predictions('deltas', classes=4), predictions('deltas'), 'level 0 the scores of'),
+        (
+            CrossKDLoss('deltas'),
+            predictions('deltas', classes=2)[:2] + predictions('deltas', anchors=3)[2:],
+            predictions('deltas', classes=2)[:2] + predictions('deltas', anchors=3)[2:],
+            r'level 0 the scores .* but got \(2, 2, 4, 3\), \(2, 2, 4, 3\), and boxes \(2, 12, 4, 3\)',
+        ),
+        (
+            LDLoss(),
+            tuple(level[..., :1] if index < 2 else level for index, level in enumerate(predictions())),
+            tuple(level[..., :1] if index < 2 else level for index, level in enumerate(predictions())),
+            r'level 0 the scores .* but got \(2, 3, 4, 1\), and boxes \(2, 20, 4, 3\)',
+        ),
     ],
 )
 def test_wrong_predictions(loss, students, teachers, message):
@@ -219,6 +231,7 @@ def test_wrong_predictions(loss, students, teachers, message):
     [
         ({'boxes': 'delta'}, "boxes should be one of .*Did you mean 'deltas'"),
         ({'boxes': 'deltas', 'stds': (1, 1)}, r'stds should be four numbers greater than 0, but got \(1, 1\)'),
+        ({'boxes': 'deltas', 'stds': None}, 'stds should be four numbers greater than 0, but got None'),
         ({'boxes': 'deltas', 'beta': 0}, 'beta should be greater than 0'),
         (
             {'boxes': 'deltas', 'beta': 0.5},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,24 @@ def test_the_background_stays_beside_the_shared_classes():
     loss.share_classes([0, 1], [3, 0])
     expected = LogitKLLoss(**options)(student, teacher[:, [3, 0, 4]])
     assert loss(student, teacher).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_a_background_that_is_not_there_is_named(shared):
+    loss = LogitKLLoss(background=9)
+    if shared:
+        loss.share_classes([0, 1], [0, 1])
+    with pytest.raises(ValueError, match=r'background should be in \[-5, 4\], but got 9'):
+        loss(*pair((2, 5, 2, 2), (2, 5, 2, 2)))
+
+
+@pytest.mark.parametrize('use_sigmoid', [False, True])
+def test_classes_that_are_not_there_do_not_count(use_sigmoid):
+    """A head that reads texts gives the places behind the last word -inf."""
+    student, teacher = pair((2, 6, 3), (2, 6, 3))
+    loss = LogitKLLoss(class_dim=-1, use_sigmoid=use_sigmoid)
+    padded = [torch.nn.functional.pad(x, (0, 2), value=-math.inf) for x in (student, teacher)]
+    assert loss(*padded).item() == pytest.approx(loss(student, teacher).item(), rel=1e-12)
 
 
 def test_too_few_shared_classes():

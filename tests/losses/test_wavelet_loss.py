@@ -54,7 +54,8 @@ def formula(students, teachers, weights, levels=3, positions=16, tokens=None):
             if tokens is not None:
                 found = torch.einsum('tc,nchw->nthw', tokens[index][1 + level].double(), sum(others)).sigmoid()
                 mask = found.square().sum(1, keepdim=True)
-                mask = mask / mask.mean((2, 3), keepdim=True)
+                counted = mask[..., : student.shape[2] >> level + 1, : student.shape[3] >> level + 1]
+                mask = mask / counted.mean((2, 3), keepdim=True)
             pairs = [[within(x, level + 1, student.shape[2:]) for x in pair] for pair in zip_equal(details, others)]
             for b, a in pairs:
                 own_square, square = ((mask * x.square()).mean((0, 2, 3), keepdim=True) for x in (b, a))
@@ -143,8 +144,11 @@ def test_the_parts_add_up_and_a_small_level_is_left_out_once_and_aloud(monkeypat
     values = [loss(students, teachers) for _ in range(2)]
     assert logged == [
         'WaveletLoss: of 3 wavelet levels only 1 of level 1, 0 of level 2 are compared at this size, since every band '
-        'should have 16 positions (min_positions)'
+        'should have 16 positions (min_positions) within the map'
     ]
+    logged.clear()
+    assert WaveletLoss(5, min_positions=0)(features(0, [(1, 64)]), features(1, [(1, 64)])) == 0
+    assert 'should have 1 positions (min_positions) within the map' in logged[0]
     torch.testing.assert_close(sum(loss.terms.values()), values[1].detach())
     gradients = torch.autograd.grad(values[1], students)
     assert not gradients[2].any()
@@ -282,6 +286,9 @@ def test_is_built_from_a_config_copies_and_compiles(tmp_path):
     [
         (dict(level_weights='areas'), ValueError, "level_weights should be one of .* mean 'area'"),
         (dict(level_weights=[1.0, -1.0]), ValueError, 'level_weights should be at least 0'),
+        (dict(level_weights=1.0), ValueError, "level_weights should be one of 'equal', 'root', 'area', but got 1.0"),
+        (dict(channels=5.0), TypeError, 'channels should be an integer, but got 5.0'),
+        (dict(channels=None), TypeError, 'channels should be an integer, but got None'),
         (dict(min_positions=-1), ValueError, 'min_positions should be at least 0'),
         (dict(levels=0), ValueError, 'levels should be greater than 0'),
         (dict(channels='256'), TypeError, 'channels should be an integer'),

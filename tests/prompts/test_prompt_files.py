@@ -13,7 +13,7 @@ from mmengine.config import Config
 from freekd_mm.checkpoints.loading import UntrustedCheckpointError
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.prompts import PoIMaskGenerator, PromptFile, load_prompt, poi_masks, save_prompt
-from freekd_mm.prompts.prompt_file import new_prompt_file, use_prompt
+from freekd_mm.prompts.prompt_file import new_prompt_file, prompt_content, use_prompt
 from freekd_mm.registry import MODELS
 
 
@@ -100,6 +100,11 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
             r'tokens of released\[1\] should be of shape \(4, 2, .C.\)',
         ),
         ({'format': 'freekd_mm.frequency_prompt'}, 'but has no tokens, levels'),
+        (
+            {**prompt_content(prompt(1)), 'bias': {'neck[0]': torch.zeros(1, 2)}},
+            r'bias should have one entry of shape \(4, 2\) for each of neck\[0\], but got \(1, 2\) for neck\[0\]',
+        ),
+        ({**prompt_content(prompt(1)), 'bias': {'neck[1]': torch.zeros(4, 2)}}, r'but got \(4, 2\) for neck\[1\]'),
     ],
 )
 def test_other_content_is_named(tmp_path, content, message):

@@ -104,6 +104,35 @@ def test_masks_are_the_same_for_both_signs_and_all_scales() -> None:
         torch.testing.assert_close(mask, of_many, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize('grouping', ['level', 'band'])
+def test_the_edge_between_the_features_and_the_zeros_beyond_them_is_not_seen(grouping: str) -> None:
+    """At the border the masks are as beside it; their statistics are of whole blocks."""
+    features = torch.randn(2, 4, 25, 43)
+    prompt, same = (selective(grouping=grouping) for _ in range(2))
+    low, *high = groups(prompt, features)
+    _, *others = groups(same, features + 100)
+    shapes = [(4, 6), *((h, w) for h, w in ((13, 22), (7, 11), (4, 6)) for _ in range(1 if grouping == 'level' else 3))]
+    assert [mask.shape[2:] for mask in (low, *high)] == shapes
+    for level, mask in zip_equal([1, 2, 3] if grouping == 'level' else [1, 1, 1, 2, 2, 2, 3, 3, 3], high):
+        rows, columns = 25 >> level, 43 >> level
+        torch.testing.assert_close(mask[:, :, rows:, :columns], mask[:, :, rows - 1 : rows, :columns])
+        torch.testing.assert_close(mask[:, :, :, columns:], mask[:, :, :, columns - 1 : columns])
+        assert mask[:, :, :rows, :columns].mean() == pytest.approx(0.35, abs=0.1)
+    for mask, other in zip_equal(high, others):
+        torch.testing.assert_close(mask, other, rtol=1e-2, atol=1e-2)
+    for name in ('mean', 'var'):
+        torch.testing.assert_close(getattr(prompt, name)[1:], getattr(same, name)[1:], rtol=1e-2, atol=1e-4)
+
+
+def test_a_map_without_a_whole_block_and_another_dtype_have_masks() -> None:
+    prompt = selective(levels=2, min_positions=0)
+    shapes = [detail.vertical.shape[2:] for detail in prompt.masks(torch.randn(2, 4, 1, 9)).high]
+    assert shapes == [(1, 5), (1, 3)]
+    assert selective().masks(torch.randn(2, 4, 3, 3)).low.shape == (2, 2, 2, 2)
+    changed, _, _ = prompt(torch.randn(2, 4, 16, 16, dtype=torch.float64))
+    assert changed.dtype == torch.float64
+
+
 def test_a_prompt_that_is_folded_into_tokens_and_bias_gives_the_masks_of_eval_mode(tmp_path) -> None:
     prompt = selective(num_tokens=3)
     for _ in range(30):

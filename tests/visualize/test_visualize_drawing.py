@@ -51,6 +51,16 @@ def test_the_maps_are_standardised_as_in_the_loss() -> None:
         assert difference < 1e-3 if free else difference > 1
 
 
+def test_the_maps_hold_no_edge_at_the_border_that_the_loss_does_not_see() -> None:
+    teacher = noise(size=13)
+    for mean in (0, 100):
+        band = band_maps(teacher + mean, teacher + mean, WaveletLoss(4, levels=2)).teacher[1]
+        assert band.shape == (6, 6)
+        np.testing.assert_allclose(band, band_maps(teacher, teacher, WaveletLoss(4, levels=2)).teacher[1], rtol=1e-3)
+    band = band_maps(teacher, teacher, FreeKDLoss(4, levels=2, relation=None)).teacher[1]
+    assert band.shape == (7, 7)
+
+
 def test_the_bands_lie_where_the_text_says() -> None:
     bands = [np.full((2, 2), 1.0 if index == 2 else 0.0) for index in range(7)]
     picture = pyramid(bands, (64, 64)).astype(int)

@@ -231,16 +231,20 @@ def serve(students: Sequence[Tensor], levels: Sequence[Any], most: int, plain: S
     key = students[0].device, most, *dtypes, *masked
     if key not in COMPARED:
         problem = _compare(students, levels, most, plain)
+        if problem is None:
+            return False
         if problem:
             say(f'The Triton kernels of the wavelet losses are not used: {problem}')
         COMPARED[key] = not problem
     return COMPARED[key]
 
 
-def _compare(students: Sequence[Tensor], levels: Sequence[Any], most: int, plain: Sequence[Any]) -> str:
-    """Returns what is wrong with sums and gradients, or nothing."""
+def _compare(students: Sequence[Tensor], levels: Sequence[Any], most: int, plain: Sequence[Any]) -> str | None:
+    """Returns what is wrong with sums and gradients, or nothing; None where values that are not finite say nothing."""
     try:
         sums, wanted = (way(students, levels, most) for way in (sums_of, plain[0]))
+        if not wanted.isfinite().all():
+            return None
         own, _, other = wanted.unbind(-1)
         sizes = torch.stack((own, (own * other).sqrt(), other), -1)
         agree = [bool(((sums - wanted).abs() <= 1e-3 * sizes).all())]

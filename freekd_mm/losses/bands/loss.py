@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -56,8 +55,8 @@ class BandLoss(DistillLoss):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__(loss_weight)
-        self.channels = channels if isinstance(channels, int) else tuple(channels)
-        for number in [channels] if isinstance(channels, int) else channels:
+        self.channels = tuple(channels) if isinstance(channels, Sequence) else channels
+        for number in channels if isinstance(channels, Sequence) else [channels]:
             check_positive('channels', number, integer=True)
         check_positive('levels', levels, integer=True)
         check_positive('min_positions', min_positions, integer=True, zero=True)
@@ -111,10 +110,11 @@ class BandLoss(DistillLoss):
         theirs = [_stacked(bands) for bands in self.masks(teachers, depths)]
         ours = [_stacked(bands) for bands in self.masks(students, depths)] if self.refines else theirs
         found = [list(map(self.weigh, *pair)) for pair in zip_equal(theirs, ours)]
-        if self.standardises:
-            for weight in itertools.chain(*found):
-                # A mean of 1 in each band of an image.
-                weight.div_(weight.mean((2, 3), keepdim=True).clamp(min=TINY))
+        for teacher, weights in zip_equal(teachers, found):
+            for level, weight in enumerate(weights if self.standardises else (), 1):
+                # A mean of 1 over what counts in each band of an image.
+                counted = weight[..., : teacher.shape[2] >> level, : teacher.shape[3] >> level]
+                weight.div_(counted.mean((2, 3), keepdim=True).clamp(min=TINY))
         return found
 
     def _depths(self, features: Sequence[Tensor]) -> list[int]:
@@ -126,7 +126,8 @@ class BandLoss(DistillLoss):
             self._told.add(said)
             say(
                 f'{type(self).__name__}: of {self.levels} wavelet levels only {said} are compared at this size, since '
-                f'every band should have {self.min_positions} positions (min_positions)'
+                f'every band should have {max(self.min_positions, 1)} positions (min_positions)'
+                f'{" within the map" if self.standardises else ""}'
             )
         return found
 
