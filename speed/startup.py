@@ -73,7 +73,8 @@ def mmdet_train() -> Path | None:
 
 def commands_of(folder: Path, quick: bool) -> dict[str, list[str]]:
     """Returns the command lines by name."""
-    from freekd_mm.datasets.scenes import DET_METAINFO, write_scenes
+    sys.path.append(str(ROOT / 'tools'))
+    from scenes import DET_METAINFO, write_scenes
 
     imports = ('freekd_mm',) if quick else IMPORTS
     commands = {f'import {names}': ['-c', f'import {names}'] for names in imports}

@@ -15,8 +15,9 @@ from typing import Any, Callable
 # Before torch is imported: the machine runs several tests at once.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Before mmengine is imported, here and in the processes that tests start.
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
 sys.path.insert(0, str(Path(__file__).with_name('quick')))
-os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get('PYTHONPATH'))))
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (*sys.path[:2], os.environ.get('PYTHONPATH'))))
 
 import cv2
 import mmengine.config.utils
@@ -24,10 +25,10 @@ import pytest
 import tiny_configs
 import torch
 from leftovers import clear_leftovers
+from scenes import write_scenes
 
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import cache
-from freekd_mm.datasets.scenes import write_scenes
 
 install()
 torch.set_num_threads(1)

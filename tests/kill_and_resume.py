@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
 sys.path.insert(0, str(Path(__file__).with_name('quick')))
 
 import cv2
@@ -35,11 +36,11 @@ import torch
 from distill_cases import distilled, save_weights
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from scenes import write_scenes
 from toy_runs import exit_code, in_child
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.compat import install
-from freekd_mm.datasets.scenes import write_scenes
 from freekd_mm.engine.training import run
 
 FLIP = {'type': 'RandomFlip', 'prob': 0.5}

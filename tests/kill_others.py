@@ -30,11 +30,11 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import torch
 import torch.distributed as dist
 from kill_and_resume import Tally, check_files, is_writing
+from scenes import write_scenes
 from test_wrong_tools import user_folder
 from tool_runs import start_tool
 from toy_runs import changed, exit_code, in_child, last_state, toy_config, toy_run
 
-from freekd_mm.datasets.scenes import write_scenes
 from freekd_mm.files import is_unedited
 
 #: Seconds after which torchrun would end what is left, and after which it hangs.

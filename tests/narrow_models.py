@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from freekd_mm.datasets.scenes import CLASSES, THINGS
+from scenes import CLASSES, THINGS
 
 #: Fewer layers, queries, points and classes, by the names of the options; features keep their names and channels.
 FEWER = {

@@ -14,8 +14,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from scenes import write_scenes
 
-from freekd_mm.datasets.scenes import write_scenes
 from freekd_mm.doctor.pins import MM_DISTRIBUTIONS, MM_MODULES, normalize, read_pins
 from freekd_mm.version import __version__
 

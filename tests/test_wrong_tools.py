@@ -19,12 +19,12 @@ import tiny_configs
 import torch
 from distill_cases import save_weights
 from mmengine.config import Config
+from scenes import DET_METAINFO
 from tool_runs import run_tool
 from wrong_tool_cases import CASES
 from wrong_use_cases import CASES as CALLS
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
-from freekd_mm.datasets.scenes import DET_METAINFO
 from freekd_mm.files import is_unedited, write_bytes, write_kept
 from freekd_mm.pictures import png
 

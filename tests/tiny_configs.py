@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from freekd_mm.datasets.scenes import CITY, DET_METAINFO, SEG_METAINFO
+from scenes import CITY, DET_METAINFO, SEG_METAINFO
 
 MEAN_STD: dict[str, Any] = {'mean': [123.675, 116.28, 103.53], 'std': [58.395, 57.12, 57.375], 'bgr_to_rgb': True}
 BN: dict[str, Any] = {'type': 'BN', 'requires_grad': True}

@@ -17,13 +17,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=160, help='width and height in pixels (default: %(default)s)')
     parser.add_force()
     parser.add_argument('--seed', type=int, default=0, help='seed of the data set (default: %(default)s)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    from scenes import MIN_SIZE
+
+    if args.size < MIN_SIZE:
+        parser.error(f'--size should be at least {MIN_SIZE}, but got {args.size}')
+    return args
 
 
 def main() -> None:
     """Writes the data set."""
     args = parse_args()
-    from freekd_mm.datasets.scenes import write_scenes
+    from scenes import write_scenes
 
     root = write_scenes(args.out, args.train, args.val, args.size, args.seed, args.force)
     print(f'{args.train} training and {args.val} validation pictures of {args.size} x {args.size} are in {root}')

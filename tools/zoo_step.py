@@ -17,9 +17,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 from mmengine.structures import InstanceData, PixelData
+from scenes import Scene, render_scene
 from torch import Tensor, nn
 
-from freekd_mm.datasets.scenes import Scene, render_scene
 from freekd_mm.runtime.config import build_model, find_model, load_config, without_pretrained
 from freekd_mm.runtime.export import export_student
 from freekd_mm.runtime.probe import dummy_samples

@@ -15,9 +15,9 @@ import tiny_configs
 from leftovers import clear_leftovers
 from mmengine.config import Config, ConfigDict
 from narrow_models import fewer_layers
+from scenes import CLASSES, THINGS
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
-from freekd_mm.datasets.scenes import CLASSES, THINGS
 from freekd_mm.engine.evaluation import evaluate
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.config import find_model, load_config, without_pretrained

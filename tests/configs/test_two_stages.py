@@ -12,9 +12,9 @@ import pytest
 import tiny_configs
 from distill_cases import save_weights
 from mmengine.config import Config
+from scenes import DET_METAINFO
 from tool_runs import run_tool
 
-from freekd_mm.datasets.scenes import DET_METAINFO
 from freekd_mm.engine import training
 from freekd_mm.engine.training import ensure_prompt
 from freekd_mm.prompts.prompt_file import load_prompt

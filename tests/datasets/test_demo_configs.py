@@ -8,8 +8,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-
-from freekd_mm.datasets.scenes import DET_METAINFO, SEG_METAINFO
+from scenes import DET_METAINFO, SEG_METAINFO
 
 CONFIGS = Path(__file__).parents[2] / 'configs/demo'
 METAINFO = {'det': DET_METAINFO, 'seg': SEG_METAINFO}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from scenes import DET_METAINFO, SEG_METAINFO
 
 from freekd_mm.datasets.pseudo_labels import PseudoLabels, _write_map, write_pseudo_labels
-from freekd_mm.datasets.scenes import DET_METAINFO, SEG_METAINFO
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.config import build_model, find_model
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from narrow_models import fewer_layers, narrower
+from scenes import CLASSES
 
-from freekd_mm.datasets.scenes import CLASSES
 from freekd_mm.runtime.config import find_model, load_config
 from tools.zoo_step import distilled_step
 

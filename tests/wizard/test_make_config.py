@@ -10,8 +10,8 @@ import tiny_configs
 import torch
 from distill_cases import make_config
 from mmengine.config import Config
+from scenes import DET_METAINFO
 
-from freekd_mm.datasets.scenes import DET_METAINFO
 from freekd_mm.engine.training import run
 from freekd_mm.runtime.config import build_model, find_model
 from freekd_mm.wizard.make_config import plan_config

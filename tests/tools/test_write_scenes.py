@@ -10,11 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import scenes
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-
-from freekd_mm.datasets import scenes
-from freekd_mm.datasets.scenes import CITY, THINGS, render_scene, write_scenes
+from scenes import CITY, THINGS, render_scene, write_scenes
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = {'num_train': 3, 'num_val': 2, 'size': 48, 'seed': 7}

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freekd_mm.checks import check_positive
-from freekd_mm.datasets import objects
-from freekd_mm.datasets.objects import Field, Rng, Sprite
 from freekd_mm.files import check_output, make_room
 from freekd_mm.text import track
+from scenes import objects
+from scenes.objects import Field, Rng, Sprite
 
 # Each pair of things shares its outline and its colours and differs by fine structure alone.
 _COLOURS = {

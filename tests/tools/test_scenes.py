@@ -8,10 +8,10 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from scenes import CLASSES, DET_METAINFO, IGNORE_LABEL, SEG_METAINFO, STUFF, THINGS, render_scene
+from scenes.objects import SHAPES, ground_pattern, thing
 
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.datasets.objects import SHAPES, ground_pattern, thing
-from freekd_mm.datasets.scenes import CLASSES, DET_METAINFO, IGNORE_LABEL, SEG_METAINFO, STUFF, THINGS, render_scene
 
 
 def same(first, second):
@@ -95,7 +95,7 @@ def test_wrong_arguments():
 
 def test_imports_no_mm_package_and_no_torch():
     code = (
-        'import sys, freekd_mm.datasets.scenes; '
+        'import sys, scenes; '
         "print([name for name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmrazor') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
