@@ -48,7 +48,8 @@ def _move(content: Any, old: str, new: str) -> Any:
         return type(content)({key: _move(item, old, new) for key, item in content.items()})
     if isinstance(content, (list, tuple)):
         return type(content)(_move(item, old, new) for item in content)
-    return new + content[len(old) :] if isinstance(content, str) and content.startswith(old) else content
+    inside = isinstance(content, str) and f'{content}/'.startswith(f'{old.rstrip("/")}/')
+    return new + content[len(old) :] if inside else content
 
 
 def config_hash(cfg: Config, work_dir: str | Path) -> str:

@@ -140,6 +140,14 @@ def test_data_root_replaces_the_own_one_wherever_it_stands(tmp_path):
         load_task_config(str(path), tmp_path, {})
 
 
+def test_a_folder_whose_name_only_begins_like_the_data_root_stays(tmp_path):
+    path = tmp_path / 'cfg.py'
+    path.write_text("data_root = 'data/mine'\nfiles = ['data/mine/a.json', 'data/mine_extra/x.json', 'data/mine']\n")
+    cfg = load_task_config(str(path), '/there', {})
+    assert [Path(file) for file in cfg.files] == [Path('/there/a.json'), Path('data/mine_extra/x.json'), Path('/there')]
+    assert Path(cfg.data_root) == Path('/there')
+
+
 def test_the_hash_depends_on_the_experiment_and_not_on_its_place():
     def make(root: str, work: str, lr: float) -> str:
         cfg = dict(data_root=root, file=f'{root}a.json', prompt=f'{work}/cache/t/prompt.pth', lr=lr, work_dir=work)
