@@ -65,14 +65,16 @@ class Plan:
     pseudo_score: float = 0.5  # the teacher's boxes with a lower score are no pseudo labels
 
     def select(self, patterns: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> Plan:
-        """Returns the plan with only the methods that match one of the patterns (``*`` and ``?``) and these seeds."""
+        """Returns the plan with methods that match one of the patterns (``*``, ``?``) and these seeds, each once."""
         names = (STUDENT, TEACHER, *self.methods)
         for pattern in patterns or ():
             if not any(fnmatchcase(name, pattern) for name in names):
                 near = did_you_mean(pattern, names)
                 raise ValueError(f'methods should be of {", ".join(names)}, but none matches {pattern!r}.{near}')
-        chosen = [name for name in self.methods if any(fnmatchcase(name, pattern) for pattern in patterns or '*')]
-        return replace(self, methods={n: self.methods[n] for n in chosen}, seeds=tuple(seeds or self.seeds))
+        for seed in seeds or ():
+            check_positive('seeds', seed, integer=True, zero=True)
+        chosen = {n: m for n, m in self.methods.items() if any(fnmatchcase(n, pattern) for pattern in patterns or '*')}
+        return replace(self, methods=chosen, seeds=tuple(dict.fromkeys(seeds or self.seeds)))
 
 
 METHOD_OPTIONS = tuple(option.name for option in fields(Method) if option.name != 'name')
@@ -113,13 +115,11 @@ def load_plan(path: str | os.PathLike) -> Plan:
         check_positive(f'{path}: labels', content['labels'])
         if content['labels'] >= 1:
             raise ValueError(f'{path}: labels should be a share of the training pictures, like 0.1, but got all')
-    for seed in content['seeds']:
-        check_positive('seeds', seed, integer=True, zero=True)
     compare = tuple((str(one), str(other)) for one, other in content.get('compare') or ())
     names = {STUDENT, *methods, *(method.group for method in methods.values())} - {''}
     for name in (name for pair in compare for name in pair):
         check_choice(f'{path}: compare', name, sorted(names))
-    return Plan(**{**content, 'methods': methods, 'compare': compare, 'seeds': tuple(content['seeds'])})
+    return Plan(**{**content, 'methods': methods, 'compare': compare}).select(None, content['seeds'])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -78,6 +78,14 @@ def test_select_takes_patterns_and_seeds(tmp_path):
         plan.select(['pkb'])
 
 
+def test_seeds_are_checked_and_count_once(tmp_path):
+    plan = load_plan(write(tmp_path, seeds=[2, 0, 2]))
+    assert plan.seeds == (2, 0)
+    assert plan.select(None, [1, 1, 0]).seeds == (1, 0)
+    with pytest.raises(ValueError, match='seeds should be at least 0, but got -1'):
+        plan.select(None, [-1])
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
