@@ -51,9 +51,8 @@ def commit() -> str:
 def append(file: Path, record: Record) -> None:
     """Adds a line and flushes it to the disk; an incomplete last line of a crash is removed."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = file.read_text(encoding='utf-8') if file.is_file() else ''
-    if text and not text.endswith('\n'):
-        write_text(file, text[: text.rfind('\n') + 1])
+    if file.is_file() and not file.read_bytes().endswith(b'\n'):
+        write_text(file, ''.join(f'{line}\n' for line in map(json.dumps, read(file))))
     with open(file, 'a', encoding='utf-8') as stream:
         stream.write(json.dumps({**record, 'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}) + '\n')
         stream.flush()
@@ -62,13 +61,13 @@ def append(file: Path, record: Record) -> None:
 
 def read(file: Path) -> list[Record]:
     """Reads the lines; an incomplete last line of a crash is left out."""
-    text = file.read_text(encoding='utf-8') if file.is_file() else ''
     records = []
-    for number, line in enumerate(text[: text.rfind('\n') + 1].splitlines()):
+    for number, line in enumerate(file.read_text(encoding='utf-8').splitlines(True) if file.is_file() else ()):
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise ValueError(f'{file}:{number + 1} should be a line of JSON, but got {line[:60]!r}') from error
+            if line.endswith('\n'):
+                raise ValueError(f'{file}:{number + 1} should be a line of JSON, but got {line[:60]!r}') from error
     return records
 
 

@@ -209,3 +209,11 @@ def test_appending_after_a_cut_line_starts_a_new_one(tmp_path):
     file.write_text('{"method": "half')
     records.append(file, record('pkd', 0, 0.5))
     assert [line['method'] for line in records.read(file)] == ['pkd']
+
+
+def test_a_last_line_without_its_end_is_whole(tmp_path):
+    file = tmp_path / 'runs.jsonl'
+    file.write_text('{"method": "one"}\n{"method": "two"}')
+    assert [line['method'] for line in records.read(file)] == ['one', 'two']
+    records.append(file, record('pkd', 0, 0.5))
+    assert [line['method'] for line in records.read(file)] == ['one', 'two', 'pkd']
