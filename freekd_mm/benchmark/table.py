@@ -94,49 +94,45 @@ def rows(records: Sequence[Record], plan: Plan) -> list[list[str]]:
 def comparisons(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> list[list[str]]:
     """Returns the cells of the plan's comparisons, by runs of all kinds of machines; pairs are within one kind.
 
-    Of a group the row counts that has the best mean on val, of those with the most runs. Where all runs in the work
-    directory left what each image adds, there is an interval over runs and images, too.
+    Of a group the row counts that has the best mean on val, of those with the most runs; the cell says how many these
+    are. Where all runs in the work directory left what each image adds, there is an interval over runs and images, too.
     """
     val, test = (values_of(records, plan, split) for split in ('val', 'test'))
     keys = {(record['method'], (record['seed'], kind(record))): key(record) for record in records}
     found = []
     for sides in plan.compare:
-        rivals = {side: _best(plan, side, val) for side in sides}
-        paired = differences(*(test.get(name, {}) for name in rivals.values()))
+        names, shown = zip(*(_chosen(plan, side, val) for side in sides))
+        paired = differences(*(test.get(name, {}) for name in names))
         if not paired:
             continue
-        names = [titles(plan)[name] + (f' (best of {side})' if side != name else '') for side, name in rivals.items()]
         gains, images = list(paired.values()), ''
         if work_dir and plan.metric.split('/')[-1] in ('bbox_mAP', 'mIoU'):  # what each image adds is known of these
-            runs = [[run_folder(work_dir, plan.task, keys[n, run]) for n in rivals.values()] for run in paired]
+            runs = [[run_folder(work_dir, plan.task, keys[n, run]) for n in names] for run in paired]
             images = _range(pair_interval([[folder / IMAGES_FILE for folder in pair] for pair in runs], plan.factor))
         spread, p = (_range(interval(gains)), f'{p_value(gains):.2f}') if len(gains) > 1 else ('', '')
-        found.append([' less '.join(names), str(len(gains)), f'{mean(gains):+.1f}', spread, images, p])
+        found.append([' less '.join(shown), str(len(gains)), f'{mean(gains):+.1f}', spread, images, p])
     return found
 
 
-def _best(plan: Plan, side: str, val: dict[str, Values]) -> str:
+def _chosen(plan: Plan, side: str, val: dict[str, Values]) -> tuple[str, str]:
+    """Returns the row that is compared, and its title with the number of rows that it was chosen from."""
     group = [name for name, method in plan.methods.items() if method.group == side and name in val]
-    return max(group, key=lambda name: (len(val[name]), mean(val[name].values()))) if group else side
+    best = max(group, key=lambda name: (len(val[name]), mean(val[name].values()))) if group else side
+    rivals = [name for name in group if len(val[name]) == len(val[best])]
+    return best, titles(plan).get(best, side) + (f' (best of {len(rivals)} in {side})' if len(rivals) > 1 else '')
 
 
 def markdown(records: Sequence[Record], plan: Plan, work_dir: Path | None = None) -> str:
     """Returns the page of a plan: a table for each kind of machine, and what is compared."""
     page = [f'# {plan.title or plan.name}']
-
-    def header(names: Sequence[str]) -> list[str]:
-        return [name.format(plan.unit or plan.metric) for name in names]
-
+    unit = plan.unit or plan.metric
+    header, compared_header = ([name.format(unit) for name in names] for names in (HEADER, COMPARED))
     for where, own in by_kind(records).items():
-        page.append(f'## {where or "Machine not recorded"}\n\n{table(rows(own, plan), header(HEADER), markdown=True)}')
+        page.append(f'## {where or "Machine not recorded"}\n\n{table(rows(own, plan), header, markdown=True)}')
     compared = comparisons(records, plan, work_dir)
     if compared:
-        page.append(f'## Compared\n\n{table(compared, header(COMPARED), markdown=True)}')
-    if plan.compare:
-        count = len({record['method'] for record in records} & set(plan.methods))
-        page.append(
-            f'Pairs share machine kind and seed. Rows chosen on val among {count}, reported on test; p: sign flips.'
-        )
+        page.append(f'## Compared\n\n{table(compared, compared_header, markdown=True)}')
+        page.append('Pairs share machine kind and seed. The best is chosen on val, reported on test; p: sign flips.')
     return '\n\n'.join(page) + '\n'
 
 
