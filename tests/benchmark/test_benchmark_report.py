@@ -70,8 +70,8 @@ def test_no_gap_is_closed_where_the_teacher_is_no_better():
 def test_the_table_shows_failures_and_says_how_many_seeds():
     lines = [line for line in markdown(RECORDS, PLAN).splitlines() if line.startswith('|')]
     assert [line.split('|')[1].strip() for line in lines[2:]] == ['teacher', 'student alone', 'PKD', 'FreeKD']
-    # Of two differences, 6 and 10, a bootstrap sees no others.
-    gain = '+8.0 (+6.0 to +10.0) | 23 %'
+    # Of two differences, 6 and 10, with one degree of freedom: 8 -+ 12.71 * 2.
+    gain = '+8.0 (-17.4 to +33.4) | 23 %'
     assert f'| PKD | 2 | 53.0 ± 4.2 | {gain} | 63.0 ± 4.2 | {gain} | 1.0 |' in lines
     assert lines[-1].startswith('| FreeKD | 1 (1 failed) | 55.0 | +15.0 | 38 % |')
     assert len({line.count('|') for line in lines}) == 1
@@ -128,8 +128,10 @@ def test_runs_of_an_older_config_do_not_count():
 def test_an_interval_is_that_of_the_differences():
     few = [1.0, 2.0, 4.0]
     low, high = interval(few)
-    # The ends of three runs: 1 / 27 is more than 2.5 %, so all three the least is among what is seen.
-    assert (low, high) == (1.0, 4.0)
+    # The table of Student's t: 4.303 with two degrees of freedom.
+    half = 4.303 * np.std(few, ddof=1) / 3**0.5
+    assert (low, high) == pytest.approx((7 / 3 - half, 7 / 3 + half), abs=1e-3)
+    assert interval([2.0, 2.0]) == (2.0, 2.0)
     many = np.random.default_rng(3).normal(2.0, 1.0, 400)
     low, high = interval(many.tolist())
     # The normal approximation, an independent reference where there are many.
@@ -143,6 +145,13 @@ def test_images_widen_an_interval_that_the_runs_agree_on():
     low, high = image_interval([lambda weights: float(weights @ gains / 50)] * 3, 50)
     # Three runs that say the same: what is left is the images' standard error.
     assert (high - low) / 2 == pytest.approx(1.96 * gains.std() / 50**0.5, rel=0.15)
+
+
+@pytest.mark.parametrize('runs', [3, 6])
+def test_so_many_intervals_hold_the_true_mean(runs):
+    samples = np.random.default_rng(1).normal(1.0, 2.0, (1000, runs)).tolist()
+    held = np.mean([low < 1.0 < high for low, high in map(interval, samples)])
+    assert held == pytest.approx(0.95, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +185,7 @@ def test_groups_are_compared_by_the_best_on_val_of_those_with_the_most_runs():
     ]
     first, second = comparisons(found, plan)
     # Two of the three had most runs, and of spatial there is one: nothing was chosen there.
-    assert first == ['a (best of 2 in ours) less pkd', '3', '+2.3', '+1.0 to +4.0', '', '0.25']
+    assert first == ['a (best of 2 in ours) less pkd', '3', '+2.3', '-1.5 to +6.1', '', '0.25']
     assert second[:3] == ['pkd less student alone', '3', '+9.7']
     assert 'chosen on val, reported on test' in markdown(found, plan)
 
