@@ -154,13 +154,13 @@ def _range(bounds: tuple[float, float] | None) -> str:
 def write_plot(records: Sequence[Record], plan: Plan, file: Path) -> list[Path]:
     """Draws mean and spread on test, each seed as a dot, student alone and teacher as lines; returns what it wrote."""
     # The kind of machine that has the most lines: means over several would compare other seeds.
-    largest = max(by_kind(records).values(), key=len)
+    where, largest = max(by_kind(records).items(), key=lambda item: len(item[1]))
     summaries, title = summarize(largest, plan, 'test'), titles(plan)
     names = sorted(set(summaries) & set(title) - {TEACHER}, key=lambda name: summaries[name].mean)
     if not names:
         return []
     figure = Figure((7, 0.8 + 0.32 * len(names)), layout='constrained')
-    axes = figure.add_subplot(title=plan.title or plan.name)
+    axes = figure.add_subplot(title=f'{plan.title or plan.name}\n{where}'.strip())
     for row, name in enumerate(names):
         summary = summaries[name]
         color = '#999999' if name == STUDENT else '#2a6fb0' if 'wavelet' in name else '#d98b2b'

@@ -197,6 +197,14 @@ def test_a_plot_is_written_if_there_is_a_result(tmp_path):
     assert file.read_bytes().startswith(b'\x89PNG')
 
 
+def test_a_plot_says_which_kind_of_machine_it_shows(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(table.Figure, 'savefig', lambda figure, *_, **__: shown.append(figure.axes[0].get_title()))
+    lines = [record('pkd', 0, 0.5, machine=MACHINES[kind]) for kind in ('AVX2', 'Xeon AVX512')]
+    write_plot([*lines, record('pkd', 1, 0.6, machine=MACHINES['Xeon AVX512'])], PLAN, tmp_path / 'toy_test.png')
+    assert shown == ['toy\nXeon AVX512']
+
+
 def test_lines_survive_a_crash(tmp_path):
     file = tmp_path / 'sub' / 'runs.jsonl'
     assert records.read(file) == []
