@@ -46,7 +46,7 @@ class Plan:
     student: str  # config; its val data chooses, its test data reports
     teacher: str  # config
     metric: str  # key of the metric, e.g. 'coco/bbox_mAP'
-    seeds: tuple[int, ...]  # of the students
+    seeds: tuple[int, ...]  # of the students; none in a plan that only reports what was trained before
     methods: dict[str, Method]  # rows by name, without student alone and teacher
     prompts: dict[str, dict[str, Any]] = field(default_factory=dict)  # options of stage 1 by name
     teacher_seed: int = 0  # of the teacher and of the prompts
@@ -55,8 +55,7 @@ class Plan:
     factor: float = 1.0  # what the metric is multiplied by in the table
     options: dict[str, Any] = field(default_factory=dict)  # overrides of both configs
     title: str = ''  # heading
-    #: Plans of one task share results and runs, e.g. the main table and its ablation, so they have the same student and
-    #: teacher; a table takes the newest line of each method and seed. The name by default.
+    #: Plans of one task share results and runs, student and teacher: a main table and its ablation. Default: name.
     task: str = ''
     compare: tuple[tuple[str, str], ...] = ()  # of a group the row that is best on val, both reported on test
     share_teacher: bool = False  # keep the teacher's outputs on disk, for all runs; equal up to rounding

@@ -8,7 +8,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -90,16 +90,16 @@ def latest(records: Iterable[Record]) -> dict[Key, Record]:
     return {key(record): record for record in records}
 
 
-def newest(records: Sequence[Record]) -> list[Record]:
-    """Returns the last record of each method, seed and kind of machine; those of an older config do not count."""
-    configs = {(record['method'], record['seed']): record['hash'] for record in records}
-    current = [record for record in records if record['hash'] == configs[record['method'], record['seed']]]
+def newest(records: Sequence[Record], today: Collection[tuple] = ()) -> list[Record]:
+    """Returns the last record of each method, seed and kind of machine.
+
+    Once a method has a record of today's plan, given by method, seed and hash, those of an older config do not count.
+    """
+    begun = {record['method'] for record in records if key(record)[1:] in today}
+    current = [record for record in records if record['method'] not in begun or key(record)[1:] in today]
     return list({(record['method'], record['seed'], kind(record)): record for record in current}.values())
 
 
-def by_kind(records: Iterable[Record]) -> dict[str, list[Record]]:
+def by_kind(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Returns the records of each kind of machine."""
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(kind(record), []).append(record)
-    return found
+    return {where: [r for r in records if kind(r) == where] for where in dict.fromkeys(map(kind, records))}

@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from mmengine.config import Config
 
 from freekd_mm.benchmark import records
 from freekd_mm.benchmark.images import IMAGES_FILE
 from freekd_mm.benchmark.jobs import CACHE, PROMPT_PREFIX, ConfigMaker, Job, kind_folder, make_jobs
-from freekd_mm.benchmark.plan import Plan, load_plan
-from freekd_mm.benchmark.table import markdown, write_plot
+from freekd_mm.benchmark.plan import STUDENT, Plan, load_plan
+from freekd_mm.benchmark.table import markdown, titles, write_plot
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.checkpoints.saving import save_atomically
 from freekd_mm.checkpoints.sources import sha256
@@ -64,12 +64,13 @@ def benchmark(
     whole = replace(whole, options={**whole.options, **(options or {})})
     plan = whole.select(methods, seeds)
     file = lines or work_dir / f'{plan.task}.jsonl'
-    if action == 'report':
-        report(whole, file, work_dir, plots)
-        return 0
     kind = records.kind({'machine': records.machine()})
     maker = ConfigMaker(plan, data_root, kind_folder(work_dir, kind) / CACHE / plan.task)
-    jobs = make_jobs(plan, maker, work_dir, kind)
+    jobs_of = functools.partial(make_jobs, maker=maker, work_dir=work_dir, kind=kind)
+    if action == 'report':
+        report(whole, jobs_of, file, work_dir, plots)
+        return 0
+    jobs = jobs_of(plan)
     if action == 'list':
         done = records.latest(records.read(file))
         for job in jobs:
@@ -80,17 +81,25 @@ def benchmark(
         if maker.few is not None:
             maker.few.write()
         failed = run_jobs(plan, file, jobs, processes)
-        report(whole, file, work_dir, plots)
+        report(whole, jobs_of, file, work_dir, plots)
     return int(failed > 0)
 
 
-def report(plan: Plan, file: Path, work_dir: Path, plots: bool) -> None:
-    """Writes table and plot beside the JSON lines and prints the table."""
-    found = records.newest(records.read(file))
-    if not found:
+def report(plan: Plan, jobs_of: Callable[[Plan], list[Job]], file: Path, work_dir: Path, plots: bool) -> None:
+    """Writes table and plot beside the JSON lines and prints the table, which names runs of an older config."""
+    lines = records.read(file)
+    if not lines:
         print(f'no results in {file}')
         return
+    _, methods, seeds, _ = zip(*map(records.key, lines))
+    # Only rows that have lines: others may be unfinished.
+    jobs = jobs_of(plan.select([STUDENT, *plan.methods.keys() & methods], seeds)) if plan.seeds else []
+    found = records.newest(lines, {job.key[1:] for job in jobs})
     text = markdown(found, plan, work_dir)
+    gone = records.latest(lines).keys() - records.latest(found)
+    old = sorted(f'{method} {seed}' for _, method, seed, _ in gone if method in titles(plan))
+    if old:
+        text += f'\nRuns of an older config of the plan are left out ({len(old)}): {", ".join(old)}.\n'
     written = [file, write_text(file.with_name(f'{plan.name}.md'), text)]
     if plots:
         written += write_plot(found, plan, file.with_name(f'{plan.name}_test.png'))

@@ -122,7 +122,17 @@ def test_a_seed_on_another_kind_of_machine_is_another_run_and_the_table_says_so(
 
 def test_runs_of_an_older_config_do_not_count():
     old, other = record('pkd', 0, 0.9, machine={'instructions': 'AVX2'}), record('pkd', 0, 0.5, hash='new')
-    assert records.newest([old, other]) == [other]
+    assert records.newest([old, other], {('pkd', 0, 'new')}) == [other]
+
+
+def test_a_row_is_of_one_config():
+    old = [record(method, seed, 0.5) for method in ('student', 'pkd', 'freekd') for seed in (0, 1, 2)]
+    again = record('pkd', 0, 0.6, hash='new')
+    today = {('student', 0, 'h'), ('student', 1, 'h'), ('student', 2, 'h'), ('pkd', 0, 'new'), ('pkd', 1, 'new')}
+    found = records.newest([*old, again], today)
+    # No row of FreeKD is of today's plan, so all of its old ones stay.
+    assert found == [*old[:3], *old[6:], again]
+    assert summarize(found, PLAN, 'val')['pkd'].values == {(0, ''): 60}
 
 
 def test_an_interval_is_that_of_the_differences():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import re
 import subprocess
 import sys
@@ -96,6 +97,25 @@ def test_lines_outlive_the_work_directory(first, plan_file, tmp_path):
     plan = plan.select(None, [1])
     jobs = to_do(make_jobs(plan, ConfigMaker(plan), tmp_path, kind), done)
     assert [str(job) for job in jobs] == ['teacher seed 0', 'student seed 1', 'mse seed 1']
+
+
+def test_a_report_names_the_runs_of_an_older_config(first, plan_file, tmp_path, capsys):
+    _, lines, _ = first
+    file = tmp_path / 'lines.jsonl'
+    mse = next(line for line in records.read(lines) if line['method'] == 'mse')
+    old = [{**mse, 'seed': seed, 'hash': 'old'} for seed in (0, 1)]
+    file.write_text(''.join(f'{json.dumps(line)}\n' for line in old) + lines.read_text())
+    assert benchmark(str(plan_file), tmp_path, action='report', plots=False, lines=file) == 0
+    page = file.with_name('tiny.md').read_text()
+    assert re.search(r'\| mse +\| 1 +\|', page)
+    assert 'Runs of an older config of the plan are left out (2): mse 0, mse 1.' in page
+    # A plan without seeds only reports: its methods need not be ones that can be trained.
+    past = tmp_path / 'past.yaml'
+    past.write_text(yaml.safe_dump({'base': str(plan_file), 'seeds': [], 'methods': {'gone': None}}))
+    records.append(file, {**mse, 'method': 'gone'})
+    assert benchmark(str(past), tmp_path, action='report', plots=False, lines=file) == 0
+    assert re.search(r'\| gone +\| 1 +\|', file.with_name('tiny.md').read_text())
+    capsys.readouterr()
 
 
 def test_it_continues_where_it_was(first, plan_file, capsys):
