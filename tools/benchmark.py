@@ -19,12 +19,12 @@ def parse_args() -> argparse.Namespace:
 
     parser = Parser(description=__doc__)
     parser.add_argument('plan', help='YAML plan, see configs/benchmark')
-    parser.add_argument('--data-root', help="replaces the configs' data_root")
+    parser.add_argument('--data-root', help="replaces the configs' data_root; one work directory for each data set")
     parser.add_argument('--work-dir', default='work_dirs/benchmark', help='results, runs, cache (default: %(default)s)')
     parser.add_argument(
         '--lines', type=Path, help='file of the results; table and plots beside it (default: in the work directory)'
     )
-    parser.add_argument('--methods', nargs='+', help='only these methods of the plan; * and ? match')
+    parser.add_argument('--methods', nargs='+', help='only these, the student alone and the teacher; * and ? match')
     parser.add_argument('--seeds', nargs='+', type=int, help="instead of the plan's")
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes (default: the cores, %(default)s)')
     parser.add_argument('--report', action='store_true', help='run nothing: write table and plots of what is there')
