@@ -45,14 +45,14 @@ class Tap:
             return output
         ends = [int(end) if end else None for end in self.index.split(':')]
         try:
-            if len(ends) == 1:
-                return output[ends[0]]
-            if (ends[1] or 0) > len(output):
+            # A tensor's index would be a picture of the batch.
+            if isinstance(output, Tensor) or (len(ends) > 1 and (ends[1] or 0) > len(output)):
                 raise IndexError
-            return output[slice(*ends)]
-        except (IndexError, TypeError) as error:
+            return output[ends[0] if len(ends) == 1 else slice(*ends)]
+        except (LookupError, TypeError) as error:
             size = f'{len(output)} items' if isinstance(output, (tuple, list)) else f'a {type(output).__name__}'
-            raise ValueError(f"tap '{self}' does not fit: the module returned {size}") from error
+            hint = f"; leave the index out, or name a submodule as in '{self.path}.0'" if size == 'a Tensor' else ''
+            raise ValueError(f"tap '{self}' does not fit: the module returned {size}{hint}") from error
 
 
 def parse_taps(source: str | Sequence[str]) -> tuple[Tap, ...]:

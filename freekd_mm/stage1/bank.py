@@ -41,6 +41,7 @@ def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -
                 f"level has its own prompt, but ran {len(outputs)} times; name another, like 'neck' or 'backbone'"
             )
         items = as_items(outputs[0])
+        tap.select(outputs[0])  # no index into a tensor
         picked = tap.select(list(range(len(items))))
         for index in picked if isinstance(picked, list) else [picked]:
             item = items[index]

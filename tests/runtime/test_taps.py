@@ -148,6 +148,15 @@ def test_index_that_does_not_fit(model):
         record(model, 'neck[5]')
 
 
+@pytest.mark.parametrize(
+    ('output', 'kind'), [(torch.ones(4, 2, 8, 8), r"Tensor; leave .* as in 'neck\.0'"), ({'a': torch.ones(1)}, 'dict')]
+)
+@pytest.mark.parametrize('index', ['0', ':2'])
+def test_index_into_a_tensor_or_a_dict(output, kind, index):
+    with pytest.raises(ValueError, match=rf"tap 'neck\[{index}\]' does not fit: the module returned a {kind}"):
+        Tap.parse(f'neck[{index}]').select(output)
+
+
 def test_nested_outputs_are_flattened():
     a, b, c = torch.zeros(1), torch.zeros(2), torch.zeros(3)
     assert flatten(([a], {'x': b, 'y': (c,)}), Tap('neck')) == [a, b, c]
