@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from freekd_mm.checks import did_you_mean
+from freekd_mm.compat.versions import is_compiling
 
 TAP = re.compile(r'^(?P<path>[\w.]+)(?:\[(?P<index>-?\d+|(?:-?\d+)?:(?:-?\d+)?)\])?$')
 
@@ -79,18 +80,22 @@ def check_module(model: nn.Module, path: str, role: str) -> nn.Module:
     return module
 
 
+def _leaves(output: Any) -> list[Any]:
+    """Returns what is in nested tuples, lists and dicts, in order."""
+    items = list(output.values()) if isinstance(output, dict) else output
+    return [leaf for item in items for leaf in _leaves(item)] if isinstance(items, (tuple, list)) else [items]
+
+
 def flatten(output: Any, tap: Tap) -> list[Tensor]:
     """Returns the tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, (tuple, list)):
-        return [tensor for item in output for tensor in flatten(item, tap)]
-    raise TypeError(
-        f"tap '{tap}' should give tensors, but the module returned a {type(output).__name__}; "
-        'name an index or a submodule'
-    )
+    leaves = _leaves(output)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"tap '{tap}' should give tensors, but the module returned a {type(leaf).__name__}; "
+                'name an index or a submodule'
+            )
+    return leaves
 
 
 @contextmanager
@@ -136,6 +141,8 @@ class TapRecorder:
         self.outputs: dict[str, list[Any]] = {tap.path: [] for tap in taps}
         #: What ended the forward pass after the taps that count.
         self.failure: Exception | None = None
+        #: How often each tensor had been changed in place when its module returned it, by path and identity.
+        self._versions: dict[tuple[str, int], int] = {}
         self._entered = ExitStack()
 
     def counts(self) -> dict[str, int]:
@@ -145,23 +152,34 @@ class TapRecorder:
     def levels(self, taps: Sequence[Tap], runs: dict[str, int] | None = None) -> tuple[Tensor, ...]:
         """Returns what the taps recorded, as one tuple of levels; with ``runs`` only of so many first runs by path."""
         levels: list[Tensor] = []
+        known = self._versions
         for tap in taps:
             outputs = self.outputs[tap.path]
             if not outputs:
                 why = '' if self.failure is None else f': {self.failure}'
                 raise RuntimeError(f"tap '{tap}' of the {self.role} was not reached in the forward pass{why}.")
             for output in outputs if runs is None else outputs[: runs[tap.path]]:
-                levels += flatten(tap.select(output), tap)
+                found = flatten(tap.select(output), tap)
+                if known and any(known.get((tap.path, id(x)), x._version) != x._version for x in found):
+                    raise ValueError(
+                        f"tap '{tap}' of the {self.role} should keep its values, but what follows changes them in "
+                        'place; tap the module behind it'
+                    )
+                levels += found
         return tuple(levels)
 
     def clear(self) -> None:
         """Drops the recorded tensors, so that they do not outlive their step."""
         self.failure = None
+        self._versions.clear()
         for outputs in self.outputs.values():
             outputs.clear()
 
     def _record(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
         self.outputs[path].append(output)
+        if not is_compiling():
+            tensors = [x for x in _leaves(output) if isinstance(x, Tensor) and not x.is_inference()]
+            self._versions.update({(path, id(x)): x._version for x in tensors})
         if self.on_record is not None:
             self.on_record()
 

@@ -157,6 +157,16 @@ def test_index_into_a_tensor_or_a_dict(output, kind, index):
         Tap.parse(f'neck[{index}]').select(output)
 
 
+def test_output_that_is_changed_in_place_afterwards(model):
+    model.backbone[1].inplace = True
+    with pytest.raises(ValueError, match=r"tap 'backbone\.0' of the student should keep its values.*; tap the module"):
+        record(model, 'backbone.1', 'backbone.0')
+    _, levels, _ = record(model, 'backbone.1', 'head[0]')  # what the change returns, and what nothing changes
+    assert levels[0].min() == 0
+    with torch.inference_mode():  # whose tensors do not count their changes
+        record(model, 'backbone.0')
+
+
 def test_nested_outputs_are_flattened():
     a, b, c = torch.zeros(1), torch.zeros(2), torch.zeros(3)
     assert flatten(([a], {'x': b, 'y': (c,)}), Tap('neck')) == [a, b, c]
