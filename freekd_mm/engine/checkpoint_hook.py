@@ -143,7 +143,7 @@ class ResumePoint:
         return cls(path, int(meta['epoch']), int(meta['iter']), meta.get('seed'), batches, bool(place.get('evaluated')))
 
 
-def read_resume_point(path: str | os.PathLike) -> ResumePoint:
+def read_resume_point(path: str | os.PathLike, required: Sequence[str] = REQUIRED) -> ResumePoint:
     """Reads a whole training checkpoint and returns what a resume needs; an error if it is damaged or another file."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -151,9 +151,12 @@ def read_resume_point(path: str | os.PathLike) -> ResumePoint:
         if damaged:
             raise RuntimeError(f'{path} is damaged: the checksum of {damaged} is wrong')
     content = load_checkpoint_file(path)
-    missing = [key for key in REQUIRED if not isinstance(content, dict) or key not in content]
+    missing = [key for key in required if not isinstance(content, dict) or key not in content]
     if missing:
-        raise ValueError(f'{path} should be a checkpoint written in training, but has no {", ".join(missing)}')
+        raise ValueError(
+            f'{path} should be a checkpoint written in training, but has no {", ".join(missing)}. To start a training '
+            'with its weights alone, set load_from'
+        )
     return ResumePoint.of(content, str(path))
 
 
@@ -162,7 +165,7 @@ def find_resume_point(resume: str, cfg: Mapping[str, Any]) -> ResumePoint | None
     if resume != 'auto':
         named = fetch(resume)
         check_file('--resume', named)
-        return read_resume_point(named)
+        return read_resume_point(named, (*REQUIRED, 'optimizer'))
     broken = []
     pointed = last_checkpoint(Path(cfg['work_dir']))
     for path in dict.fromkeys([*([pointed] if pointed else []), *checkpoints_of(cfg)]):

@@ -215,6 +215,14 @@ def test_a_named_checkpoint(tmp_path):
     assert not changed(expected, last_state(tmp_path / 'other'))
 
 
+def test_a_best_checkpoint_is_no_place_to_resume(tmp_path):
+    """It has no optimizer: the schedule would start again within the run."""
+    toy_run(saving_config(tmp_path))
+    best = next((tmp_path / 'work').glob('best_*.pth'))
+    with pytest.raises(ValueError, match=r'best_.*, but has no optimizer\. To start .*, set load_from'):
+        toy_run(toy_config(tmp_path), resume=str(best))
+
+
 def test_halves_of_a_killed_run_are_cleared_away(tmp_path):
     work_dir = tmp_path / 'work'
     work_dir.mkdir()
