@@ -101,8 +101,10 @@ def run(
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...), but the config has none')
         cfg.auto_scale_lr.enable = True
-    if resume is None and cfg.get('resume') and not cfg.get('load_from'):
-        resume = 'auto'
+    if resume is None and cfg.get('resume'):
+        # In a config of stage 1, 'load_from' names the teacher.
+        stage1 = any(type_name(hook) == 'FrequencyPromptHook' for hook in cfg.get('custom_hooks') or [])
+        resume = 'auto' if stage1 else cfg.get('load_from') or 'auto'
     with distributed.failing_together(), own_work_dir(cfg.work_dir, launcher), ExitStack() as end:
         point = resume_from(cfg, resume) if resume else None
         keep_own_config(cfg)

@@ -136,9 +136,23 @@ def test_no_data_is_loaded_on_the_way_to_the_place(tmp_path, monkeypatch):
     assert len(loaded) == 3 * 4
 
 
-def test_resume_in_the_config_is_that_of_the_command(tmp_path):
+@pytest.mark.parametrize('named', [False, True])
+def test_resume_in_the_config_is_that_of_the_command(named, tmp_path):
     config = toy_config(tmp_path)
     with pytest.raises(Stop):
         toy_run(config, {'type': 'ToyStop', 'behind': 7})
-    run(Config({**config, 'resume': True}))
+    run(Config({**config, 'resume': True, 'load_from': str(tmp_path / 'work/epoch_2.pth') if named else None}))
     assert not changed(whole(tmp_path / 'whole'), last_state(config['work_dir']))
+
+
+def test_load_from_of_stage_1_is_the_teacher_also_in_a_resume(tmp_path, monkeypatch):
+    def resumed(cfg, resume):
+        found.append(resume)
+        raise Stop
+
+    found = []
+    monkeypatch.setattr('freekd_mm.engine.training.resume_from', resumed)
+    hooks = [{'type': 'freekd_mm.FrequencyPromptHook', 'modules': 'backbone'}]
+    with pytest.raises(Stop):
+        run(Config(toy_config(tmp_path, custom_hooks=hooks, resume=True, load_from='teacher.pth')))
+    assert found == ['auto']
