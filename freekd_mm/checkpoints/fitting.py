@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from freekd_mm.text import some
 MOST = 0.9
 # Counters, and states that are no weights.
 UNCOUNTED = ('num_batches_tracked', '_extra_state')
+# What PyTorch says of a weight, and its shape in the file.
+MISMATCH = re.compile(r'size mismatch for ([^:\n]+):.*?(\[.*?\])')
 #: Begins the names of what a distillation adds to a student's weights.
 PREFIX = 'distillation.'
 
@@ -65,18 +68,21 @@ def weights_of(file: Any, source: Any) -> OrderedDict[str, Any]:
 def load_what_fits(model: nn.Module, weights: Mapping[str, Any]) -> Fit:
     """Loads what has the names and shapes of the model's weights."""
     own = {key: tuple(value.shape) for key, value in model.state_dict().items() if not key.endswith(UNCOUNTED)}
-    fitting = OrderedDict(weights)
-    fitting._metadata = getattr(weights, '_metadata', {})  # type: ignore[attr-defined]
+    found: list[Any] = []
     reshaped: list[str] = []
+    handle = model.register_load_state_dict_post_hook(lambda _, keys: found.append(keys))
     try:
-        keys = model.load_state_dict(fitting, strict=False)
-    except RuntimeError as error:  # other shapes, which the model could not adapt
-        named = [key for key in re.findall(r'size mismatch for ([^:\n]+):', str(error)) if key in fitting]
-        reshaped = [f'{key} {own[key]} but {tuple(fitting.pop(key).shape)} in the file' for key in named]
-        keys = model.load_state_dict(fitting, strict=False)
-    absent = {key for key in keys.missing_keys if key in own}
-    missing = sorted(absent - {line.split(' ', 1)[0] for line in reshaped})
-    return Fit(type(model).__name__, len(own), missing, reshaped, list(keys.unexpected_keys))
+        model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        # The rest is loaded. The names are those that the model has, whatever it calls them in the file.
+        named = MISMATCH.findall(str(error))
+        if len(named) < str(error).count('\n\t'):
+            raise
+        reshaped = [f'{key} {own.get(key)} but {tuple(json.loads(shape))} in the file' for key, shape in named]
+    finally:
+        handle.remove()
+    missing = sorted(own.keys() & set(found[0].missing_keys))
+    return Fit(type(model).__name__, len(own), missing, reshaped, list(found[0].unexpected_keys))
 
 
 def load_whole(model: nn.Module, weights: Mapping[str, Any], source: Any, allow_mismatch: bool | None = None) -> Fit:
