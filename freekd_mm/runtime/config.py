@@ -87,12 +87,11 @@ def find_model(source: dict | Config) -> tuple[dict, str | None]:
     # The student of a distillation config counts as the model, so that a distilled student can be a teacher.
     if 'model' not in source:
         raise ValueError("config should define 'model', but has " + ', '.join(sorted(source)))
-    model = source['model']
-    if is_distilled(model):
-        model = model['architecture']
-    model = ConfigDict(model)
-    if 'data_preprocessor' not in model and source.get('data_preprocessor'):
-        model['data_preprocessor'] = source['data_preprocessor']
+    outer = source['model']
+    model = ConfigDict(outer['architecture'] if is_distilled(outer) else outer)
+    given = outer.get('data_preprocessor') or source.get('data_preprocessor')
+    if given:
+        model.setdefault('data_preprocessor', given)
     return model, source.get('default_scope')
 
 

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from freekd_mm.runtime.config import load_config
+from freekd_mm.runtime.config import find_model, load_config
 
 
 def test_a_package_config_without_a_runtime_names_its_types_in_its_package() -> None:
@@ -23,3 +23,12 @@ def test_the_package_that_a_config_of_a_package_needs_is_named() -> None:
     # mmdet 3.0 still takes it from mmcls.
     with pytest.raises(ImportError, match=r"^'mmdet::tim.*py' needs the package (mm\w+), .*: pip install \1$"):
         load_config('mmdet::timm_example/retinanet_timm-tv-resnet50_fpn_1x_coco.py')
+
+
+def test_a_preprocessor_of_the_distilled_model_is_the_students() -> None:
+    """The training gives it to the student, so a test or an export has to as well."""
+    architecture, outer, top = {'type': 'GFL'}, {'type': 'A'}, {'type': 'B'}
+    distilled = {'type': 'freekd_mm.DistilledModel', 'architecture': architecture, 'data_preprocessor': outer}
+    assert find_model({'model': distilled, 'data_preprocessor': top})[0].data_preprocessor == outer
+    architecture['data_preprocessor'] = {'type': 'C'}
+    assert find_model({'model': distilled, 'data_preprocessor': top})[0].data_preprocessor == {'type': 'C'}
