@@ -32,7 +32,7 @@ class GracefulStopHook(Hook):
     """Handles SIGTERM: finishes the iteration, writes a checkpoint, and exits with status 143.
 
     Schedulers send SIGTERM before they end a job. The checkpoint, ``interrupted.pth``, is one to resume from
-    exactly; the next regular one replaces it. A second SIGTERM ends the process at once.
+    exactly; the next regular one replaces it. A second SIGTERM ends the process at once, but not under torchrun.
 
     All processes of a run stop after the same iteration, no matter when each of them got the signal.
     """
@@ -59,7 +59,9 @@ class GracefulStopHook(Hook):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        self.release()
+        # torchrun passes its own on, which a scheduler may have sent to all; it ends what does not stop.
+        if 'TORCHELASTIC_RUN_ID' not in os.environ:
+            self.release()
 
     def release(self) -> None:
         """Gives the signal back."""

@@ -99,6 +99,25 @@ def test_it_can_be_left_out(tmp_path):
     assert not (tmp_path / 'work' / 'interrupted.pth').exists()
 
 
+@pytest.mark.parametrize('torchrun', [True, False])
+def test_a_second_signal_ends_the_process_unless_torchrun_may_have_passed_it_on(torchrun, monkeypatch):
+    monkeypatch.delenv('TORCHELASTIC_RUN_ID', raising=False)
+    if torchrun:
+        monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    ended = []
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
+    hook = GracefulStopHook()
+    try:
+        hook.before_train(SimpleNamespace(train_loop=None, val_loop=None))
+        signal.raise_signal(signal.SIGTERM)
+        assert hook.asked
+        assert not ended
+        signal.raise_signal(signal.SIGTERM)
+        assert len(ended) == (not torchrun)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def start(config, folder):
     """Starts ``tools/train.py`` as the leader of a process group."""
     path = folder / 'config.py'
