@@ -116,3 +116,15 @@ def test_a_second_name_of_a_weight_is_left_out_and_other_weights_are_refused(
     torch.save(file, checkpoint)
     with pytest.raises(WeightsMismatchError, match=r'and no others, but has bbox_head\.again\.weight'):
         export_student(cfg, checkpoint, tmp_path / 'other.pth')
+
+
+@pytest.mark.parametrize('trained', ['det_config'], indirect=True)
+def test_an_export_needs_no_test_data(trained: tuple[Config, Path], tmp_path: Path, capsys: Any) -> None:
+    """Nor any comparison."""
+    cfg, checkpoint = trained
+    cfg.test_dataloader.dataset.ann_file = 'gone.json'
+    assert export_student(cfg, checkpoint, tmp_path / 'none.pth', images=0).images == 0
+    assert 'noise' not in capsys.readouterr().out
+    found = export_student(cfg, checkpoint, tmp_path / 'noise.pth')
+    assert (found.images, found.difference) == (2, 0)
+    assert 'the test data cannot be read, so the predictions are compared on noise: ' in capsys.readouterr().out
