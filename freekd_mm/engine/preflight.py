@@ -224,7 +224,7 @@ def _pixels(dataset: Any, infos: Sequence[dict]) -> tuple[set[tuple], Counter]:
                 f'{labels.shape}: convert colours to numbers of classes'
             )
         sizes.add(labels.shape[::-1])
-        values, pixels = np.unique(labels[labels != dataset.ignore_index], return_counts=True)
+        values, pixels = np.unique(labels[labels != getattr(dataset, 'ignore_index', 255)], return_counts=True)
         counts.update(dict(zip(values.tolist(), pixels.tolist())))
     return sizes, counts
 

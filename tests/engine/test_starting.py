@@ -112,6 +112,21 @@ def test_label_maps_in_colours_are_named(scenes_root, tmp_path):
         check_data(Config({'default_scope': 'mmseg', 'train_dataloader': config}))
 
 
+def test_label_maps_of_a_data_set_of_mmdet(tmp_path):
+    """Its data sets for segmentation have no ignore_index."""
+    for name, size, value in (('img/a.jpg', (8, 8, 3), 0), ('ann/a.png', (8, 8), 1)):
+        (tmp_path / name).parent.mkdir()
+        cv2.imwrite(str(tmp_path / name), np.full(size, value, np.uint8))
+    dataset = {
+        'type': 'ADE20KSegDataset',
+        'data_root': str(tmp_path),
+        'data_prefix': {'img_path': 'img', 'seg_map_path': 'ann'},
+        'pipeline': [{'type': 'LoadAnnotations', 'with_bbox': False, 'with_seg': True}],
+    }
+    ((_, text),) = check_data(Config({'default_scope': 'mmdet', 'train_dataloader': {'dataset': dataset}}))
+    assert text.startswith('1 images of 8x8; pixels per class in 1 of them: ')
+
+
 def test_batches_that_are_done_count_for_another_number_of_processes(monkeypatch):
     place = {'batches': 800, 'evaluated': False, 'processes': 1}
     content = {'meta': {'epoch': 2, 'iter': 2800, 'seed': 3, 'freekd_mm': place}}
