@@ -205,7 +205,7 @@ def checkpoints_of(cfg: Mapping[str, Any]) -> list[Path]:
 def checkpoint_folders(cfg: Mapping[str, Any]) -> list[Path]:
     """Returns where the checkpoints of a config's run are."""
     work_dir, out_dir = Path(cfg['work_dir']).absolute(), _hook(cfg).get('out_dir')
-    return [work_dir, *([(Path(out_dir) / work_dir.name).absolute()] if out_dir else [])]
+    return list(dict.fromkeys([work_dir, *([(Path(out_dir) / work_dir.name).absolute()] if out_dir else [])]))
 
 
 def _hook(cfg: Mapping[str, Any]) -> dict:

@@ -154,15 +154,17 @@ def contents(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob('*.pth')}
 
 
-@pytest.mark.parametrize('change', ['', 'out_dir', 'filename_tmpl'])
+@pytest.mark.parametrize('change', ['', 'out_dir', 'parent', 'filename_tmpl'])
 def test_checkpoints_of_an_earlier_run_are_all_kept(change, tmp_path):
     config = toy_config(tmp_path, train_cfg={'type': 'EpochBasedTrainLoop', 'max_epochs': 2, 'val_interval': 1})
     hook = config['default_hooks']['checkpoint']
     hook.update({'save_best': 'score', 'rule': 'greater'})
     hook.update(
-        {'out_dir': {'out_dir': str(tmp_path / 'out')}, 'filename_tmpl': {'filename_tmpl': 'e_{:03d}.pth'}}.get(
-            change, {}
-        )
+        {
+            'out_dir': {'out_dir': str(tmp_path / 'out')},
+            'parent': {'out_dir': str(tmp_path)},  # the work directory once more
+            'filename_tmpl': {'filename_tmpl': 'e_{:03d}.pth'},
+        }.get(change, {})
     )
     toy_run(config)
     first = contents(tmp_path)
