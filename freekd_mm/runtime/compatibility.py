@@ -75,7 +75,9 @@ def check_boxes(entry: Any, student: nn.Module, teacher: nn.Module) -> None:
     boxes = getattr(entry.losses[0], 'boxes', None)
     for model, role in ((teacher, 'teacher'), *(((student, 'student'),) if entry.through is None else ())):
         head = find_head(model)
-        if boxes is not None and isinstance(head, DenseHead) and head.boxes != boxes:
+        if boxes is None or not isinstance(head, DenseHead):
+            continue
+        if head.boxes != boxes:
             raise ValueError(
                 f"distill '{entry.name}': the boxes that {type(entry.losses[0]).__name__} compares should be {boxes}, "
                 f"but those of the {role}'s {type(model.bbox_head).__name__} are {head.boxes}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from distill_cases import build, det_samples, distilled, images, total
 from torch import nn
 
+from freekd_mm.runtime.compatibility import check_boxes
 from freekd_mm.runtime.taps import Tap
 
 GFL = tiny_configs.detector(Path('.'), head='gfl')['model']['bbox_head']
@@ -211,6 +213,11 @@ def test_distances_in_another_unit_are_refused() -> None:
         distill = {'box': {'student': taps, 'loss': {'type': 'freekd_mm.CrossKDLoss', 'boxes': 'distances'}}}
         with expected:
             build(distilled({'model': model}, {'model': model, 'allow_random': True}, distill)['model'])
+
+
+def test_a_model_without_a_dense_head_has_no_boxes_to_check() -> None:
+    entry = SimpleNamespace(losses=[SimpleNamespace(boxes='distances')], through=None)
+    check_boxes(entry, nn.Identity(), nn.Identity())
 
 
 def test_other_levels() -> None:
