@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 try:
     import fcntl
@@ -28,7 +29,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> P
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    # Not of the process alone: those of two containers may have one number.
+    part = path.with_name(f'.{path.name}.{uuid4().hex}.part')
     try:
         write(part)
         with open(part, 'rb+') as file:  # Windows flushes no file that is open only for reading

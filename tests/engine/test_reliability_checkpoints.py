@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -242,7 +243,22 @@ def test_files_reach_the_disk_before_their_name(tmp_path, monkeypatch):
     replace = os.replace
     monkeypatch.setattr(os, 'replace', lambda *paths: calls.append('replace') or replace(*paths))
     save_atomically({'a': torch.ones(2)}, tmp_path / 'a.pth')
-    assert [Path(call).name for call in calls] == [f'.a.pth.{os.getpid()}.part', 'replace', tmp_path.name]
+    part, *others = (Path(call).name for call in calls)
+    assert re.fullmatch(r'\.a\.pth\.[0-9a-f]{32}\.part', part)
+    assert others == ['replace', tmp_path.name]
+
+
+def test_two_writers_of_one_number_do_not_share_a_half(tmp_path):
+    """Containers that share a disk number their processes alike."""
+    content = {'inner': b'1', 'outer': b'2'}
+
+    def write(part):
+        part.write_bytes(content['outer'])
+        write_atomically(tmp_path / 'a', lambda other: other.write_bytes(content['inner']))
+        assert part.read_bytes() == content['outer']
+
+    write_atomically(tmp_path / 'a', write)
+    assert (tmp_path / 'a').read_bytes() == content['outer']
 
 
 @pytest.fixture
