@@ -40,7 +40,7 @@ RELIABILITY = {
 }
 
 
-def ensure_prompt(stage1: dict, cfg: Config) -> None:
+def ensure_prompt(stage1: dict, cfg: Config, amp: bool = False) -> None:
     """Trains the frequency prompt of the teacher unless there is one; then sets its full path in the config."""
     if sorted(stage1) != sorted(OPTIONS):
         raise ValueError(f'{NAME} should be a dict of {" and ".join(OPTIONS)}, but got {stage1!r}')
@@ -55,7 +55,7 @@ def ensure_prompt(stage1: dict, cfg: Config) -> None:
     prompt_cfg.work_dir = str(file.parent)
     # The hook takes its own length from that of the training which the prompt is for.
     prompt_cfg.train_cfg = cfg.get('train_cfg') or prompt_cfg.get('train_cfg')
-    run(prompt_cfg, resume='auto' if checkpoints_of(prompt_cfg) else None)
+    run(prompt_cfg, amp, resume='auto' if checkpoints_of(prompt_cfg) else None)
     barrier()  # the first process writes the file
     if use_prompt(cfg) is None:
         raise RuntimeError(
@@ -87,7 +87,7 @@ def run(
     check = check and is_first_process(launcher)
     data = check_data(cfg) if check else []
     if cfg.get(NAME):
-        ensure_prompt(dict(cfg[NAME]), cfg)
+        ensure_prompt(dict(cfg[NAME]), cfg, amp)
     hooks = reliability_hooks(cfg)
     check_config(cfg)
     distributed.prepare_cpu_processes(cfg)

@@ -132,17 +132,18 @@ def test_stage_1_has_the_length_of_the_training_and_goes_on_where_it_stopped(
     own, length = {'type': 'IterBasedTrainLoop', 'max_iters': 7}, {'type': 'EpochBasedTrainLoop', 'max_epochs': 12}
     Path('stage1.py').write_text(f"work_dir = 'elsewhere'\ntrain_cfg = {own!r}\n")
     prompt = tmp_path / 'prompt/tokens.pth'
-    runs, writes = [], []
+    runs, writes, precisions = [], [], []
 
-    def run(cfg: Config, resume: str | None = None) -> None:
+    def run(cfg: Config, amp: bool, resume: str | None = None) -> None:
         runs.append((cfg.work_dir, cfg.train_cfg, resume))
+        precisions.append(amp)
         for path in writes:
             path.touch()
 
     def ensure(**settings: Any) -> Config:
         options = {'cfg_path': 'stage1.py', 'file': 'prompt/tokens.pth'}
         cfg = Config({'frequency_prompt': options, 'model': {'prompt': options['file']}, **settings})
-        ensure_prompt(options, cfg)
+        ensure_prompt(options, cfg, amp=len(precisions) == 1)
         return cfg
 
     monkeypatch.setattr(training, 'run', run)
@@ -156,3 +157,4 @@ def test_stage_1_has_the_length_of_the_training_and_goes_on_where_it_stopped(
     ensure()
     folder = str(prompt.parent)
     assert runs == [(folder, length, None), (folder, length, 'auto'), (folder, own, 'auto')]
+    assert precisions == [False, True, False]

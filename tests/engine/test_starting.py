@@ -43,6 +43,19 @@ def test_amp_takes_wrappers_by_name_and_by_class(kind, tmp_path, monkeypatch):
         run(Config(config), amp=True)
 
 
+def test_amp_is_for_stage_1_too(tmp_path, monkeypatch):
+    def ensure(stage1, cfg, amp):
+        found.append((stage1, amp))
+        raise Stop
+
+    found = []
+    monkeypatch.setattr('freekd_mm.engine.training.ensure_prompt', ensure)
+    stage1 = {'cfg_path': 'prompt.py', 'file': 'prompt.pth'}
+    with pytest.raises(Stop):
+        run(Config(toy_config(tmp_path, frequency_prompt=stage1)), amp=True)
+    assert found == [(stage1, True)]
+
+
 @pytest.mark.parametrize('exact', [True, False])
 def test_classes_are_compared_also_without_exact_resumes(exact, scenes_root, tmp_path, monkeypatch):
     seen = []
