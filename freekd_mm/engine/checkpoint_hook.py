@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import zipfile
@@ -85,7 +84,8 @@ class SafeCheckpointMixin:
 
     def _save_best_checkpoint(self: Any, runner: Runner, metrics: dict) -> None:
         backend, outdated = self.file_backend, []  # type: ignore[var-annotated]
-        self.file_backend = copy.copy(backend)
+        # Not a copy, which a FileClient makes of nothing but itself.
+        self.file_backend = type('Backend', (), {'__getattr__': lambda _, name: getattr(backend, name)})()
         self.file_backend.remove = self.file_backend.rmtree = outdated.append
         try:
             super()._save_best_checkpoint(runner, metrics)  # type: ignore[misc]

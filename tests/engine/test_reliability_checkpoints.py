@@ -116,6 +116,14 @@ def test_settings_of_the_hook_hold(tmp_path):
     assert find_resume_point('auto', config).epoch == 4
 
 
+def test_old_checkpoints_go_also_with_a_file_client(tmp_path):
+    config = saving_config(tmp_path)
+    config['default_hooks']['checkpoint']['file_client_args'] = {'backend': 'disk'}
+    toy_run(config)
+    assert len(list((tmp_path / 'work').glob('best_*.pth'))) == 1
+    assert [path.name for path in (tmp_path / 'work').glob('epoch_*.pth')] == ['epoch_4.pth']
+
+
 @HOOKS.register_module(force=True)
 class OwnCheckpointHook(CheckpointHook):
     """A user's own."""
