@@ -165,7 +165,7 @@ class PendingEvaluationHook(Hook):
             return
         loop._decide_current_val_interval()
         if done > 0 and done >= loop.val_begin and (done % loop.val_interval == 0 or done == last):
-            say('the evaluation after the checkpoint was not finished, so it runs first')
+            say('the checkpoint was written before its evaluation, which runs first')
             runner.val_loop.run()
 
 
