@@ -10,6 +10,7 @@ workers, and skips the batches before it without loading them.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -61,6 +62,9 @@ class ExactResumeHook(Hook):
                 'the training data loader has no batch sampler, or streams its data: after a resume the order of the '
                 'data and their augmentations will not be those of an uninterrupted run'
             )
+        cached = sorted(set(re.findall(r'\bCached\w+', str(runner.cfg.get('train_dataloader')))))
+        if cached:
+            warn(f'resumes are not exact with {", ".join(cached)}: pictures of earlier batches are not saved')
         runner.register_hook(PendingEvaluationHook(self), priority='LOWEST')
 
     @staticmethod

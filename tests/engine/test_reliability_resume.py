@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from mmengine.config import Config
-from toy_runs import Stop, changed, last_state, toy_config, toy_run
+from torch.utils.data import DataLoader
+from toy_runs import Stop, ToyImages, changed, last_state, toy_config, toy_run
 
 from freekd_mm.checkpoints.loading import load_checkpoint_file
 from freekd_mm.engine import exact
@@ -102,6 +105,20 @@ def test_an_evaluation_that_was_finished_is_not_repeated(tmp_path):
     assert not changed(before, last_state(config['work_dir']))
 
 
+def test_augmentations_that_keep_pictures_of_earlier_batches_are_named(monkeypatch):
+    said = []
+    monkeypatch.setattr(exact, 'warn', said.append)
+    dataset = ToyImages()
+    for kind in ('Mosaic', 'CachedMosaic'):
+        config = {'dataset': {'dataset': {'pipeline': [{'type': f'mmdet.{kind}'}, {'type': kind}]}}}
+        runner = SimpleNamespace(
+            _train_dataloader=DataLoader(dataset), seed=0, register_hook=lambda *_, **options: None
+        )
+        runner.cfg = Config({'train_dataloader': config})
+        exact.ExactResumeHook().prepare(runner)
+    assert said == ['resumes are not exact with CachedMosaic: pictures of earlier batches are not saved']
+
+
 def test_gradients_that_wait_for_more(tmp_path):
     wrapper = {'type': 'OptimWrapper', 'optimizer': {'type': 'SGD', 'lr': 0.01}, 'accumulative_counts': 4}
     expected = whole(tmp_path / 'whole', optim_wrapper=wrapper)
@@ -123,8 +140,6 @@ def test_seed_left_to_chance(tmp_path):
 
 def test_no_data_is_loaded_on_the_way_to_the_place(tmp_path, monkeypatch):
     """mmengine loads every batch again that was trained on before."""
-    from toy_runs import ToyImages
-
     config = toy_config(tmp_path, 'iterations')
     with pytest.raises(Stop):
         toy_run(config, {'type': 'ToyStop', 'behind': 9})
