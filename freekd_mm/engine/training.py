@@ -156,12 +156,25 @@ def reliable(runner: Any, hooks: Sequence[Hook]) -> Iterator[None]:
             hook.prepare(runner)
             distributed.check_equal_steps(len(runner._train_dataloader))
     compare_classes(runner)
+    check_rates(runner)
     try:
         yield
     finally:
         for hook in runner.hooks:
             if isinstance(hook, GracefulStopHook):
                 hook.release()
+
+
+def check_rates(runner: Any) -> None:
+    """Warns if a connector trains with the learning rate of a part of the student, because of its entry's name."""
+    # mmengine takes the longest key that is anywhere in a parameter's name.
+    settings = (runner.cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}
+    keys = sorted(settings.get('custom_keys') or {}, key=len, reverse=True)
+    distillation = getattr(distributed.unwrapped_model(runner), 'distillation', None)
+    for name, entry in getattr(distillation, 'entries', {}).items():
+        key = next((key for key in keys if key in f'{PREFIX}entries.{name}.'), PREFIX)
+        if key in name and list(entry.parameters()):
+            warn(f"distill '{name}' trains its connector as {key!r} in custom_keys says, a part of its name: rename it")
 
 
 def check_resumed(runner: Any, path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,11 +15,12 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
+from torch import nn
 from toy_runs import Stop, toy_config
 
 from freekd_mm.engine.checkpoint_hook import ResumePoint
 from freekd_mm.engine.preflight import check_data
-from freekd_mm.engine.training import run
+from freekd_mm.engine.training import check_rates, run
 
 
 @pytest.mark.parametrize('kind', [OptimWrapper, 'OptimWrapper', 'mmengine.OptimWrapper', None])
@@ -74,6 +76,19 @@ def test_classes_are_compared_also_without_exact_resumes(exact, scenes_root, tmp
     cfg.work_dir = str(tmp_path / 'work')
     run(cfg)
     assert seen == [tuple(classes)]
+
+
+def test_a_rate_for_a_part_of_the_student_that_a_connector_gets_by_its_name(monkeypatch):
+    said = []
+    monkeypatch.setattr('freekd_mm.engine.training.warn', said.append)
+    model = nn.Module()
+    model.distillation = nn.Module()
+    connectors = {'backbone_kd': nn.Linear(1, 1), 'backbone_mse': nn.Identity(), 'kd': nn.Linear(1, 1)}
+    model.distillation.entries = nn.ModuleDict(connectors)
+    for keys in ({'backbone': {'lr_mult': 0.1}}, {'backbone': {'lr_mult': 0.1}, 'distillation': {'lr_mult': 1}}, {}):
+        check_rates(SimpleNamespace(model=model, cfg={'optim_wrapper': {'paramwise_cfg': {'custom_keys': keys}}}))
+    assert len(said) == 1
+    assert said[0].startswith("distill 'backbone_kd' trains its connector as 'backbone' in custom_keys says")
 
 
 def coco(folder: Path, name: str, annotations: int) -> dict:
