@@ -90,6 +90,11 @@ def run(
         ensure_prompt(dict(cfg[NAME]), cfg, amp)
     hooks = reliability_hooks(cfg)
     check_config(cfg)
+    strategy = type_name(cfg.get('strategy') or {})
+    if strategy in ('DeepSpeedStrategy', 'ColossalAIStrategy'):  # a run could not stop and resume
+        raise ValueError(
+            f'strategy should write checkpoints as files, like FSDPStrategy, but {strategy} writes folders'
+        )
     distributed.prepare_cpu_processes(cfg)
     if amp:
         kind = type_name(cfg.optim_wrapper) or 'OptimWrapper'

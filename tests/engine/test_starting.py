@@ -45,6 +45,13 @@ def test_amp_takes_wrappers_by_name_and_by_class(kind, tmp_path, monkeypatch):
         run(Config(config), amp=True)
 
 
+def test_strategies_that_write_folders_are_refused(tmp_path):
+    config = Config(toy_config(tmp_path, runner_type='FlexibleRunner', strategy={'type': 'mmengine.DeepSpeedStrategy'}))
+    with pytest.raises(ValueError, match=r'strategy should write checkpoints as files, .* but DeepSpeedStrategy wri'):
+        run(config)
+    assert not (tmp_path / 'work').exists()
+
+
 def test_amp_is_for_stage_1_too(tmp_path, monkeypatch):
     def ensure(stage1, cfg, amp):
         found.append((stage1, amp))
