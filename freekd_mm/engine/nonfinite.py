@@ -25,6 +25,7 @@ from freekd_mm.log import say, warn
 from freekd_mm.registry import HOOKS
 from freekd_mm.runtime.probe import eval_mode
 from freekd_mm.runtime.rng import isolated_rng
+from freekd_mm.runtime.taps import leaves
 from freekd_mm.runtime.teacher import forward_features
 from freekd_mm.text import some
 
@@ -157,18 +158,12 @@ def diagnose(model: nn.Module, losses: dict[str, Any], batch: Any) -> str:
 
 def image_files(batch: Any) -> list[str]:
     """Returns the image files of a batch, in order."""
-    if isinstance(batch, dict):
-        batch = list(batch.values())
-    if isinstance(batch, (list, tuple)):
-        return [file for item in batch for file in image_files(item)]
-    file = getattr(batch, 'img_path', None)
-    return [str(file)] if file else []
+    files = (getattr(item, 'img_path', None) for item in leaves(batch))
+    return [str(file) for file in files if file]
 
 
 def _is_finite(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return bool(torch.isfinite(value).all())
-    return all(map(_is_finite, value)) if isinstance(value, (list, tuple)) else True
+    return all(bool(torch.isfinite(item).all()) for item in leaves(value) if isinstance(item, Tensor))
 
 
 def _losses(model: nn.Module, losses: dict[str, Any]) -> list[str]:

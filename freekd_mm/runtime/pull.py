@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmengine.dist import all_reduce
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from freekd_mm.checks import check_positive
 from freekd_mm.log import say, warn
+from freekd_mm.runtime.taps import leaves
 
 #: Measured at each of the first steps, where the pull is extreme, and seldom afterwards.
 FIRST, EVERY = 10, 50
@@ -121,12 +122,8 @@ def is_due(steps: int) -> bool:
 
 def task_loss(losses: dict, inputs: Tensor) -> Tensor:
     """Returns the sum of a student's losses as mmengine adds them up, 0 on the device of ``inputs`` if it has none."""
-    found = [_mean(value) for name, value in losses.items() if 'loss' in name]
+    found = [item.mean() for name, value in losses.items() if 'loss' in name for item in leaves(value)]
     return torch.stack([inputs.new_zeros((), requires_grad=True), *found]).sum()
-
-
-def _mean(value: Tensor | Iterable[Tensor]) -> Tensor:
-    return value.mean() if isinstance(value, Tensor) else torch.stack([item.mean() for item in value]).sum()
 
 
 def _squared_norm(loss: Tensor, levels: Sequence[Tensor]) -> Tensor:

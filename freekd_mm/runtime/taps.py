@@ -80,22 +80,22 @@ def check_module(model: nn.Module, path: str, role: str) -> nn.Module:
     return module
 
 
-def _leaves(output: Any) -> list[Any]:
+def leaves(output: Any) -> list[Any]:
     """Returns what is in nested tuples, lists and dicts, in order."""
     items = list(output.values()) if isinstance(output, dict) else output
-    return [leaf for item in items for leaf in _leaves(item)] if isinstance(items, (tuple, list)) else [items]
+    return [leaf for item in items for leaf in leaves(item)] if isinstance(items, (tuple, list)) else [items]
 
 
 def flatten(output: Any, tap: Tap) -> list[Tensor]:
     """Returns the tensors in nested tuples, lists and dicts, in order."""
-    leaves = _leaves(output)
-    for leaf in leaves:
+    found = leaves(output)
+    for leaf in found:
         if not isinstance(leaf, Tensor):
             raise TypeError(
                 f"tap '{tap}' should give tensors, but the module returned a {type(leaf).__name__}; "
                 'name an index or a submodule'
             )
-    return leaves
+    return found
 
 
 @contextmanager
@@ -142,7 +142,7 @@ class TapRecorder:
         #: What ended the forward pass after the taps that count.
         self.failure: Exception | None = None
         #: How often each tensor had been changed in place when its module returned it, by path and identity.
-        self._versions: dict[tuple[str, int], int] = {}
+        self._known: dict[tuple[str, int], int] = {}
         self._entered = ExitStack()
 
     def counts(self) -> dict[str, int]:
@@ -152,7 +152,6 @@ class TapRecorder:
     def levels(self, taps: Sequence[Tap], runs: dict[str, int] | None = None) -> tuple[Tensor, ...]:
         """Returns what the taps recorded, as one tuple of levels; with ``runs`` only of so many first runs by path."""
         levels: list[Tensor] = []
-        known = self._versions
         for tap in taps:
             outputs = self.outputs[tap.path]
             if not outputs:
@@ -160,7 +159,7 @@ class TapRecorder:
                 raise RuntimeError(f"tap '{tap}' of the {self.role} was not reached in the forward pass{why}.")
             for output in outputs if runs is None else outputs[: runs[tap.path]]:
                 found = flatten(tap.select(output), tap)
-                if known and any(known.get((tap.path, id(x)), x._version) != x._version for x in found):
+                if self._known and any(self._known.get((tap.path, id(x)), x._version) != x._version for x in found):
                     raise ValueError(
                         f"tap '{tap}' of the {self.role} should keep its values, but what follows changes them in "
                         'place; tap the module behind it'
@@ -171,15 +170,14 @@ class TapRecorder:
     def clear(self) -> None:
         """Drops the recorded tensors, so that they do not outlive their step."""
         self.failure = None
-        self._versions.clear()
+        self._known.clear()
         for outputs in self.outputs.values():
             outputs.clear()
 
     def _record(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
         self.outputs[path].append(output)
-        if not is_compiling():
-            tensors = [x for x in _leaves(output) if isinstance(x, Tensor) and not x.is_inference()]
-            self._versions.update({(path, id(x)): x._version for x in tensors})
+        tensors = [] if is_compiling() else [x for x in leaves(output) if isinstance(x, Tensor)]
+        self._known.update({(path, id(x)): x._version for x in tensors if not x.is_inference()})
         if self.on_record is not None:
             self.on_record()
 
