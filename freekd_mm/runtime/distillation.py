@@ -52,7 +52,6 @@ class Distillation(nn.Module):
                 f'but got {distill!r}'
             )
         self.entries = nn.ModuleDict({name: Entry(name, cfg) for name, cfg in distill.items()})
-        self.stopped = False
         #: Steps distilled so far, also before a resume: the seed of what a loss or connector draws.
         self.steps = 0
 
@@ -149,7 +148,8 @@ class Distillation(nn.Module):
         if isinstance(inputs, dict):
             inputs, data_samples, runs = inputs['sup'], data_samples['sup'], self._runs
         # A weight of zero costs nothing, not even the teacher's forward pass.
-        active = [entry for entry in self._entries if entry.active and not self.stopped]
+        stopped = self.student_recorder.model.distillation_stopped
+        active = [entry for entry in self._entries if entry.active and not stopped]
         if not active:
             losses = dict(student_loss())
             if not losses and (not labelled or any(entry.scale == 0 for entry in self._entries)):

@@ -41,7 +41,6 @@ class DistilledMixin:
             self.forward(inputs, data_samples, mode='tensor')  # type: ignore[attr-defined]
             return {}
 
-        self.distillation.stopped = self.distillation_stopped
         return self.distillation.run(student_loss, inputs, data_samples, labelled)
 
     def init_weights(self) -> None:
