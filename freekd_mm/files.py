@@ -29,8 +29,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], Any]) -> P
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not of the process alone: those of two containers may have one number.
-    part = path.with_name(f'.{path.name}.{uuid4().hex}.part')
+    part = path.with_name(f'.{path.name}.{uuid4().hex}.part')  # processes in two containers may have one number
     try:
         write(part)
         with open(part, 'rb+') as file:  # Windows flushes no file that is open only for reading

@@ -20,8 +20,6 @@ from freekd_mm.text import some
 MOST = 0.9
 # Counters, and states that are no weights.
 UNCOUNTED = ('num_batches_tracked', '_extra_state')
-# What PyTorch says of a weight, and its shape in the file.
-MISMATCH = re.compile(r'size mismatch for ([^:\n]+):.*?(\[.*?\])')
 #: Begins the names of what a distillation adds to a student's weights.
 PREFIX = 'distillation.'
 
@@ -75,7 +73,7 @@ def load_what_fits(model: nn.Module, weights: Mapping[str, Any]) -> Fit:
         model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         # The rest is loaded. The names are those that the model has, whatever it calls them in the file.
-        named = MISMATCH.findall(str(error))
+        named = re.findall(r'size mismatch for ([^:\n]+):.*?(\[.*?\])', str(error))
         if len(named) < str(error).count('\n\t'):
             raise
         reshaped = [f'{key} {own.get(key)} but {tuple(json.loads(shape))} in the file' for key, shape in named]

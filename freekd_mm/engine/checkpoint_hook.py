@@ -69,7 +69,7 @@ class SafeCheckpointMixin:
             **self.args,
         )
         if is_main_process():
-            point_to(runner.work_dir, self.last_ckpt)
+            write_text(Path(runner.work_dir) / POINTER, self.last_ckpt)
             _remove(self.file_backend, outdated)
             (Path(runner.work_dir) / INTERRUPTED).unlink(missing_ok=True)
 
@@ -114,11 +114,6 @@ def make_safe(runner: Runner) -> None:
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and not isinstance(hook, SafeCheckpointMixin):
             hook.__class__ = type(f'Safe{type(hook).__name__}', (SafeCheckpointMixin, type(hook)), {})
-
-
-def point_to(work_dir: str | os.PathLike, checkpoint: str) -> None:
-    """Names the last checkpoint; the file exists already."""
-    write_text(Path(work_dir) / POINTER, checkpoint)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
 from freekd_mm.compat import install
-from freekd_mm.engine.checkpoint_hook import INTERRUPTED, point_to
+from freekd_mm.engine.checkpoint_hook import INTERRUPTED, POINTER
 from freekd_mm.engine.exact import gradients_are_used
+from freekd_mm.files import write_text
 from freekd_mm.log import warn
 from freekd_mm.registry import HOOKS
 
@@ -97,7 +98,7 @@ class GracefulStopHook(Hook):
         )
         path = Path(runner.work_dir) / INTERRUPTED
         if get_rank() == 0:
-            point_to(runner.work_dir, str(path))
+            write_text(path.with_name(POINTER), str(path))
         warn(f'SIGTERM: stopped after iteration {iteration}; saved {path}; continue with --resume')
         raise SystemExit(EXIT_STATUS)
 

@@ -90,11 +90,8 @@ def run(
         ensure_prompt(dict(cfg[NAME]), cfg, amp)
     hooks = reliability_hooks(cfg)
     check_config(cfg)
-    strategy = type_name(cfg.get('strategy') or {})
-    if strategy in ('DeepSpeedStrategy', 'ColossalAIStrategy'):  # a run could not stop and resume
-        raise ValueError(
-            f'strategy should write checkpoints as files, like FSDPStrategy, but {strategy} writes folders'
-        )
+    if type_name(cfg.get('strategy') or {}) in ('DeepSpeedStrategy', 'ColossalAIStrategy'):  # they write folders
+        raise ValueError(f'strategy should write checkpoints as files, as FSDPStrategy, but got {cfg.strategy.type}')
     distributed.prepare_cpu_processes(cfg)
     if amp:
         kind = type_name(cfg.optim_wrapper) or 'OptimWrapper'
@@ -175,8 +172,8 @@ def check_rates(runner: Any) -> None:
     # mmengine takes the longest key that is anywhere in a parameter's name.
     settings = (runner.cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}
     keys = sorted(settings.get('custom_keys') or {}, key=len, reverse=True)
-    distillation = getattr(distributed.unwrapped_model(runner), 'distillation', None)
-    for name, entry in getattr(distillation, 'entries', {}).items():
+    model = distributed.unwrapped_model(runner)
+    for name, entry in getattr(getattr(model, 'distillation', None), 'entries', {}).items():
         key = next((key for key in keys if key in f'{PREFIX}entries.{name}.'), PREFIX)
         if key in name and list(entry.parameters()):
             warn(f"distill '{name}' trains its connector as {key!r} in custom_keys says, a part of its name: rename it")

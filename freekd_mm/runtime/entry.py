@@ -181,8 +181,7 @@ class Entry(nn.Module):
         return wanted and any(getattr(loss, 'loss_weight', 1.0) != 0 for loss in self.losses)
 
     def _connect(self, students: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        features = tuple(students) if self.connector is None else self.connector(tuple(students))
-        return (features,) if isinstance(features, Tensor) else tuple(features)
+        return as_levels(students if self.connector is None else self.connector(tuple(students)))
 
     def compared(
         self, students: Sequence[Tensor], teachers: Sequence[Tensor], image: tuple[int, int]

@@ -17,11 +17,6 @@ from freekd_mm.runtime.pull import task_loss
 from freekd_mm.runtime.taps import TapRecorder, parse_taps
 
 
-def as_items(output: Any) -> list[Any]:
-    """Returns a module's output as a list of levels."""
-    return list(output) if isinstance(output, (tuple, list)) else [output]
-
-
 def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -> dict[str, dict[int, int]]:
     """Returns the channels of every output that gets a prompt, by module path, then by index in its output."""
     taps = parse_taps(modules)
@@ -40,7 +35,7 @@ def find_channels(model: nn.Module, modules: Sequence[str], size: Size | None) -
                 f"modules: '{tap.path}' should run once in the forward pass of {type(model).__name__}, so that each "
                 f"level has its own prompt, but ran {len(outputs)} times; name another, like 'neck' or 'backbone'"
             )
-        items = as_items(outputs[0])
+        items = outputs[0] if isinstance(outputs[0], (tuple, list)) else [outputs[0]]
         tap.select(outputs[0])  # no index into a tensor
         picked = tap.select(list(range(len(items))))
         for index in picked if isinstance(picked, list) else [picked]:
@@ -112,7 +107,7 @@ class PromptBank(nn.Module):
     def _replace(self, module: str, _: nn.Module, args: Any, output: Any) -> Any:
         if not self.active:
             return output
-        items = as_items(output)
+        items = list(output) if isinstance(output, (tuple, list)) else [output]
         for place, index, prompt in self.places:
             if place != module:
                 continue

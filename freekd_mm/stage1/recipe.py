@@ -103,5 +103,5 @@ def load_teacher(model: nn.Module, source: str, allow_random: bool) -> tuple[str
     # Not by a flag of the base class: models extend this method, and would fill some weights again.
     vars(model)['init_weights'] = lambda: None
     model.requires_grad_(False)
-    here = source and ('://' not in source or source.startswith('http')) and Path(fetch(source)).is_file()
-    return source, sha256(fetch(source)) if here else ''
+    file = Path(fetch(source))
+    return source, sha256(file) if file.is_file() else ''

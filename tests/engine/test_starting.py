@@ -47,7 +47,7 @@ def test_amp_takes_wrappers_by_name_and_by_class(kind, tmp_path, monkeypatch):
 
 def test_strategies_that_write_folders_are_refused(tmp_path):
     config = Config(toy_config(tmp_path, runner_type='FlexibleRunner', strategy={'type': 'mmengine.DeepSpeedStrategy'}))
-    with pytest.raises(ValueError, match=r'strategy should write checkpoints as files, .* but DeepSpeedStrategy wri'):
+    with pytest.raises(ValueError, match=r'strategy should write checkpoints as files, .* but got mmengine\.DeepSpeed'):
         run(config)
     assert not (tmp_path / 'work').exists()
 
