@@ -50,11 +50,14 @@ def distill(
     install()
     from freekd_mm.runtime.export import export_student
     from freekd_mm.wizard.make_config import plan_config
+    from freekd_mm.wizard.methods import trains_prompt
 
     name = f'{Path(student).stem}_{method}'
     folder = Path(work_dir) if work_dir is not None else Path('work_dirs') / name
     config = folder / f'{name.replace("+", "_")}.py'
-    options = {'prompt_dir': folder / f'{method}_prompt', **(wizard or {})}
+    options = dict(wizard or {})
+    if trains_prompt(method) and 'prompt' not in options:
+        options.setdefault('prompt_dir', folder / f'{method}_prompt')
     weights = None if checkpoint is None else str(checkpoint)
     plan_config(str(student), str(teacher), weights, method, config, **options).write(force=True)
     run, trained, cfg = _train(config, folder, overrides, 'distill')

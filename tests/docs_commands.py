@@ -25,7 +25,6 @@ SUBSTITUTES = (
 )
 #: Options that make a tool quick; the rest of the command runs as it is written.
 QUICK = {
-    'tools/make_config.py': ['--prompt-iters', '2'],
     'tools/make_scenes.py': ['--train', '8', '--val', '2', '--size', '64'],
     'tools/benchmark.py': ['--dry-run'],
 }
@@ -103,6 +102,8 @@ class Commands:
             return
         self._check_files(arguments)
         arguments += QUICK.get(tool, [])
+        if tool == 'tools/make_config.py' and {'--stage', 'wavelet-prompt', 'freekd'} & set(arguments):
+            arguments += ['--prompt-iters', '2']  # they train a prompt first
         if tool == 'tools/train.py':
             arguments = one_epoch(self.folder, arguments)
         if command.variables:

@@ -28,6 +28,7 @@ from freekd_mm.report.metrics import main_metrics
 from freekd_mm.report.runs import NoRunError, read_run
 from freekd_mm.runtime.config import build_empty
 from freekd_mm.text import table
+from freekd_mm.wizard.methods import trains_prompt
 
 # Stage 1 on the toy data: short, so that it takes little of the demo's time.
 PROMPT_ITERATIONS = 100
@@ -93,6 +94,7 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
 
     The options are those of ``tools/demo.py``; ``root`` is the repository.
     """
+    two_stages = trains_prompt(method)
     start = time.monotonic()
     base = (work_dir or root / 'work_dirs/demo') / task
     run = functools.partial(run_steps, root, base)
@@ -109,12 +111,13 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
     config, exported = base / 'configs' / f'{distilled.name}.py', base / f'{distilled.name}.pth'
     checkpoint = last_checkpoint(base / 'teacher')
     options = ('--method', method, '-o', config, '--teacher-checkpoint', checkpoint)
-    stage1 = ('--prompt-iters', PROMPT_ITERATIONS, '--prompt-dir', base / f'prompt_{method}')
+    prompt_dir = base / f'prompt_{method}'
+    stage1 = ('--prompt-iters', PROMPT_ITERATIONS, '--prompt-dir', prompt_dir) if two_stages else ()
     run({f'make_config_{distilled.name}': ('make_config', student, teacher, *options, *stage1)})
     first, second = training(student, alone, seed), training(config, distilled, seed)
     prompt = config.with_name(f'{config.stem}_prompt.py')
-    if prompt.is_file():
-        run({**first, **training(prompt, base / f'prompt_{method}', 0)})
+    if two_stages:
+        run({**first, **training(prompt, prompt_dir, 0)})
     run({**first, **second})
     run({f'export_{distilled.name}': ('export_student', config, last_checkpoint(distilled), '-o', exported)})
 

@@ -56,8 +56,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         default=[],
         metavar='TAP',
-        help='what to compare, for example neck[1:4]: one tap for both, or one of the student and one of the teacher; '
-        'default: the neck, or the backbone',
+        help='what to compare, for example neck[1:4]: one tap for both (of the student alone where the teacher is of '
+        'another library), or one of the student and one of the teacher; default: the neck, or the backbone',
     )
     parser.add_argument(
         '--probe-size',

@@ -22,7 +22,7 @@ from freekd_mm.runtime.config import build_empty, load_config
 from freekd_mm.runtime.inherit import choose_modules
 from freekd_mm.runtime.probe import SMALL, Size, config_size
 from freekd_mm.runtime.teacher import build_teacher, load_weights, teacher_options
-from freekd_mm.wizard.methods import METHODS, PROMPTED, Wiring, method_entries, parse_methods, prompted
+from freekd_mm.wizard.methods import METHODS, Wiring, method_entries, parse_methods, prompted
 from freekd_mm.wizard.places import Probed, at_level_of, find_wiring, probe_models
 from freekd_mm.wizard.sources import Style, distill_source, prompt_source
 
@@ -102,9 +102,9 @@ def plan_config(
             + ' and '.join(f'{name} needs mode={mode!r}' for name, mode in modes.items())
         )
     mode = next(iter(modes.values()), None)
-    uses_prompt = mode is not None or prompt is not None
-    if prompt is not None and not any(name.startswith(PROMPTED) for name in names):
-        takes_one = ', '.join(name for name in METHODS if name.startswith(PROMPTED))
+    trains = stage == 'prompt' or (mode is not None and prompt is None)
+    if (trains or prompt is not None) and not prompted(method):
+        takes_one = ', '.join(name for name in METHODS if prompted(name))
         raise ValueError(f'a prompt should be used with one of the methods {takes_one}, but got {method!r}')
     options = teacher_options(teacher_cfg, checkpoint)
     foreign = 'cfg_path' not in options
@@ -120,7 +120,6 @@ def plan_config(
     stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / f'{prompt_out.stem}{kind}'
     if stage == 'prompt':
         del configs['student']
-        prompt = None
     taps = {'student': features[0], 'teacher': features[-1]} if features else {}
     built = {role: build_empty(cfg) for role, cfg in configs.items()}
     if foreign:
@@ -130,13 +129,30 @@ def plan_config(
     student, teacher = probed[0] if stage != 'prompt' else None, probed[-1]
     if student is not None and foreign and not features:
         student = at_level_of(student, teacher)
+    compares = any(METHODS[name].on_features for name in names)
+    distils = student is not None
+    heads = compares and student is not None and student.outputs.classified and teacher.outputs.classified
+    for option, given, used in (
+        ('--prompt-iters', prompt_iters is not None, trains),
+        ('--prompt-dir', prompt_dir is not None, trains),
+        ('--prompt', prompt is not None, distils),
+        ('--features', features, compares),
+        ('a tap of the student in --features', len(features) > 1, distils),
+        ('--inherit', inherit, distils),
+        ('--no-inherit', inherit is None, distils),
+        ('--no-head', not head, heads),
+        ('--unlabelled', unlabelled is not None, distils),
+    ):
+        if given and not used:
+            case = f'--method {method} --stage {stage}{" --prompt" if prompt is not None else ""}'
+            raise ValueError(f'{option} should change what is written, but does not with {case}: leave it out')
     if check:
         own = None if foreign else checkpoint
         _check_inputs(student.model if student else None, teacher.model, own, prompt, list(configs.values()))
     if unlabelled is not None:
         find_pictures(unlabelled)
     files: dict[Path, str] = {}
-    if stage == 'prompt' or (uses_prompt and prompt is None):
+    if trains:
         probe_size = size if size != (SMALL, SMALL) else None
         hook: dict[str, Any] = {'mode': mode, 'max_iters': prompt_iters, 'probe_size': probe_size}
         given = {key: value for key, value in hook.items() if value is not None}
@@ -148,7 +164,7 @@ def plan_config(
     style = Style(student_cfg, out)
     file = style.file(prompt) if prompt else str(stage1_dir / PROMPT_FILE)
     entries = method_entries(method, wiring)
-    for loss in (entries[name]['loss'] for name in (prompted(method) if uses_prompt else ())):
+    for loss in (entries[name]['loss'] for name in (prompted(method) if trains or prompt is not None else ())):
         loss['prompt'] = wiring.prompt_option(file, loss)
     modules = choose_modules(student.model, teacher.model, inherit) if inherit is not None else []
     stage1 = prompt_out if files else None
@@ -177,7 +193,7 @@ def _check_inputs(
 
 def _check_features_alone(names: Sequence[str], teacher: str, stage: str) -> None:
     """Raises an error for what a teacher without a head cannot teach."""
-    known = [name for name, method in METHODS.items() if method.with_head and method.prompt is None]
+    known = [name for name, method in METHODS.items() if method.on_features and method.prompt is None]
     wrong = [name for name in names if name not in known]
     if wrong or stage == 'prompt':
         raise ValueError(

@@ -76,7 +76,7 @@ class Method:
     entries: Callable[[Wiring], Entries]
     prompt: str | None = None  # mode of the prompt that stage 1 makes for it; None for a method with one stage
     warmup: float = 0.0  # share of the training over which its weight grows
-    with_head: bool = True  # whether what the decode heads classify is compared too
+    on_features: bool = True  # whether it compares features, and so what the decode heads classify too
 
 
 def channels(shapes: tuple[Shape, ...]) -> int | list[int]:
@@ -179,22 +179,22 @@ METHODS: dict[str, Method] = {
     'figkd': Method(
         'wavelet detail of the logits: for the same classes; alone, or added to a feature loss',
         _logits('figkd', 'FiGKDLoss'),
-        with_head=False,
+        on_features=False,
     ),
-    'kl': Method('class probabilities, added to a feature loss', _logits('kl', 'LogitKLLoss'), with_head=False),
+    'kl': Method('class probabilities, added to a feature loss', _logits('kl', 'LogitKLLoss'), on_features=False),
     'crosskd': Method(
         "the student's features through the teacher's head, against its predictions: GFL, RetinaNet, FCOS, ATSS",
         _crosskd,
-        with_head=False,
+        on_features=False,
     ),
-    'ld': Method('box distributions of heads like GFL, added to a feature loss', _ld, with_head=False),
+    'ld': Method('box distributions of heads like GFL, added to a feature loss', _ld, on_features=False),
     'dctkd': Method(
         "DCT of the attention maps of the backbone's stages: cheap, any channels and sizes",
         # Made for the stages of a backbone after their ReLU.
         lambda _: {
             'dctkd': {'student': 'backbone', 'teacher': 'backbone', 'loss': {'type': 'freekd_mm.DCTAttentionLoss'}}
         },
-        with_head=False,
+        on_features=False,
     ),
     'mse': Method('plain L2 on the features, a baseline', _features('mse', 'freekd_mm.FeatureMSELoss')),
     'pkd': Method(
@@ -224,11 +224,20 @@ def parse_methods(text: str) -> list[str]:
     return names
 
 
+def trains_prompt(text: str) -> bool:
+    """Whether one of joined methods has two stages, of which the first trains a prompt."""
+    return any(METHODS[name].prompt for name in parse_methods(text))
+
+
 def prompted(text: str) -> list[str]:
     """Returns the entries of joined methods that take a prompt: of those that need one, else of all that can."""
     names = parse_methods(text)
     takers = [name for name in names if METHODS[name].prompt] or names
-    return [entry for entry in PROMPTED if any(name.startswith(entry) for name in takers)]
+
+    def takes(name: str, entry: str) -> bool:
+        return name.startswith(entry) or METHODS[name].entries is METHODS[entry].entries
+
+    return [entry for entry in PROMPTED if any(takes(name, entry) for name in takers)]
 
 
 def method_entries(text: str, wiring: Wiring) -> Entries:
@@ -237,7 +246,7 @@ def method_entries(text: str, wiring: Wiring) -> Entries:
     for name in parse_methods(text):
         method = METHODS[name]
         found = method.entries(wiring)
-        if wiring.head is not None and method.with_head:
+        if wiring.head is not None and method.on_features:
             found.update({f'{key}_head': entry for key, entry in method.entries(wiring.head).items()})
         for key, entry in found.items():
             if key in entries:

@@ -118,6 +118,8 @@ def test_what_the_head_classifies_can_be_left_out(seg_config: ConfigWriter, tmp_
     distill = Config.fromfile(file).model.distill
     assert Path(distill.wavelet.loss.prompt).resolve() == Path('p.pth').resolve()
     assert 'prompt' not in distill.wavelet_head.loss
+    with pytest.raises(ValueError, match='--no-head should change what is written, but does not with --method kl'):
+        make_config(*pair, 'kl', tmp_path / 'kd.py', head=False)
 
 
 def test_a_warm_up_stands_behind_the_hooks_of_the_base(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_the_wiring_is_spelled_out(det_pair: tuple[Path, Path, Path], tmp_path: 
 
 def test_stage_prompt_writes_stage_1_alone(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     student, teacher, checkpoint = det_pair
-    (file,) = make_config(str(student), str(teacher), str(checkpoint), 'pkd', tmp_path / 'p.py', stage='prompt')
+    (file,) = make_config(str(student), str(teacher), str(checkpoint), 'best', tmp_path / 'p.py', stage='prompt')
     cfg = Config.fromfile(file)
     assert cfg.custom_hooks[-1].type == 'freekd_mm.FrequencyPromptHook'
     assert cfg.load_from == str(checkpoint)
@@ -153,7 +155,7 @@ def test_a_ready_prompt_is_used_as_it_is(det_pair: tuple[Path, Path, Path], tmp_
     cfg = Config.fromfile(file)
     assert Path(cfg.model.distill.wavelet.loss.prompt).resolve() == Path('p.pth').resolve()
     assert 'frequency_prompt' not in cfg
-    with pytest.raises(ValueError, match=r"with one of the methods wavelet, .*but got 'pkd'"):
+    with pytest.raises(ValueError, match=r"with one of the methods best, wavelet, .*but got 'pkd'"):
         make_config(str(student), str(teacher), str(checkpoint), 'pkd', tmp_path / 'kd.py', prompt='p.pth')
 
 
@@ -223,6 +225,13 @@ def test_each_kind_of_prompt_has_a_folder_of_its_own(det_pair: tuple[Path, Path,
         *_, file = make_config(*pair, method, tmp_path / 'kd.py')
         files.add(Config.fromfile(file).frequency_prompt.file)
     assert len(files) == 3
+
+
+def test_what_we_recommend_takes_a_prompt(det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """It writes the same entry as the method that it stands for."""
+    pair = list(map(str, det_pair))
+    (file,) = make_config(*pair, 'best', tmp_path / 'kd.py', prompt='p.pth', check=False)
+    assert Path(Config.fromfile(file).model.distill.wavelet.loss.prompt).name == 'p.pth'
 
 
 @pytest.mark.parametrize(('old', 'new'), [('freekd-prompt', 'wavelet-prompt'), ('freekd-paper', 'freekd')])

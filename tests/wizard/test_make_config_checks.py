@@ -140,6 +140,29 @@ WRONG: dict[str, tuple[dict[str, Any], list[str], type[Exception], str]] = {
     ),
     'no prompt': ({}, ['--prompt', 'none.pth'], FileNotFoundError, 'prompt should be an existing file'),
     'unknown module': ({}, ['--features', 'nekc'], ValueError, "has no 'nekc'.*Did you mean 'neck'"),
+    'stage 1 of a method without': ({}, ['--method', 'mse', '--stage', 'prompt'], ValueError, "best, .* but got 'mse'"),
+    **{
+        f'no use: {words}': (
+            {},
+            words.split(),
+            ValueError,
+            f'{option} should change what is written, but does not with --method ',
+        )
+        for option, words in (
+            ('--prompt-iters', '--prompt-iters 7'),
+            ('--prompt-iters', '--method freekd --prompt p.pth --prompt-iters 7'),
+            ('--prompt-dir', '--prompt-dir here'),
+            ('--prompt-dir', '--method freekd --prompt p.pth --prompt-dir here'),
+            ('--prompt', '--stage prompt --prompt p.pth'),
+            ('--features', '--features neck --method dctkd'),
+            ('a tap of the student in --features', '--features neck neck --stage prompt'),
+            ('--inherit', '--stage prompt --inherit neck'),
+            ('--no-inherit', '--stage prompt --no-inherit'),
+            ('--no-head', '--no-head'),
+            ('--no-head', '--stage prompt --no-head'),
+            ('--unlabelled', '--stage prompt --unlabelled pictures'),
+        )
+    },
 }
 
 
