@@ -65,7 +65,8 @@ class Style:
         if '::' in path or path.startswith(('http://', 'https://')):
             return Expression(repr(path))
         whole = Path(path).expanduser().resolve()
-        if self.imports and not configs_know_their_file():
+        # mmengine puts the folder between the quotes as it is.
+        if (self.imports and not configs_know_their_file()) or {'"', "'"} & set(str(self.folder)):
             return Expression(repr(str(whole)))
         relative = os.path.relpath(whole, self.folder)
         if self.imports:

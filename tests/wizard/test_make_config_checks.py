@@ -96,6 +96,16 @@ def test_an_input_is_never_written_over(tool: Tool, pair: Path) -> None:
                 tool('-o', str(pair / name), *force)
 
 
+@pytest.mark.parametrize('name', ["it's a folder", 'a "folder"'])
+def test_a_folder_with_quotes_in_its_name(name: str, pair: Path, tool: Tool, tmp_path: Path) -> None:
+    out = tmp_path / name / 'kd.py'
+    tool('-o', str(out), '--method', 'freekd')
+    cfg = Config.fromfile(out)
+    assert Path(cfg.model.teacher.checkpoint).resolve() == (pair / 'teacher.pth').resolve()
+    assert Path(cfg.frequency_prompt.cfg_path).resolve() == (tmp_path / name / 'kd_prompt.py').resolve()
+    assert Path(Config.fromfile(cfg.frequency_prompt.cfg_path).load_from).resolve() == (pair / 'teacher.pth').resolve()
+
+
 def test_only_files_that_nobody_edited_are_made_again(tool: Tool, tmp_path: Path) -> None:
     out = tmp_path / 'kd.py'
     out.write_text('mine = 1\n')
