@@ -40,6 +40,14 @@ BOTH = {
         f'{MAKE} teacher.pth --method wavelet-prompt --prompt teacher.pth -o new.py',
         'teacher.pth should be a prompt file of freekd_mm or hold ',
     ),
+    'student of a distillation': (
+        'make_config.py kd.py teacher.py --teacher-checkpoint teacher.pth -o new.py',
+        "student should be a plain model's config, but |kd.py is that of a distillation",
+    ),
+    'teacher of a distillation in stage 1': (
+        'make_config.py student.py kd.py --teacher-checkpoint student.pth --method freekd -o new.py',
+        "teacher should be a plain model's config, but |kd.py is that of a distillation",
+    ),
     # train.py
     'config of a training': ('train.py kdd.py', "config should be an existing file, but got 'kdd.py'"),
     'config without a model': ('train.py no_model.py', "config should define 'model', but has "),

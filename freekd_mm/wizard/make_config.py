@@ -18,7 +18,7 @@ from freekd_mm.engine.preflight import check_data
 from freekd_mm.files import check_output, write_kept
 from freekd_mm.prompts.prompt_file import PROMPT_FILE, load_prompt
 from freekd_mm.runtime.compatibility import check_prompt, hint_if_swapped, warn_if_swapped
-from freekd_mm.runtime.config import build_empty, load_config
+from freekd_mm.runtime.config import build_empty, is_distilled, load_config
 from freekd_mm.runtime.inherit import choose_modules
 from freekd_mm.runtime.probe import SMALL, Size, config_size
 from freekd_mm.runtime.teacher import build_teacher, load_weights, teacher_options
@@ -120,6 +120,13 @@ def plan_config(
     stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / f'{prompt_out.stem}{kind}'
     if stage == 'prompt':
         del configs['student']
+    for role, cfg in configs.items():
+        # A teacher that was distilled is its student alone, except in its own training, which stage 1 follows.
+        if is_distilled(cfg.get('model') or {}) and (role == 'student' or trains):
+            raise ValueError(
+                f"{role} should be a plain model's config, but {cfg.filename} is that of a distillation: take the one "
+                'that it inherits (tools/export_student.py writes the weights)'
+            )
     taps = {'student': features[0], 'teacher': features[-1]} if features else {}
     built = {role: build_empty(cfg) for role, cfg in configs.items()}
     if foreign:
