@@ -485,6 +485,11 @@ CASES = {
         'ann_file of train_dataloader should be an existing file, but got |instances_train2018.json|available in |'
         "annotations: instances_train2017.json. Did you mean 'instances_train2017.json'?",
     ),
+    'categories of one name': (
+        lambda p: data(p, [{'id': 1, 'name': 'ball'}, {'id': 2, 'name': 'ball'}], metainfo={'classes': ('ball',)}),
+        ValueError,
+        'categories of |instances_train2017.json|should have different names, but ball is there more than once',
+    ),
     'images that are not there': (
         lambda p: data(p, data_prefix={'img': 'train2071/'}),
         FileNotFoundError,

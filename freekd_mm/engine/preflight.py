@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from freekd_mm.registry import HOOKS as OUR_HOOKS
 from freekd_mm.registry import MODELS as OUR_MODELS
 from freekd_mm.registry import SCOPE
 from freekd_mm.runtime.compatibility import check_classes
-from freekd_mm.runtime.config import check_component, default_scope, find_model, is_distilled
+from freekd_mm.runtime.config import check_component, default_scope, find_model, is_distilled, type_name
 from freekd_mm.text import some
 
 #: Settings that a config need not have.
@@ -98,7 +97,10 @@ def check_data(cfg: Config) -> list[tuple[str, str]]:
             if dataset is not None and dataset.data_list:
                 _check_classes(name, dataset)
                 _check_images(name, dataset)
-                lines.append((split, _overview(dataset)))
+                text, counts = _overview(dataset)
+                lines.append((split, text))
+                if split == 'train' and counts:
+                    _check_labels(dataset, max(counts), cfg)
         for text in filter(None, bare):
             if all(bare):
                 raise ValueError(text)
@@ -136,13 +138,18 @@ def _load(name: str, config: dict, scope: str | None) -> Any:
         return None
     if dataset.ann_file and not Path(dataset.ann_file).is_dir():
         check_file(f'ann_file of {name}', dataset.ann_file)
+    read: dict[str, Any] = {}
+    if hasattr(dataset, 'COCOAPI'):  # it drops the file's content, whose categories are looked at below
+        api, dataset.COCOAPI = dataset.COCOAPI, lambda file: read.setdefault('coco', api(file))
     try:
         with quiet():
             dataset.full_init()
     except ImportError:
         raise
     except Exception as error:
-        raise ValueError(f'{name} should have data that can be read, but {_source(dataset)} cannot: {error}') from error
+        why = f'the key {error} is missing' if isinstance(error, KeyError) else error
+        raise ValueError(f'{name} should have data that can be read, but {_source(dataset)} cannot: {why}') from error
+    dataset.categories = [str(category['name']) for category in read['coco'].dataset['categories']] if read else None
     return dataset
 
 
@@ -159,13 +166,13 @@ def _without_annotations(name: str, dataset: Any) -> str | None:
 
 
 def _check_classes(name: str, dataset: Any) -> None:
-    """Raises an error if no class, or one but for its capitals, is among the categories of a COCO file."""
-    classes = dataset.metainfo.get('classes') or ()
-    if len(getattr(dataset, 'cat_ids', classes)) == len(classes):
-        return
-    categories = json.loads(Path(dataset.ann_file).read_text(encoding='utf-8'))['categories']
-    known = [str(category['name']) for category in categories]
-    missing = [label for label in classes if label not in known]
+    """Raises an error for a name of two classes, and if no class, or one but for its capitals, is in a COCO file."""
+    classes, known = list(dataset.metainfo.get('classes') or ()), dataset.categories
+    for what, names in ((f'classes of {name}', classes), (f'categories of {_source(dataset)}', known or [])):
+        twice = [label for label in dict.fromkeys(classes) if names.count(label) > 1]
+        if twice:
+            raise ValueError(f'{what} should have different names, but {some(twice)} is there more than once')
+    missing = [label for label in classes if label not in known] if known is not None else []
     if not missing:
         return
     alike = [label for label in known if label.lower() in map(str.lower, missing)]
@@ -192,7 +199,20 @@ def _check_images(name: str, dataset: Any) -> None:
             )
 
 
-def _overview(dataset: Any) -> str:
+def _check_labels(dataset: Any, highest: int, cfg: Config) -> None:
+    """Raises an error for a label that is no class of the training data, or that the model's head does not score."""
+    model = find_model(cfg)[0] if 'model' in cfg else {}
+    parts = (model.get('bbox_head'), model.get('decode_head'), (model.get('roi_head') or {}).get('bbox_head'))
+    heads = [head for part in parts for head in (part if isinstance(part, (list, tuple)) else [part or {}])]
+    named = [(f'num_classes of {type_name(head)}', head.get('num_classes') or 0) for head in heads]
+    for what, count in (('classes of train_dataloader', len(dataset.metainfo.get('classes') or ())), *named):
+        if 0 < count <= highest:
+            why = f'because {_source(dataset)} has the label {highest}'
+            raise ValueError(f'{what} should be at least {highest + 1}, {why}, but got {count}')
+
+
+def _overview(dataset: Any) -> tuple[str, Counter]:
+    """Returns a line about a data set, and how often each label is in it."""
     infos = dataset.data_list
     classes = dataset.metainfo.get('classes') or ()
     if 'instances' in infos[0]:
@@ -209,7 +229,7 @@ def _overview(dataset: Any) -> str:
     by_area = sorted(sizes - {(None, None)}, key=lambda size: size[0] * size[1])
     ends = ' to '.join(dict.fromkeys(f'{width}x{height}' for width, height in (*by_area[:1], *by_area[-1:])))
     of = f' of {ends}' if ends else ''
-    return f'{len(infos)} images{of}; {what}: {", ".join(shares) or "no classes are named"}'
+    return f'{len(infos)} images{of}; {what}: {", ".join(shares) or "no classes are named"}', counts
 
 
 def _pixels(dataset: Any, infos: Sequence[dict]) -> tuple[set[tuple], Counter]:

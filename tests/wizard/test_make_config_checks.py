@@ -6,11 +6,13 @@ import copy
 import hashlib
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
+import cv2
 import pytest
 import tiny_configs
 import torch
@@ -221,6 +223,22 @@ DATA: dict[str, tuple[Callable[[Path, dict], None], str]] = {
         lambda path, cfg: cfg['metainfo'].update(classes=tuple(map(str.upper, cfg['metainfo']['classes']))),
         r'but STRIPED_BALL.* it has .*striped_ball.*\(capitals matter\)',
     ),
+    'a class twice': (
+        lambda path, cfg: cfg['metainfo'].update(classes=('gear', 'saw', 'gear')),
+        'classes of train_dataloader should have different names, but gear is there more than once',
+    ),
+    'a category twice in place of another': (
+        lambda path, cfg: change(path, categories=[*content(path)['categories'][1:], {'id': 1, 'name': 'gear'}]),
+        r'categories of .*ann.json. should have different names, but gear is there more than once',
+    ),
+    'no categories': (
+        lambda path, cfg: path.write_text('{"images": [], "annotations": []}'),
+        r"data that can be read, but .*ann.json. cannot: the key 'categories' is missing",
+    ),
+    'no sizes': (
+        lambda path, cfg: change(path, images=[{'id': 1, 'file_name': 'a.png'}]),
+        r"ann.json. cannot: the key 'height' is missing",
+    ),
     'images': (
         lambda path, cfg: change(path, images=[dict(image, file_name='no.png') for image in content(path)['images']]),
         r'images of train_dataloader should be there, but 8 of 8 that were looked for are missing, .*no.png',
@@ -249,6 +267,37 @@ def test_data_that_cannot_be_trained_on(case: str, tool: Tool, scenes_root: Path
     with pytest.raises((ValueError, FileNotFoundError), match=text):
         tool(student=str(student))
     assert not (tmp_path / 'kd.py').exists()
+
+
+@pytest.mark.parametrize(('task', 'head'), [('detector', 'bbox_head'), ('segmenter', 'decode_head')])
+def test_labels_that_no_head_scores(task: str, head: str, scenes_root: Path) -> None:
+    from freekd_mm.engine.preflight import check_data
+
+    scope = {'detector': 'mmdet', 'segmenter': 'mmseg'}[task]
+    config = {**copy.deepcopy(getattr(tiny_configs, task)(scenes_root)), 'default_scope': scope}
+    config['model'][head]['num_classes'] = 2
+    with pytest.raises(ValueError, match=r'num_classes of \w+Head should be at least \d+, because .* but got 2'):
+        check_data(Config(config))
+
+
+def test_label_maps_with_other_numbers(scenes_root: Path, tmp_path: Path) -> None:
+    from freekd_mm.engine.preflight import check_data
+
+    config = {**copy.deepcopy(tiny_configs.segmenter(scenes_root)), 'default_scope': 'mmseg'}
+    dataset = config['train_dataloader']['dataset']
+    folder = tmp_path / 'maps'
+    shutil.copytree(scenes_root / dataset['data_prefix']['seg_map_path'], folder)
+    dataset['data_prefix'] = {
+        'img_path': str(scenes_root / dataset['data_prefix']['img_path']),
+        'seg_map_path': str(folder),
+    }
+    check_data(Config(copy.deepcopy(config)))
+    file = min(folder.iterdir())
+    labels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    labels[0, :2] = 77, 255
+    cv2.imwrite(str(file), labels)
+    with pytest.raises(ValueError, match=r'classes of train_dataloader should be at least 78, because .* label 77'):
+        check_data(Config(config))
 
 
 def test_label_maps_that_are_not_there(scenes_root: Path, tmp_path: Path) -> None:
