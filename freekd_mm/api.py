@@ -154,10 +154,9 @@ def export(
         force: Replace a file that a person made; it is kept with ``.bak`` after its name.
     """
     install()
-    from mmengine.config import Config
-
     from freekd_mm.files import check_output
+    from freekd_mm.runtime.config import load_config
     from freekd_mm.runtime.export import export_student
 
     check_output(out, [config, checkpoint], force)
-    return export_student(Config.fromfile(config), checkpoint, out, half=half, images=images)
+    return export_student(load_config(str(config)), checkpoint, out, half=half, images=images)

@@ -17,7 +17,7 @@ from freekd_mm.compat import install
 from freekd_mm.doctor.checkup import obstacle
 
 #: Packages that raise errors to say what is wrong with a config or a command.
-SPEAKING = (Path(__file__).parent, Path('site-packages') / 'mmengine')
+SPEAKING = (Path(__file__).parent, *(Path('site-packages') / name for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg')))
 LONGEST = 2000
 
 
@@ -62,16 +62,16 @@ def run(main: Callable[[], int | None]) -> None:
 
 def _is_users(error: BaseException) -> bool:
     """Whether an error was raised to tell the user what is wrong, not by a fault in the code."""
-    if isinstance(error, (OSError, ImportError, SyntaxError, UnpicklingError)):
+    if isinstance(error, (OSError, ImportError, UnpicklingError)):
         return True
     last = traceback.extract_tb(error.__traceback__)[-1]
-    # A fault in the code has an operation where these have a raise.
-    return (last.line or '').startswith('raise') and any(str(place) in last.filename for place in SPEAKING)
+    # A fault in the code has an operation where these have a raise, or a call with the options of a config.
+    spoken = (last.line or '').startswith(('raise', 'obj = obj_cls(', 'super().__init__('))
+    return spoken and any(str(place) in last.filename for place in SPEAKING)
 
 
 def _block(error: Exception, files: list[str]) -> str:
     said = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip() or type(error).__name__
-    said = f'a config should be Python, but has a mistake: {said}' if isinstance(error, SyntaxError) else said
     said = said if len(said) <= LONGEST else f'{said[:LONGEST]} ...'
     return f'error: {said}\n({"the log has the traceback: " + files[0] if files else "--traceback shows where"})'
 
@@ -98,7 +98,7 @@ def add_common_options(parser: Parser) -> None:
 
 def prepare_config(args: argparse.Namespace) -> Any:
     """Loads the config and applies the common options."""
-    from mmengine.config import Config
+    from freekd_mm.runtime.config import load_config
 
     install()
     check_file('config', args.config)
@@ -107,7 +107,7 @@ def prepare_config(args: argparse.Namespace) -> Any:
         from freekd_mm.checkpoints.sources import trust
 
         trust(*args.trust_checkpoint)
-    cfg = Config.fromfile(args.config)
+    cfg = load_config(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options:
         if args.check:

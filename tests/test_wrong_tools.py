@@ -80,6 +80,8 @@ def own_files(folder: Path, scenes: Path, task: str) -> None:
     (folder / 'empty.pth').touch()
     (folder / 'broken.py').write_text('model = dict(\n')
     (folder / 'no_model.py').write_text('x = 1\n')
+    (folder / 'name_error.py').write_text('lr = base_lr * 2\n')
+    (folder / 'list.json').write_text('[1, 2]\n')
     shutil.copy(next(iter((scenes / 'val2017').iterdir())), folder / 'picture.png')
     torch.save({'state_dict': Code()}, folder / 'code.pth')
     weights = load_checkpoint_file(folder / 'teacher.pth')
@@ -98,6 +100,8 @@ def own_files(folder: Path, scenes: Path, task: str) -> None:
             'from_own': f"load_from = '{last}'",
         },
         'student': {
+            'wrong_key': 'model = dict(backbone=dict(depht=18))',
+            'wrong_depth': 'model = dict(backbone=dict(depth=17))',
             'no_maps': "train_dataloader = dict(dataset=dict(seg_map_suffix='_maps.png'))",
             'no_suffix': "train_dataloader = dict(dataset=dict(img_suffix='.jpeg'))",
         },

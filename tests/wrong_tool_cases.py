@@ -56,7 +56,14 @@ BOTH = {
         "should be a registered name, but got 'freekd_mm.FeatureMSELos'. Did you mean 'freekd_mm.FeatureMSELoss'?",
     ),
     'backbone that nobody knows': ('train.py wrong_backbone.py', 'ResNett is not in the '),
-    'config that does not parse': ('train.py broken.py', 'a config should be Python, but has a mistake: '),
+    'config that does not parse': ('train.py broken.py', 'broken.py should be a config that loads, but has a mistake: '),
+    'name that a config does not know': (
+        'train.py name_error.py',
+        "name_error.py should be a config that loads, but has a mistake: name 'base_lr' is not defined",
+    ),
+    'config that is a list': ('train.py list.json', 'list.json should be a config that loads, but has a mistake: '),
+    'option of a backbone': ('train.py wrong_key.py', "unexpected keyword argument 'depht'"),
+    'depth of a backbone': ('train.py wrong_depth.py', 'invalid depth 17 for resnet'),
     'option of a loss': ('train.py wrong_option.py', "(FeatureMSELoss) has no option 'wieght'; available: loss_weight"),
     'option of a teacher': (
         'train.py wrong_teacher.py',

@@ -114,13 +114,12 @@ def main() -> None:
         check_file('a checkpoint', args.checkpoint)
     install()
     import torch
-    from mmengine.config import Config
 
     from freekd_mm.log import quiet
-    from freekd_mm.runtime.config import is_distilled
+    from freekd_mm.runtime.config import is_distilled, load_config
 
-    cfg = Config.fromfile(args.config)
-    if not is_distilled(cfg.model):
+    cfg = load_config(args.config)
+    if not is_distilled(cfg.get('model') or {}):
         parser.error('config should be a distillation config; write one with tools/make_config.py')
     with quiet():
         found = list(measured(cfg, args.checkpoint, args.batches))

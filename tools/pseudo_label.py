@@ -31,12 +31,11 @@ def main() -> None:
     """Writes the labels and says how many there are."""
     args = parse_args()
     install()
-    from mmengine.config import Config
-
     from freekd_mm.datasets.pseudo_labels import write_pseudo_labels
+    from freekd_mm.runtime.config import load_config
 
     options = {'score': args.score, 'workers': args.workers, 'device': args.device, 'force': args.force}
-    print(write_pseudo_labels(Config.fromfile(args.config), args.checkpoint, args.folder, args.out, **options))
+    print(write_pseudo_labels(load_config(args.config), args.checkpoint, args.folder, args.out, **options))
 
 
 if __name__ == '__main__':

@@ -29,11 +29,10 @@ def main() -> None:
     """Writes the pictures."""
     args = parse_args()
     install()
-    from mmengine.config import Config
-
+    from freekd_mm.runtime.config import load_config
     from freekd_mm.visualize.draw import visualize
 
-    cfg = Config.fromfile(args.config)
+    cfg = load_config(args.config)
     written = visualize(cfg, args.checkpoint, args.images, args.out, args.before, args.force)
     print('\n'.join(f'written: {path}' for path in written))
 

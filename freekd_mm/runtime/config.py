@@ -50,9 +50,13 @@ def load_config(path: str) -> Config:
         )
     try:
         return _package_config(path) if '::' in path else Config.fromfile(path)
-    except ImportError as error:
-        raise_if_missing(error, repr(path))
+    except OSError:
         raise
+    except Exception as error:
+        raise_if_missing(error, repr(path))
+        if isinstance(error, ImportError):
+            raise
+        raise ValueError(f'{path} should be a config that loads, but has a mistake: {error}') from error
 
 
 def _package_config(path: str) -> Config:

@@ -292,7 +292,7 @@ def test_label_maps_with_other_numbers(scenes_root: Path, tmp_path: Path) -> Non
         'seg_map_path': str(folder),
     }
     check_data(Config(copy.deepcopy(config)))
-    file = min(folder.iterdir())
+    file = min(folder.glob('*labelTrainIds.png'))
     labels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
     labels[0, :2] = 77, 255
     cv2.imwrite(str(file), labels)
