@@ -91,16 +91,18 @@ def find_pictures(folder: str | os.PathLike | Sequence[str | os.PathLike]) -> li
     if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f'a folder of pictures, a text file, or a list of such should be given, but got {folder!r}')
     path = Path(folder).expanduser()
-    if path.suffix == '.txt' and path.is_file():
-        lines = path.read_text(encoding='utf-8').splitlines()
+    if path.suffix.lower() == '.txt' and path.is_file():
+        try:
+            lines = path.read_text(encoding='utf-8-sig').splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f'{path} should be a list in UTF-8, but is not: {error}') from error
         found = [path.parent / line.strip() for line in lines if line.strip()]
         missing = [file for file in found if not file.is_file()]
         if missing:
             raise FileNotFoundError(f'{path} should list pictures, but {len(missing)} are missing, as {missing[0]}')
-    elif path.is_dir():
-        found = sorted(file for file in _files(path) if file.suffix.lower() in SUFFIXES and file.name[0] != '.')
-    elif path.is_file():
-        found = [path]
+    elif path.exists():
+        files = _files(path) if path.is_dir() else [path]
+        found = sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.name[0] != '.')
     else:
         raise FileNotFoundError(f'a folder of pictures should exist, but got {str(path)!r}')
     if not found:

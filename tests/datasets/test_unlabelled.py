@@ -52,6 +52,15 @@ def test_what_is_found(pictures: Path, tmp_path: Path) -> None:
     listing.write_text('pictures/e.png\n\npictures/a.png\n')
     assert find_pictures(listing) == [pictures / 'e.png', pictures / 'a.png']
     assert find_pictures([pictures / 'more', listing])[-1] == pictures / 'a.png'
+    capitals = tmp_path / 'LIST.TXT'
+    capitals.write_text(listing.read_text(encoding='utf-8'), encoding='utf-8-sig')
+    assert find_pictures([str(capitals)]) == find_pictures(listing)
+    capitals.write_bytes('gr\u00fcn.png'.encode('latin-1'))
+    with pytest.raises(ValueError, match=r'LIST.TXT should be a list in UTF-8, but is not'):
+        find_pictures(capitals)
+    (tmp_path / 'labels.json').write_text('{}')
+    with pytest.raises(ValueError, match=r"labels.json' should hold pictures \(.jpg, .*, but has none"):
+        find_pictures(tmp_path / 'labels.json')
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match=r"empty' should hold pictures \(.jpg, .*\), but has none"):
         find_pictures(tmp_path / 'empty')
