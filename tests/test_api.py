@@ -62,6 +62,19 @@ def test_misspelt_settings(pair: tuple[Path, Path, Path], tmp_path: Path) -> Non
         freekd_mm.distill(*pair, work_dir=tmp_path / 'kd', tain_cfg={'max_epochs': 2})
 
 
+@pytest.mark.parametrize(
+    ('name', 'value', 'least'),
+    [('epochs', 0, '.*0'), ('size', -32, '.*0'), ('size', 7, 'at least 32'), ('batch_size', 0, '.*0')],
+)
+def test_numbers_of_a_pretraining(
+    name: str, value: int, least: str, pair: tuple[Path, Path, Path], scenes_root: Path, tmp_path: Path
+) -> None:
+    given = (pair[0], scenes_root / 'train2017', {'model': {}}, tmp_path / 'pre')
+    with pytest.raises(ValueError, match=f'^{name} should be .*{least}, but got {value}'):
+        freekd_mm.pretrain(*given, **{name: value})
+    assert not (tmp_path / 'pre').exists()
+
+
 def test_other_names() -> None:
     with pytest.raises(AttributeError, match="freekd_mm has no attribute 'distil'"):
         freekd_mm.distil  # noqa: B018

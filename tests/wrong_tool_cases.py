@@ -40,6 +40,14 @@ BOTH = {
         f'{MAKE} teacher.pth --method wavelet-prompt --prompt teacher.pth -o new.py',
         'teacher.pth should be a prompt file of freekd_mm or hold ',
     ),
+    'iterations of stage 1': (
+        f'{MAKE} teacher.pth --method freekd --prompt-iters -5 -o new.py',
+        '--prompt-iters should be greater than 0, but got -5',
+    ),
+    'size of the dummy image': (
+        f'{MAKE} teacher.pth --probe-size -1 -o new.py',
+        '--probe-size should be greater than 0, but got -1',
+    ),
     'student of a distillation': (
         'make_config.py kd.py teacher.py --teacher-checkpoint teacher.pth -o new.py',
         "student should be a plain model's config, but |kd.py is that of a distillation",
@@ -56,7 +64,7 @@ BOTH = {
         "should be a registered name, but got 'freekd_mm.FeatureMSELos'. Did you mean 'freekd_mm.FeatureMSELoss'?",
     ),
     'backbone that nobody knows': ('train.py wrong_backbone.py', 'ResNett is not in the '),
-    'config that does not parse': ('train.py broken.py', 'broken.py should be a config that loads, but has a mistake: '),
+    'config that does not parse': ('train.py broken.py', 'broken.py should be a config that loads, but has a'),
     'name that a config does not know': (
         'train.py name_error.py',
         "name_error.py should be a config that loads, but has a mistake: name 'base_lr' is not defined",
@@ -128,6 +136,7 @@ BOTH = {
     ),
     'export over a file': (f'export_student.py {KD} -o student.pth', "'student.pth' exists and was made or edited"),
     'export the teacher': ('export_student.py kd.py teacher.pth -o new.pth', 'teacher.pth should fit |but only '),
+    'export without a check': (f'export_student.py {KD} -o new.pth --images 0', 'images should be greater than 0, but'),
     'export notes': ('export_student.py kd.py notes.txt -o new.pth', 'notes.txt should '),
     'export what is not there': (
         'export_student.py kd.py none.pth -o new.pth',
@@ -161,6 +170,10 @@ BOTH = {
     'report of a folder that is not there': (
         'report.py work_dirs/kdd --out new.html',
         "existing folder|Did you mean 'kd'",
+    ),
+    'pictures of a report': (
+        'report.py work_dirs/kd --pictures -1 --out new.html',
+        'pictures should be at least 0, but got -1',
     ),
     'names of a report': (
         'report.py work_dirs/kd --names a b --out new.html',

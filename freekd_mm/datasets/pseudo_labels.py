@@ -62,6 +62,7 @@ def write_pseudo_labels(
     """
     install()
     check_positive('score', score, zero=True)
+    check_positive('workers', workers, integer=True, zero=True)
     if score > 1:
         raise ValueError(f'score should be at most 1, but got {score}')
     out = Path(out)
@@ -69,7 +70,10 @@ def write_pseudo_labels(
     check_output(out, [checkpoint, *given], force)
     scope, model = cfg.get('default_scope'), cast(Any, build_empty(cfg))
     load_weights(model, checkpoint)
-    model = model.to(device or get_device()).eval()
+    try:
+        model = model.to(device or get_device()).eval()
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f'device should be one that PyTorch has here, but got {device!r}: {error}') from error
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     with default_scope(scope):
         pictures = ImageFolder(folder, find_pipeline(dataset) or ())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from freekd_mm.checkpoints.fitting import PREFIX, WeightsMismatchError, load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
+from freekd_mm.checks import check_positive
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.files import write_kept
@@ -59,6 +60,7 @@ def export_student(
     error if the checkpoint does not hold the whole student, or the predictions differ.
     """
     install()
+    check_positive('images', images, integer=True)
     file = load_checkpoint_file(checkpoint)
     if not isinstance(file, dict) or 'state_dict' not in file:
         raise ValueError(f"{checkpoint} should be a training checkpoint with a 'state_dict', but is not")

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from torch import nn
 
 from freekd_mm.checkpoints.sources import is_here
+from freekd_mm.checks import check_positive
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets.unlabelled import find_pictures
 from freekd_mm.engine.preflight import check_data
@@ -92,6 +93,9 @@ def plan_config(
     ``--no-inherit``, and ``head=False`` and ``check=False`` its ``--no-head`` and ``--no-check``.
     """
     names = parse_methods(method)
+    for option, number in (('--prompt-iters', prompt_iters), *(('--probe-size', side) for side in size or ())):
+        if number is not None:
+            check_positive(option, number, integer=True)
     out = Path(out)
     if out.suffix != '.py':
         raise ValueError(f'-o should be the name of a Python file, like {out.stem}.py, but got {str(out)!r}')
