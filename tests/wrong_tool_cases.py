@@ -50,11 +50,11 @@ BOTH = {
     ),
     'student of a distillation': (
         'make_config.py kd.py teacher.py --teacher-checkpoint teacher.pth -o new.py',
-        "student should be a plain model's config, but |kd.py is that of a distillation",
+        "student should be a plain model's config, |, but |kd.py is that of a distillation",
     ),
     'teacher of a distillation in stage 1': (
         'make_config.py student.py kd.py --teacher-checkpoint student.pth --method freekd -o new.py',
-        "teacher should be a plain model's config, but |kd.py is that of a distillation",
+        "teacher should be a plain model's config, |, but |kd.py is that of a distillation",
     ),
     # train.py
     'config of a training': ('train.py kdd.py', "config should be an existing file, but got 'kdd.py'"),

@@ -70,10 +70,7 @@ def write_pseudo_labels(
     check_output(out, [checkpoint, *given], force)
     scope, model = cfg.get('default_scope'), cast(Any, build_empty(cfg))
     load_weights(model, checkpoint)
-    try:
-        model = model.to(device or get_device()).eval()
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f'device should be one that PyTorch has here, but got {device!r}: {error}') from error
+    model = model.to(device or get_device()).eval()
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     with default_scope(scope):
         pictures = ImageFolder(folder, find_pipeline(dataset) or ())

@@ -202,10 +202,11 @@ def _check_images(name: str, dataset: Any) -> None:
 def _check_labels(dataset: Any, highest: int, cfg: Config) -> None:
     """Raises an error for a label that is no class of the training data, or that the model's head does not score."""
     model = find_model(cfg)[0] if 'model' in cfg else {}
-    parts = (model.get('bbox_head'), model.get('decode_head'), (model.get('roi_head') or {}).get('bbox_head'))
-    heads = [head for part in parts for head in (part if isinstance(part, (list, tuple)) else [part or {}])]
-    named = [(f'num_classes of {type_name(head)}', head.get('num_classes') or 0) for head in heads]
-    for what, count in (('classes of train_dataloader', len(dataset.metainfo.get('classes') or ())), *named):
+    heads = model.get('decode_head') or model.get('bbox_head') or (model.get('roi_head') or {}).get('bbox_head') or {}
+    head = heads[-1] if isinstance(heads, (list, tuple)) else heads
+    scored = {'classes of the training data': len(dataset.metainfo.get('classes') or ())}
+    scored[f'num_classes of {type_name(head)}'] = head.get('num_classes') or 0
+    for what, count in scored.items():
         if 0 < count <= highest:
             why = f'because {_source(dataset)} has the label {highest}'
             raise ValueError(f'{what} should be at least {highest + 1}, {why}, but got {count}')

@@ -93,9 +93,8 @@ def plan_config(
     ``--no-inherit``, and ``head=False`` and ``check=False`` its ``--no-head`` and ``--no-check``.
     """
     names = parse_methods(method)
-    for option, number in (('--prompt-iters', prompt_iters), *(('--probe-size', side) for side in size or ())):
-        if number is not None:
-            check_positive(option, number, integer=True)
+    check_positive('--prompt-iters', 1 if prompt_iters is None else prompt_iters, integer=True)
+    check_positive('--probe-size', min(size or (1,)), integer=True)
     out = Path(out)
     if out.suffix != '.py':
         raise ValueError(f'-o should be the name of a Python file, like {out.stem}.py, but got {str(out)!r}')
@@ -127,10 +126,8 @@ def plan_config(
     for role, cfg in configs.items():
         # A teacher that was distilled is its student alone, except in its own training, which stage 1 follows.
         if is_distilled(cfg.get('model') or {}) and (role == 'student' or trains):
-            raise ValueError(
-                f"{role} should be a plain model's config, but {cfg.filename} is that of a distillation: take the one "
-                'that it inherits (tools/export_student.py writes the weights)'
-            )
+            text = "should be a plain model's config, which export_student.py writes the weights of"
+            raise ValueError(f'{role} {text}, but {cfg.filename} is that of a distillation')
     taps = {'student': features[0], 'teacher': features[-1]} if features else {}
     built = {role: build_empty(cfg) for role, cfg in configs.items()}
     if foreign:
@@ -141,18 +138,17 @@ def plan_config(
     if student is not None and foreign and not features:
         student = at_level_of(student, teacher)
     compares = any(METHODS[name].on_features for name in names)
-    distils = student is not None
     heads = compares and student is not None and student.outputs.classified and teacher.outputs.classified
     for option, given, used in (
         ('--prompt-iters', prompt_iters is not None, trains),
         ('--prompt-dir', prompt_dir is not None, trains),
-        ('--prompt', prompt is not None, distils),
+        ('--prompt', prompt is not None, stage != 'prompt'),
         ('--features', features, compares),
-        ('a tap of the student in --features', len(features) > 1, distils),
-        ('--inherit', inherit, distils),
-        ('--no-inherit', inherit is None, distils),
+        ('a tap of the student in --features', len(features) > 1, stage != 'prompt'),
+        ('--inherit', inherit, stage != 'prompt'),
+        ('--no-inherit', inherit is None, stage != 'prompt'),
         ('--no-head', not head, heads),
-        ('--unlabelled', unlabelled is not None, distils),
+        ('--unlabelled', unlabelled is not None, stage != 'prompt'),
     ):
         if given and not used:
             case = f'--method {method} --stage {stage}{" --prompt" if prompt is not None else ""}'

@@ -224,20 +224,11 @@ def parse_methods(text: str) -> list[str]:
     return names
 
 
-def trains_prompt(text: str) -> bool:
-    """Whether one of joined methods has two stages, of which the first trains a prompt."""
-    return any(METHODS[name].prompt for name in parse_methods(text))
-
-
 def prompted(text: str) -> list[str]:
     """Returns the entries of joined methods that take a prompt: of those that need one, else of all that can."""
-    names = parse_methods(text)
+    names = parse_methods(text.replace('best', 'wavelet'))  # which it stands for
     takers = [name for name in names if METHODS[name].prompt] or names
-
-    def takes(name: str, entry: str) -> bool:
-        return name.startswith(entry) or METHODS[name].entries is METHODS[entry].entries
-
-    return [entry for entry in PROMPTED if any(takes(name, entry) for name in takers)]
+    return [entry for entry in PROMPTED if any(name.startswith(entry) for name in takers)]
 
 
 def method_entries(text: str, wiring: Wiring) -> Entries:

@@ -8,7 +8,6 @@ from typing import Any
 
 from mmengine.config import Config
 
-from freekd_mm.checks import check_positive
 from freekd_mm.datasets.unlabelled import find_pictures
 from freekd_mm.runtime.config import build_empty, find_model, load_config
 from freekd_mm.runtime.foreign import LIBRARIES
@@ -28,10 +27,9 @@ def pretrain_source(
     batch_size: int,
 ) -> str:
     """Returns the config as text; see :func:`freekd_mm.api.pretrain`."""
-    for name, number in (('epochs', epochs), ('size', size), ('batch_size', batch_size)):
-        check_positive(name, number, integer=True)
-    if size < 2 * STRIDE:
-        raise ValueError(f'size should be at least {2 * STRIDE}, but got {size}')
+    for name, number, least in (('epochs', epochs, 1), ('size', size, 2 * STRIDE), ('batch_size', batch_size, 1)):
+        if number < least:
+            raise ValueError(f'{name} should be at least {least}, but got {number}')
     pictures = find_pictures(folder)
     cfg = load_config(student)
     model, scope = find_model(cfg)

@@ -296,7 +296,7 @@ def test_label_maps_with_other_numbers(scenes_root: Path, tmp_path: Path) -> Non
     labels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
     labels[0, :2] = 77, 255
     cv2.imwrite(str(file), labels)
-    with pytest.raises(ValueError, match=r'classes of train_dataloader should be at least 78, because .* label 77'):
+    with pytest.raises(ValueError, match=r'classes of the training data should be at least 78, because .* label 77'):
         check_data(Config(config))
 
 
