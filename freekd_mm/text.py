@@ -30,8 +30,9 @@ def track(items: Iterable[Any], label: str, total: int | None = None) -> Iterabl
 
 
 def short_names(paths: Sequence[str | os.PathLike], least: int = 1) -> list[str]:
-    """Returns the last parts of paths, at least so many and as many as tell them apart, without their suffix."""
-    parts = [Path(path).with_suffix('').parts for path in paths]
+    """Returns the last parts of paths, at least so many and as many as tell them apart; suffixes only if they do."""
+    plain = [Path(path).with_suffix('') for path in paths]
+    parts = [path.parts for path in (plain if len(set(plain)) == len(set(paths)) else map(Path, paths))]
     for count in range(least, max(least, *map(len, parts)) + 1):
         names = ['_'.join(own[-count:]) for own in parts]
         if len(set(names)) == len(set(parts)):

@@ -17,6 +17,7 @@ from freekd_mm.text import short_names
         (['x.png', 'a/x.png'], 1, ['x', 'a_x']),
         (['x.png'], 2, ['x']),
         (['a/x.png', 'a/x.png'], 1, ['x', 'x']),
+        (['a/x.png', 'a/x.jpg'], 1, ['x.png', 'x.jpg']),
     ],
 )
 def test_names_have_as_many_folders_as_tell_them_apart(paths, least, names):
