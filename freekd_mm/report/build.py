@@ -11,7 +11,6 @@ from statistics import mean
 from markupsafe import Markup
 
 from freekd_mm.checkpoints.sources import short_hash
-from freekd_mm.checks import check_positive
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.pages.page import parts, write_page
 from freekd_mm.report.configs import EMPTY, differences
@@ -30,7 +29,6 @@ def write_report(
     first: Sequence[Markup] = (),
 ) -> tuple[Path, list[str]]:
     """Writes a report, with the tool's options, after the sections ``first``; returns its path and what is left out."""
-    check_positive('pictures', pictures, integer=True, zero=True)
     runs, left_out = read_runs(folders, names)
     remarks = [f'left out: {line}' for line in left_out] + [f'{run.name}: {note}' for run in runs for note in run.notes]
     sections = (

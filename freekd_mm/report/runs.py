@@ -149,8 +149,8 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None = None)
         parts = [path.resolve().parts for path in paths]
         count = next(n for n in itertools.count(1) if len({own[-n:] for own in parts}) == len(set(parts)))
         names = ['/'.join(own[-count:]) for own in parts]
-    if len(names) != len(paths):
-        raise ValueError(f'names should be {len(paths)}, one per work directory, but got {len(names)}')
+    if not len(names) == len(set(names)) == len(paths):
+        raise ValueError(f'names should be {len(paths)}, one per work directory, but got {len(set(names))}')
     runs, left_out = [], []
     for path, name in zip_equal(paths, names):
         try:

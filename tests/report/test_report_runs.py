@@ -91,6 +91,8 @@ def test_foreign_folders_are_left_out_and_named(tmp_path: Path) -> None:
         read_runs([tmp_path / 'runs'])
     with pytest.raises(FileNotFoundError, match=r"should be an existing folder, but got .*Did you mean 'good'\?"):
         read_runs([tmp_path / 'runs/goof'])
+    with pytest.raises(ValueError, match='names should be 2, one per work directory, but got 1'):
+        read_runs([tmp_path / 'work', tmp_path / 'work'], ['a', 'a'])
     with pytest.raises(ValueError, match='names should be 1, one per work directory, but got 2'):
         read_runs([tmp_path / 'foreign'], ['a', 'b'])
 
