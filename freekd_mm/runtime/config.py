@@ -24,7 +24,7 @@ MISSING = re.compile(
     '|'.join(
         [
             r"No module named '(\w+)",
-            r"custom modules from .*?'(?:imports': \[?')?(\w+)\.",
+            r"custom modules from .*?'(?:imports': \[?')?(\w+)(?:\.|'(?!:))",
             r"""^["']?(\w+)\.\w+ is not in the""",
             r"""pip install[: ]+["']?(\w[\w-]*)""",
             r'(\w+) is not installed',
@@ -50,11 +50,9 @@ def load_config(path: str) -> Config:
         )
     try:
         return _package_config(path) if '::' in path else Config.fromfile(path)
-    except OSError:
-        raise
     except Exception as error:
         raise_if_missing(error, repr(path))
-        if isinstance(error, ImportError):
+        if isinstance(error, (ImportError, OSError)):
             raise
         raise ValueError(f'{path} should be a config that loads, but has a mistake: {error}') from error
 
@@ -179,6 +177,8 @@ def raise_if_missing(error: Exception, what: str) -> None:
         if name in ('torchvision', 'timm'):
             # pip would bring the torchvision of another PyTorch, and that PyTorch with it.
             command = 'docs/install.md says how (in a clone: make setup ENV=py311-torchvision)'
+        elif 'custom modules' in str(error) and not (name.startswith('mm') or name in DISTRIBUTIONS):
+            command = 'if it is your own, put the folder that holds it into PYTHONPATH'
         raise ImportError(f'{what} needs the package {name}, which is not installed: {command}') from error
 
 
