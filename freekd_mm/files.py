@@ -114,7 +114,7 @@ def _backup(path: Path) -> Path:
 
 def _marked(suffix: str, content: bytes) -> bytes:
     """Puts the mark at the end of a file, where readers of its format take it for a comment or ignore it."""
-    start, end = (b'<!-- ', b' -->\n') if suffix in ('.html', '.htm') else (b'# ', b'\n')
+    start, end = (b'<!-- ', b' -->\n') if suffix in ('.html', '.htm', '.md') else (b'# ', b'\n')
     if suffix == '.json':
         content, start, end = content.rstrip()[:-1].rstrip(), b',\n  "written_by": "freekd_mm, ', b'"\n}\n'
     elif content[:2] == b'PK':

@@ -21,9 +21,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from freekd_mm.checks import check_file
 from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.files import check_output, write_kept
+from freekd_mm.text import table
 
 #: What can come out for a family: in the summary, and before the error in its row.
 VERDICTS = {
@@ -187,7 +190,7 @@ train for one step on two generated pictures. A family counts as distilled if
 If this fails, the plain model trains the same step without a teacher. If that fails too, up to two other configs
 of the family are tried. If none trains, the table has the error of the first one.
 
-{table(summary, ['result', 'families'])}
+{table(summary, ['result', 'families'], markdown=True)}
 
 Made on {date} by the command
 
@@ -199,11 +202,11 @@ with {versions()}.{elsewhere(results)}
 
 ## The families
 
-{table(rows, ['family', 'config', 'compared', 'distilled', 'why not'])}
+{table(rows, ['family', 'config', 'compared', 'distilled', 'why not'], markdown=True)}
 
 ## What is left out
 
-{table(left_out, ['folder', 'why'])}
+{table(left_out, ['folder', 'why'], markdown=True)}
 """
 
 
@@ -225,12 +228,7 @@ def compared(result: dict[str, Any]) -> str:
 def shorten(error: str) -> str:
     """Returns an error as one cell of a table, without folders of this machine."""
     text = re.sub(r"(?<![\w.])/[^\s'\"]*/(?=[\w.-]+)", '', ' '.join(error.split()))
-    return f'`{textwrap.shorten(text, 160, placeholder=" ...")}`'.replace('|', '\\|')
-
-
-def table(rows: list[list[str]], header: list[str]) -> str:
-    """Returns a Markdown table."""
-    return '\n'.join(f'| {" | ".join(row)} |' for row in [header, ['---'] * len(header), *rows])
+    return f'`{textwrap.shorten(text, 160, placeholder=" ...")}`'
 
 
 def versions() -> str:
@@ -248,12 +246,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--time-limit', type=float, default=90, help='seconds for one config')
     parser.add_argument('--again', action='store_true', help='try again those that were not distilled')
     parser.add_argument('-o', '--out', type=Path, help='the page to write, docs/zoo.md for example')
+    parser.add_force()
     return parser.parse_args()
 
 
 def main() -> None:
     """Runs the survey and writes its page."""
     args = parse_args()
+    for config in args.configs:
+        check_file('a config', config)
+    if args.out is not None:
+        check_output(args.out, args.configs, args.force)
     install()
     args.work_dir = args.work_dir.resolve()
     args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -268,7 +271,7 @@ def main() -> None:
     results = [run_family(configs, args) for configs in families]
     print(f'{sum(map(succeeded, results))} of {len(results)} families distilled', flush=True)
     if args.out is not None:
-        args.out.write_text(markdown(results, args))
+        write_kept(args.out, markdown(results, args))
 
 
 if __name__ == '__main__':
