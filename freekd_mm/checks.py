@@ -46,8 +46,9 @@ def check_file(what: str, path: str | os.PathLike, folder: bool = False) -> None
     """Raises FileNotFoundError, with what is there instead, unless the path is a file (or a folder)."""
     path = Path(path)
     if not (path.is_dir() if folder else path.is_file()):
-        kind = 'folder' if folder else 'file'
-        raise FileNotFoundError(f'{what} should be an existing {kind}, but got {str(path)!r}{beside(path)}')
+        kind, other = ('folder', 'file') if folder else ('file', 'folder')
+        there = f', which is a {other}' if path.exists() else beside(path)
+        raise FileNotFoundError(f'{what} should be an existing {kind}, but got {str(path)!r}{there}')
 
 
 def beside(path: Path) -> str:

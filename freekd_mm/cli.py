@@ -22,7 +22,7 @@ LONGEST = 2000
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of a tool: its help is shown as written, and every tool has ``--traceback``."""
+    """A parser of a tool: its help is shown as written, and it has ``--traceback``."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
@@ -82,7 +82,10 @@ def add_common_options(parser: Parser) -> None:
 
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='directory for logs and checkpoints; work_dirs/<config name> by default')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='change settings: key=value key.sub=value')
+    pair = '--cfg-options should be key=value, but got '
+    check = {'type': lambda text: text if '=' in text else parser.error(f'{pair}{text!r}')}
+    what = 'change settings: key=value key.sub=value'
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help=what, **check)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument(
         '--trust-checkpoint',

@@ -50,11 +50,11 @@ BOTH = {
     ),
     'student of a distillation': (
         'make_config.py kd.py teacher.py --teacher-checkpoint teacher.pth -o new.py',
-        "student should be a plain model's config, |, but |kd.py is that of a distillation",
+        "student should be a plain model's config, but |kd.py is that of a distillation",
     ),
     'teacher of a distillation in stage 1': (
         'make_config.py student.py kd.py --teacher-checkpoint student.pth --method freekd -o new.py',
-        "teacher should be a plain model's config, |, but |kd.py is that of a distillation",
+        "teacher should be a plain model's config, but |kd.py is that of a distillation",
     ),
     # train.py
     'config of a training': ('train.py kdd.py', "config should be an existing file, but got 'kdd.py'"),
@@ -89,6 +89,10 @@ BOTH = {
     'key of --cfg-options at the top': (
         'train.py student.py --cfg-options trian_cfg.val_interval=1',
         "but got 'trian_cfg.val_interval'. Did you mean 'train_cfg'?",
+    ),
+    'folder in place of a config, which is not there': (
+        'train.py empty',
+        "config should be an existing file, but got 'empty', which is a folder",
     ),
     'resume what is not there': (
         'train.py kd.py --work-dir work_dirs/kd --resume work_dirs/kd/epoch_99.pth',
@@ -173,13 +177,21 @@ BOTH = {
     ),
     'pictures of a report': (
         'report.py work_dirs/kd --pictures -1 --out new.html',
-        'pictures should be at least 0, but got -1',
+        '--pictures should be at least 0, but got -1',
+    ),
+    'names of two runs that are one name': (
+        'report.py work_dirs/kd work_dirs/alone --names a a --out new.html',
+        'names should be 2, one per work directory, but got 1',
     ),
     'names of a report': (
         'report.py work_dirs/kd --names a b --out new.html',
         'names should be 1, one per work directory',
     ),
     # others
+    'processes of a labelling': (
+        'pseudo_label.py student.py student.pth work_dirs -o new --workers -1',
+        '--workers should be at least 0, but got -1',
+    ),
     'robustness of the teacher': (
         'robustness.py kd.py teacher.pth --metric mIoU --out-dir new',
         'teacher.pth should fit |but only ',

@@ -1,6 +1,7 @@
 """Writes the plain student of a distillation checkpoint, and checks that it predicts the same."""
 
 import argparse
+from pathlib import Path
 
 from freekd_mm.api import export
 from freekd_mm.cli import Parser, run
@@ -15,7 +16,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--half', action='store_true', help='store the weights in half precision')
     parser.add_force()
     parser.add_argument('--images', type=int, default=2, help='how many test images to compare predictions on')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if Path(args.out).suffix.lower() not in ('.pth', '.pt', '.ckpt', '.pkl') or Path(args.out).is_dir():
+        parser.error(f'-o should be a checkpoint, like {Path(args.out).stem}.pth, but got {args.out}')
+    return args
 
 
 def main() -> None:

@@ -32,7 +32,9 @@ def parse_args() -> argparse.Namespace:
         '--stage', choices=['prompt', 'distill'], default='distill', help='prompt: write only stage 1 of FreeKD'
     )
     parser.add_argument('--prompt', help='a prompt file made before, instead of stage 1')
-    parser.add_argument('--prompt-iters', type=int, help='iterations of stage 1; a fifth of the training by default')
+    parser.add_argument(
+        '--prompt-iters', type=int, help='iterations of stage 1; default: a fifth of the training, 100 to 2000'
+    )
     parser.add_argument(
         '--inherit',
         nargs='*',
@@ -50,7 +52,7 @@ def parse_args() -> argparse.Namespace:
         action='store_false',
         help='do not compare what the decode heads of segmenters classify (compared by default)',
     )
-    parser.add_argument('--prompt-dir', help='work directory of stage 1; work_dirs/<its config> by default')
+    parser.add_argument('--prompt-dir', help='work directory of stage 1; default: work_dirs/<its config>_<mode>')
     parser.add_argument(
         '--features',
         nargs='+',
@@ -82,6 +84,8 @@ def parse_args() -> argparse.Namespace:
     for name, most in (('features', 2), ('probe_size', 2)):
         if len(getattr(args, name) or []) > most:
             parser.error(f'--{name.replace("_", "-")} takes one or two values')
+    if Path(args.out).is_dir():
+        parser.error(f'-o should be a file, but {args.out} is a folder')
     return args
 
 

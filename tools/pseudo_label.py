@@ -2,6 +2,7 @@
 
 import argparse
 
+from freekd_mm.checks import check_positive
 from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
 
@@ -30,6 +31,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Writes the labels and says how many there are."""
     args = parse_args()
+    check_positive('--workers', args.workers, integer=True, zero=True)
     install()
     from freekd_mm.datasets.pseudo_labels import write_pseudo_labels
     from freekd_mm.runtime.config import load_config

@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from freekd_mm.checks import check_positive
 from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
 
@@ -27,7 +28,10 @@ def parse_args() -> argparse.Namespace:
         help='show what the models predict on N pictures of the test data, and what was distilled; this builds the '
         'models of the configs in these folders, so use it only for your own folders',
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.out.suffix.lower() not in ('.html', '.htm') or args.out.is_dir():
+        parser.error(f'--out should be an HTML page, like {args.out.stem}.html, but got {args.out}')
+    return args
 
 
 def main() -> None:
@@ -37,6 +41,7 @@ def main() -> None:
     from freekd_mm.files import check_output
     from freekd_mm.report.build import write_report
 
+    check_positive('--pictures', args.pictures, integer=True, zero=True)
     check_output(args.out, args.work_dirs, args.force)
     path, left_out = write_report(args.work_dirs, args.out, args.names, args.title, args.pictures)
     for line in left_out:

@@ -4,6 +4,7 @@ python tools/visualize.py my_kd.py work_dirs/my_kd/epoch_12.pth street.jpg --bef
 """
 
 import argparse
+from pathlib import Path
 
 from freekd_mm.cli import Parser, run
 from freekd_mm.compat import install
@@ -22,7 +23,10 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='compare also with the student as its training started',
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if Path(args.out).suffix.lower() in ('.pdf', '.png', '.jpg', '.jpeg', '.svg', '.json', '.md'):
+        parser.error(f'--out should be a page, like {Path(args.out).stem}.html, or a folder, but got {args.out}')
+    return args
 
 
 def main() -> None:

@@ -62,7 +62,6 @@ def write_pseudo_labels(
     """
     install()
     check_positive('score', score, zero=True)
-    check_positive('workers', workers, integer=True, zero=True)
     if score > 1:
         raise ValueError(f'score should be at most 1, but got {score}')
     out = Path(out)

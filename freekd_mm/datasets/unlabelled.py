@@ -92,10 +92,7 @@ def find_pictures(folder: str | os.PathLike | Sequence[str | os.PathLike]) -> li
         raise TypeError(f'a folder of pictures, a text file, or a list of such should be given, but got {folder!r}')
     path = Path(folder).expanduser()
     if path.suffix.lower() == '.txt' and path.is_file():
-        try:
-            lines = path.read_text(encoding='utf-8-sig').splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f'{path} should be a list in UTF-8, but is not: {error}') from error
+        lines = path.read_text(encoding='utf-8-sig', errors='replace').splitlines()
         found = [path.parent / line.strip() for line in lines if line.strip()]
         missing = [file for file in found if not file.is_file()]
         if missing:

@@ -168,10 +168,10 @@ def _without_annotations(name: str, dataset: Any) -> str | None:
 def _check_classes(name: str, dataset: Any) -> None:
     """Raises an error for a name of two classes, and if no class, or one but for its capitals, is in a COCO file."""
     classes, known = list(dataset.metainfo.get('classes') or ()), dataset.categories
-    for what, names in ((f'classes of {name}', classes), (f'categories of {_source(dataset)}', known or [])):
-        twice = [label for label in dict.fromkeys(classes) if names.count(label) > 1]
-        if twice:
-            raise ValueError(f'{what} should have different names, but {some(twice)} is there more than once')
+    twice = [label for label in dict.fromkeys(classes) if max(classes.count(label), (known or []).count(label)) > 1]
+    if twice:
+        where = f'{name} and categories of {_source(dataset)}'
+        raise ValueError(f'classes of {where} should have different names, but {some(twice)} is there more than once')
     missing = [label for label in classes if label not in known] if known is not None else []
     if not missing:
         return

@@ -14,7 +14,6 @@ from torch import nn
 from freekd_mm.checkpoints.sources import is_here
 from freekd_mm.checks import check_positive
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.datasets.unlabelled import find_pictures
 from freekd_mm.engine.preflight import check_data
 from freekd_mm.files import check_output, write_kept
 from freekd_mm.prompts.prompt_file import PROMPT_FILE, load_prompt
@@ -48,15 +47,11 @@ class Plan:
             for own in (wiring, wiring.head)
             if own is not None
         ]
-        left = [
-            f'{count} {what}'
-            for role, probed in zip_equal(('student', 'teacher'), self.probed)
-            for count, what in (
-                (probed.vectors, f'vector(s) of the {role}'),
-                (len(probed.shapes) - levels, f'level(s) of the {role} without a partner'),
-            )
-            if count
-        ]
+        left = []
+        for role, probed in zip_equal(('student', 'teacher'), self.probed):
+            unpaired = len(probed.shapes) - levels
+            left += [f'{probed.vectors} vector(s) of the {role}'] if probed.vectors else []
+            left += [f'{unpaired} level(s) of the {role} without a partner'] if unpaired else []
         return (
             f'features:  {taps[0]}, {levels} level(s){"".join(f"; {tap}" for tap in taps[1:])}\n'
             f'logits:    {wiring.logits or f"cannot be compared: {wiring.why_no_logits}"}\n'
@@ -118,16 +113,14 @@ def plan_config(
     configs = {'student': load_config(student_cfg), **({} if foreign else {'teacher': load_config(teacher_cfg)})}
     inputs = tuple(Path(path) for path in (student_cfg, teacher_cfg, checkpoint or '') if Path(path).is_file())
     prompt_out = out if stage == 'prompt' else out.with_name(f'{out.stem}_prompt{out.suffix}')
-    # A prompt of one kind is not for a loss that needs another.
-    kind = f'_{mode}' if mode else ''
-    stage1_dir = Path(prompt_dir) if prompt_dir is not None else Path('work_dirs') / f'{prompt_out.stem}{kind}'
+    kind = f'_{mode}' if mode else ''  # a prompt of one kind is not for a loss that needs another
+    stage1_dir = Path(prompt_dir or f'work_dirs/{prompt_out.stem}{kind}')
     if stage == 'prompt':
         del configs['student']
     for role, cfg in configs.items():
         # A teacher that was distilled is its student alone, except in its own training, which stage 1 follows.
         if is_distilled(cfg.get('model') or {}) and (role == 'student' or trains):
-            text = "should be a plain model's config, which export_student.py writes the weights of"
-            raise ValueError(f'{role} {text}, but {cfg.filename} is that of a distillation')
+            raise ValueError(f"{role} should be a plain model's config, but {cfg.filename} is that of a distillation")
     taps = {'student': features[0], 'teacher': features[-1]} if features else {}
     built = {role: build_empty(cfg) for role, cfg in configs.items()}
     if foreign:
@@ -156,8 +149,6 @@ def plan_config(
     if check:
         own = None if foreign else checkpoint
         _check_inputs(student.model if student else None, teacher.model, own, prompt, list(configs.values()))
-    if unlabelled is not None:
-        find_pictures(unlabelled)
     files: dict[Path, str] = {}
     if trains:
         probe_size = size if size != (SMALL, SMALL) else None

@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from freekd_mm.compat.versions import configs_know_their_file, zip_equal
+from freekd_mm.datasets.unlabelled import find_pictures
 from freekd_mm.runtime.config import load_config
 from freekd_mm.runtime.foreign import LIBRARIES
 from freekd_mm.runtime.probe import SMALL, Size
@@ -133,6 +134,7 @@ model = dict(
 
 def mixed_source(style: Style, folder: str) -> str:
     """Returns the data loader that has pictures without labels between the labelled ones."""
+    find_pictures(folder)
     loader = load_config(style.base).get('train_dataloader')
     if not loader:
         raise ValueError(f'{style.base} should have a train_dataloader for pictures without labels, but has none')

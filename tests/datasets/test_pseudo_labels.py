@@ -158,8 +158,6 @@ def test_wrong_use(det_config: ConfigWriter, scenes_root: Path, tmp_path: Path) 
     arguments = cfg, checkpoint, scenes_root / 'val2017'
     with pytest.raises(ValueError, match=r"-o should be a file like pseudo.json for RetinaNet, but got '.*maps'"):
         write_pseudo_labels(*arguments, tmp_path / 'maps')
-    with pytest.raises(ValueError, match='workers should be at least 0, but got -1'):
-        write_pseudo_labels(*arguments, tmp_path / 'new.json', workers=-1)
     with pytest.raises(ValueError, match='score should be at most 1, but got 50'):
         write_pseudo_labels(*arguments, tmp_path / 'new.json', 50)
     (tmp_path / 'mine.json').write_text('{}')

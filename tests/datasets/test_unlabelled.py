@@ -56,7 +56,7 @@ def test_what_is_found(pictures: Path, tmp_path: Path) -> None:
     capitals.write_text(listing.read_text(encoding='utf-8'), encoding='utf-8-sig')
     assert find_pictures([str(capitals)]) == find_pictures(listing)
     capitals.write_bytes('gr\u00fcn.png'.encode('latin-1'))
-    with pytest.raises(ValueError, match=r'LIST.TXT should be a list in UTF-8, but is not'):
+    with pytest.raises(FileNotFoundError, match=r'LIST.TXT should list pictures, but 1 are missing, as .*gr.n.png'):
         find_pictures(capitals)
     (tmp_path / 'labels.json').write_text('{}')
     with pytest.raises(ValueError, match=r"labels.json' should hold pictures \(.jpg, .*, but has none"):
