@@ -208,12 +208,10 @@ def _check_labels(dataset: Any, highest: int, cfg: Config) -> None:
     scored[f'num_classes of {type_name(head)}'] = head.get('num_classes') or 0
     for what, count in scored.items():
         if 0 < count <= highest:
-            why = f'because {_source(dataset)} has the label {highest}'
-            raise ValueError(f'{what} should be at least {highest + 1}, {why}, but got {count}')
+            raise ValueError(f'{what} should be more than {highest}, a label of {_source(dataset)}, but got {count}')
 
 
 def _overview(dataset: Any) -> tuple[str, Counter]:
-    """Returns a line about a data set, and how often each label is in it."""
     infos = dataset.data_list
     classes = dataset.metainfo.get('classes') or ()
     if 'instances' in infos[0]:

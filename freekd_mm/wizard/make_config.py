@@ -42,18 +42,16 @@ class Plan:
             return f'features: {self.probed[-1].trained} of the teacher'
         wiring = self.wiring
         levels = len(wiring.shapes_s)
-        taps = [
-            f'{own.features_s} of the student, {own.features_t} of the teacher'
-            for own in (wiring, wiring.head)
-            if own is not None
-        ]
+        taps = f'{wiring.features_s} of the student, {wiring.features_t} of the teacher, {levels} level(s)'
+        if wiring.head is not None:
+            taps += f'; {wiring.head.features_s} of the student, {wiring.head.features_t} of the teacher'
         left = []
         for role, probed in zip_equal(('student', 'teacher'), self.probed):
             unpaired = len(probed.shapes) - levels
             left += [f'{probed.vectors} vector(s) of the {role}'] if probed.vectors else []
             left += [f'{unpaired} level(s) of the {role} without a partner'] if unpaired else []
         return (
-            f'features:  {taps[0]}, {levels} level(s){"".join(f"; {tap}" for tap in taps[1:])}\n'
+            f'features:  {taps}\n'
             f'logits:    {wiring.logits or f"cannot be compared: {wiring.why_no_logits}"}\n'
             f'left out:  {", ".join(left) or "nothing"}'
         )
@@ -107,7 +105,11 @@ def plan_config(
     options = teacher_options(teacher_cfg, checkpoint)
     foreign = 'cfg_path' not in options
     if foreign:
-        _check_features_alone(names, teacher_cfg, stage)
+        known = [name for name, method in METHODS.items() if method.on_features and method.prompt is None]
+        wrong = [name for name in names if name not in known] + ['stage 1 of a prompt'] * trains
+        if wrong:
+            what = f'{teacher_cfg} gives features alone, so the method should be one of {", ".join(known)}'
+            raise ValueError(f'{what}, but got {wrong[0]}')
     elif checkpoint is None:
         raise ValueError(f"{teacher_cfg} should have its teacher's checkpoint (--teacher-checkpoint), but got none")
     configs = {'student': load_config(student_cfg), **({} if foreign else {'teacher': load_config(teacher_cfg)})}
@@ -132,7 +134,7 @@ def plan_config(
         student = at_level_of(student, teacher)
     compares = any(METHODS[name].on_features for name in names)
     heads = compares and student is not None and student.outputs.classified and teacher.outputs.classified
-    for option, given, used in (
+    for option, asked, used in (
         ('--prompt-iters', prompt_iters is not None, trains),
         ('--prompt-dir', prompt_dir is not None, trains),
         ('--prompt', prompt is not None, stage != 'prompt'),
@@ -143,9 +145,8 @@ def plan_config(
         ('--no-head', not head, heads),
         ('--unlabelled', unlabelled is not None, stage != 'prompt'),
     ):
-        if given and not used:
-            case = f'--method {method} --stage {stage}{" --prompt" if prompt is not None else ""}'
-            raise ValueError(f'{option} should change what is written, but does not with {case}: leave it out')
+        if asked and not used:
+            raise ValueError(f'{option} should change what is written, but does not with --method {method} here')
     if check:
         own = None if foreign else checkpoint
         _check_inputs(student.model if student else None, teacher.model, own, prompt, list(configs.values()))
@@ -187,14 +188,3 @@ def _check_inputs(
         if checkpoint is not None and is_here(checkpoint):
             check_prompt(f'the prompt {prompt}', file, checkpoint)
     check_data(configs[0])
-
-
-def _check_features_alone(names: Sequence[str], teacher: str, stage: str) -> None:
-    """Raises an error for what a teacher without a head cannot teach."""
-    known = [name for name, method in METHODS.items() if method.on_features and method.prompt is None]
-    wrong = [name for name in names if name not in known]
-    if wrong or stage == 'prompt':
-        raise ValueError(
-            f'{teacher} gives features alone, so the method should be one of {", ".join(known)}, but got '
-            f'{wrong[0] if wrong else "stage 1 of a prompt"}'
-        )
