@@ -35,6 +35,7 @@ class Plan:
     inputs: tuple[Path, ...]
     probed: tuple[Probed, ...]
     wiring: Wiring | None = None
+    compares: bool = True  # whether a method compares features
 
     def summary(self) -> str:
         """Says in three lines what was found."""
@@ -51,9 +52,9 @@ class Plan:
             left += [f'{probed.vectors} vector(s) of the {role}'] if probed.vectors else []
             left += [f'{unpaired} level(s) of the {role} without a partner'] if unpaired else []
         return (
-            f'features:  {taps}\n'
+            f'features:  {taps if self.compares else "not compared"}\n'
             f'logits:    {wiring.logits or f"cannot be compared: {wiring.why_no_logits}"}\n'
-            f'left out:  {", ".join(left) or "nothing"}'
+            f'left out:  {", ".join(left) if left and self.compares else "nothing"}'
         )
 
     def write(self, force: bool = False) -> list[Path]:
@@ -154,9 +155,8 @@ def plan_config(
     if trains:
         probe_size = size if size != (SMALL, SMALL) else None
         hook: dict[str, Any] = {'mode': mode, 'max_iters': prompt_iters, 'probe_size': probe_size}
-        given = {key: value for key, value in hook.items() if value is not None}
         style = Style(teacher_cfg, prompt_out)
-        files[prompt_out] = prompt_source(style, options['checkpoint'], teacher.trained, stage1_dir, given)
+        files[prompt_out] = prompt_source(style, options['checkpoint'], teacher.trained, stage1_dir, hook)
     if student is None:
         return Plan(files, inputs, (teacher,))
     wiring = find_wiring(student, teacher, head)
@@ -167,9 +167,8 @@ def plan_config(
         loss['prompt'] = wiring.prompt_option(file, loss)
     modules = choose_modules(student.model, teacher.model, inherit) if inherit is not None else []
     stage1 = prompt_out if files else None
-    pictures = None if unlabelled is None else str(unlabelled)
-    files[out] = distill_source(style, options, method, wiring, entries, stage1, file, size, modules, pictures)
-    return Plan(files, inputs, (student, teacher), wiring)
+    files[out] = distill_source(style, options, method, wiring, entries, stage1, file, size, modules, unlabelled)
+    return Plan(files, inputs, (student, teacher), wiring, compares)
 
 
 def _check_inputs(

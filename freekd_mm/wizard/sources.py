@@ -77,7 +77,8 @@ class Style:
 
 def prompt_source(style: Style, checkpoint: str, modules: str, work_dir: Path, options: dict[str, Any]) -> str:
     """Returns the config of stage 1."""
-    hook = {'type': 'freekd_mm.FrequencyPromptHook', 'modules': modules, **options}
+    given = {key: value for key, value in options.items() if value is not None}
+    hook = {'type': 'freekd_mm.FrequencyPromptHook', 'modules': modules, **given}
     return f"""# FreeKD, stage 1: the frequency prompt of the teacher. Written by tools/make_config.py; edit freely.
 {style.header()}
 load_from = {style.file(checkpoint)}
@@ -96,7 +97,7 @@ def distill_source(
     file: str,
     image: Size,
     inherit: list[str],
-    unlabelled: str | None = None,
+    unlabelled: str | os.PathLike | None = None,
 ) -> str:
     """Returns the config of the distillation; stage 1 runs first if its config is given."""
     stage = ''
@@ -112,12 +113,12 @@ frequency_prompt = dict(cfg_path={style.file(str(stage1))}, file={file!r})
     body = ',\n'.join(f'        {name}={source(entry, 8)}' for name, entry in entries.items())
     start = f"    # Start with the teacher's weights.\n    inherit={inherit!r},\n" if inherit else ''
     data = mixed_source(style, unlabelled) if unlabelled is not None else ''
+    compared = any(entry['student'] == wiring.features_s for entry in entries.values())
+    levels = f'# Features, as a {size(image)} image gives them:\n{_levels(wiring)}\n' if compared else ''
     probe = f'    probe_size={image},\n' if image != (SMALL, SMALL) else ''
     return f"""# Distils the student of the base config with {method}. Written by tools/make_config.py; edit freely.
 {style.header()}
-# Features, as a {size(image)} image gives them:
-{_levels(wiring)}
-{stage}
+{levels}{stage}
 model = dict(
     _delete_=True,
     type='freekd_mm.DistilledModel',
@@ -132,7 +133,7 @@ model = dict(
 {schedule}{data}""".replace('    _delete_=True,\n' if style.imports else '\0', '')
 
 
-def mixed_source(style: Style, folder: str) -> str:
+def mixed_source(style: Style, folder: str | os.PathLike) -> str:
     """Returns the data loader that has pictures without labels between the labelled ones."""
     find_pictures(folder)
     loader = load_config(style.base).get('train_dataloader')
@@ -152,7 +153,7 @@ def mixed_source(style: Style, folder: str) -> str:
     dataset=dict(
         {replaces}type='freekd_mm.WithUnlabelled',
         dataset={style.variable('train_dataloader.dataset')},
-        unlabelled=dict(folder={style.file(folder)}),
+        unlabelled=dict(folder={style.file(str(folder))}),
     ),
     batch_sampler=dict({sampler}),
 {drop})

@@ -71,6 +71,13 @@ def test_it_says_what_it_found(tool: Tool, tmp_path: Path) -> None:
     assert f'next: python {here(Path(TOOL).with_name("train.py"))} {tmp_path / "kd.py"}' in text
 
 
+def test_it_says_of_features_only_what_is_compared(pair: Path, tool: Tool, tmp_path: Path) -> None:
+    text = tool('--method', 'dctkd')
+    assert text.splitlines()[0] == 'features:  not compared'
+    assert text.splitlines()[2] == 'left out:  nothing'
+    assert 'Features' not in (tmp_path / 'kd.py').read_text()
+
+
 def test_a_dry_run_writes_nothing(tool: Tool, tmp_path: Path) -> None:
     text = tool('--method', 'freekd', '--dry-run', '-v')
     assert not list(tmp_path.iterdir())
