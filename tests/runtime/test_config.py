@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,14 @@ def test_a_package_config_without_a_runtime_names_its_types_in_its_package() -> 
 
 def test_the_scope_that_a_config_names_stays() -> None:
     assert load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').default_scope == 'mmdet'
+
+
+@pytest.mark.parametrize('module', ['my_heads', 'my_heads.anchors'])
+def test_a_module_of_the_user_is_not_at_a_package_index(module: str, tmp_path: Path) -> None:
+    config = tmp_path / 'own.py'
+    config.write_text(f'custom_imports = dict(imports=[{module!r}])\n')
+    with pytest.raises(ImportError, match=r'needs the package my_heads, .*: if it is your own, put .* into PYTHONPATH'):
+        load_config(str(config))
 
 
 @pytest.mark.skipif(importlib.util.find_spec('mmpretrain') is not None, reason='mmpretrain is installed')
