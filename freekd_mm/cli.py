@@ -46,7 +46,7 @@ def run(main: Callable[[], int | None]) -> None:
         if 'mmengine' in sys.modules:
             from freekd_mm.engine.process import log_error
 
-            files = log_error(error)
+            files = [file for file in log_error(error) if Path(file).is_file()]  # a temporary folder may be gone
         if '--traceback' in sys.argv or not _is_users(error):
             raise
         block = _block(error, files)
@@ -84,8 +84,7 @@ def add_common_options(parser: Parser) -> None:
     parser.add_argument('--work-dir', help='directory for logs and checkpoints; work_dirs/<config name> by default')
     pair = '--cfg-options should be key=value, but got '
     check = {'type': lambda text: text if '=' in text else parser.error(f'{pair}{text!r}')}
-    what = 'change settings: key=value key.sub=value'
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help=what, **check)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings: key=value a.b.c=value', **check)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument(
         '--trust-checkpoint',

@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--data-root', help="replaces the config's data_root")
     parser.add_argument('--corruptions', nargs='+', help='only these')
-    parser.add_argument('--severities', nargs='+', type=int, default=[1, 2, 3, 4, 5])
+    parser.add_argument('--severities', nargs='+', type=int, choices=[1, 2, 3, 4, 5], default=[1, 2, 3, 4, 5])
     return parser.parse_args()
 
 

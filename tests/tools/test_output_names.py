@@ -1,4 +1,4 @@
-"""Names of outputs that a tool cannot write are refused before it does anything, and launchers say what they need."""
+"""What a tool cannot use, like an output of another kind, is refused first; launchers say what they need."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ CASES = {
     'make_config.py a.py b.py -o folder.py': '-o should be a file, but folder.py is a folder',
     'report.py work_dirs/kd --out new.pdf': '--out should be an HTML page, like new.html, but got new.pdf',
     'report.py work_dirs/kd --out folder.html': '--out should be an HTML page, like folder.html, but got folder.html',
+    'robustness.py kd.py trained.pth --metric mIoU --out-dir new --severities 0': 'invalid choice: 0 (choose from 1, 2',
     'visualize.py kd.py trained.pth a.png --out v.pdf': '--out should be a page, like v.html, or a folder, but',
 }
 
