@@ -17,6 +17,7 @@ CASES = {
     'report.py work_dirs/kd --out new.pdf': '--out should be an HTML page, like new.html, but got new.pdf',
     'report.py work_dirs/kd --out folder.html': '--out should be an HTML page, like folder.html, but got folder.html',
     'robustness.py kd.py trained.pth --metric mIoU --out-dir new --severities 0': 'invalid choice: 0 (choose from 1, 2',
+    'train.py kd.py --cfg-options a.b=1 teacher.pth': "--cfg-options should be key=value, but got 'teacher.pth'",
     'visualize.py kd.py trained.pth a.png --out v.pdf': '--out should be a page, like v.html, or a folder, but',
 }
 
