@@ -83,7 +83,7 @@ def add_common_options(parser: Parser) -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='directory for logs and checkpoints; work_dirs/<config name> by default')
     pair = '--cfg-options should be key=value, but got '
-    check = {'type': lambda text: text if '=' in text else parser.error(f'{pair}{text!r}')}
+    check: dict[str, Any] = {'type': lambda text: text if '=' in text else parser.error(f'{pair}{text!r}')}
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings: key=value a.b.c=value', **check)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument(
