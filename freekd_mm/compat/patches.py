@@ -71,7 +71,7 @@ def find_configs_of_forks() -> None:
         utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
-def load_as_data() -> None:
+def load_only_data() -> None:
     """Changes the checkpoint loader: on PyTorch >= 2.6 mmengine 0.10.7 cannot read its own checkpoints.
 
     Before that it runs the code in a file, and the forks fall back to that.
@@ -151,7 +151,7 @@ PATCHES: dict[Callable[[], None], tuple[str, str]] = {
         "with the onedl line, configs cannot inherit 'mmseg::...'",
         'tests/compat/test_patches.py::test_configs_of_forks_are_still_not_found',
     ),
-    load_as_data: (
+    load_only_data: (
         'load_from, init_cfg and --resume of mmengine load files as PyTorch does, which may fail or run code in them',
         'tests/compat/test_patches.py::test_loader_is_still_needed',
     ),

@@ -198,7 +198,7 @@ for file in ('a.pth', 'b.pth'):
 """
     answer = run_python(code, tmp_path)
     reads_its_own = answer.stdout.split().count('UnpicklingError') < 2
-    assert not reads_its_own or (tmp_path / 'trace').exists(), 'mmengine loads as data: remove load_as_data'
+    assert not reads_its_own or (tmp_path / 'trace').exists(), 'mmengine loads as data: remove load_only_data'
 
 
 def test_what_does_not_fit_still_takes_many_lines(tmp_path):
