@@ -70,7 +70,7 @@ class Distillation(nn.Module):
         """Returns the options of the teachers by name, and tells each entry the name of its own."""
         configs = named_teachers(teacher)
         for entry in self._entries:
-            entry.of = next(iter(configs)) if entry.of is None else entry.of
+            entry.of = next(iter(configs)) if entry.cfg.get('of') is None else entry.of
             check_choice(f"'of' of distill '{entry.name}'", entry.of, configs)
         for name in configs:
             if not self._entries_of(name):

@@ -56,7 +56,7 @@ class Entry(nn.Module):
         self.pull = Pull(name, cfg.get('weight', 1.0))
         student = cfg.get('student', 'neck')
         self.student_taps, self.teacher_taps = parse_taps(student), parse_taps(cfg.get('teacher') or student)
-        self.of: str | None = cfg.get('of')
+        self.of: str = TEACHER if cfg.get('of') is None else cfg['of']
         self.crossing_taps = crossing_taps(cfg.get('through'), f"through of distill '{name}'")
         self.through: CrossHead | None = None
         #: Factor of the weight schedule.
@@ -96,7 +96,7 @@ class Entry(nn.Module):
         if self.connector is not None:
             self._check_connector(self.connector, paired_s, shapes_t)
         taps_s, taps_t = (', '.join(map(str, own)) for own in taps)
-        taps_t = taps_t if self.of in (None, TEACHER) else f'{self.of}: {taps_t}'
+        taps_t = taps_t if self.of == TEACHER else f'{self.of}: {taps_t}'
         self.rows = [
             [self.name, taps_t, size(shape_t), taps_s, size(shape_s), action]
             for shape_t, shape_s, action in zip_equal(shapes_t, shapes_s, self._actions(shapes_s, shapes_t))
@@ -106,7 +106,7 @@ class Entry(nn.Module):
     @property
     def teacher_name(self) -> str:
         """The teacher, with its name if it has one."""
-        return TEACHER if self.of in (None, TEACHER) else f'{TEACHER} {self.of}'
+        return TEACHER if self.of == TEACHER else f'{TEACHER} {self.of}'
 
     def _build(self, what: str, cfg: dict) -> nn.Module:
         return build_component(cfg, f"{what} of distill '{self.name}'")
