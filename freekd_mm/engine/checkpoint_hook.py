@@ -162,8 +162,7 @@ def find_resume_point(resume: str, cfg: Mapping[str, Any]) -> ResumePoint | None
         check_file('--resume', named)
         return read_resume_point(named, (*REQUIRED, 'optimizer'))
     broken = []
-    pointed = last_checkpoint(Path(cfg['work_dir']))
-    for path in dict.fromkeys([*([pointed] if pointed else []), *checkpoints_of(cfg)]):
+    for path in filter(None, dict.fromkeys([last_checkpoint(Path(cfg['work_dir'])), *checkpoints_of(cfg)])):
         try:
             point = read_resume_point(path)
         except UntrustedCheckpointError:

@@ -150,16 +150,10 @@ def _gradients_are_finite(optimizer: torch.optim.Optimizer) -> Tensor:
 
 def diagnose(model: nn.Module, losses: dict[str, Any], batch: Any) -> str:
     """Returns what is not finite: losses (or their terms), features, images, or gradients; '' if all is finite."""
-    images = image_files(batch)
+    images = [str(item.img_path) for item in leaves(batch) if getattr(item, 'img_path', None)]
     parts = [*_losses(model, losses), *_features(model, batch, images)] or _gradients(model)
     seen = some(dict.fromkeys(images), 8) if images else 'unknown'
     return f'{"; ".join(parts)}. Images of the batch: {seen}.' if parts else ''
-
-
-def image_files(batch: Any) -> list[str]:
-    """Returns the image files of a batch, in order."""
-    files = (getattr(item, 'img_path', None) for item in leaves(batch))
-    return [str(file) for file in files if file]
 
 
 def _is_finite(value: Any) -> bool:

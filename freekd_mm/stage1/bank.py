@@ -117,9 +117,7 @@ class PromptBank(nn.Module):
                 self.seen[f'{module}[{index}]'] = [group.detach().float().cpu() for group in groups]
             if self.training and torch.is_grad_enabled():
                 self.overlaps.append(overlap)
-        if not isinstance(output, (tuple, list)):
-            return items[0]
-        return items if isinstance(output, list) else tuple(items)
+        return items if isinstance(output, list) else tuple(items) if isinstance(output, tuple) else items[0]
 
     def _add_losses(self, model: nn.Module, args: Any, output: Any) -> Any:
         if not self.overlaps or not isinstance(output, dict):
