@@ -305,6 +305,7 @@ def test_a_teacher_that_names_its_own_checkpoint_is_enough(stage1, tmp_path):
             TypeError,
             "'bbox_head' should give feature maps .* is a list",
         ),
+        (dict(modules='neck.lateral_convs.0[0]'), ValueError, r"convs\.0\[0\]' does not fit: .* a Tensor; leave"),
         (dict(modules='neck[7]'), ValueError, r"tap 'neck\[7\]' does not fit: .* 3 items"),
         (dict(modules='bbox_head.retina_cls'), ValueError, 'should run once in the forward pass.* but ran 3 times'),
         (dict(num_tokens=0), ValueError, 'num_tokens should be greater than 0'),
