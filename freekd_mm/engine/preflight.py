@@ -6,6 +6,7 @@ import inspect
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,15 @@ def _datasets(config: Any) -> Iterator[dict]:
             [config.get(key) for key in ('data_root', 'ann_file', 'data_prefix')]
         ):
             yield config
+
+
+def data_classes(cfg: Config) -> tuple[str, ...] | None:
+    """Returns the classes of local training data, None where only a training knows them."""
+    with suppress(ImportError, TypeError), default_scope(cfg.get('default_scope')):  # as in check_data
+        for config in _datasets((cfg.get('train_dataloader') or {}).get('dataset')):
+            classes = getattr(DATASETS.build({**config, 'lazy_init': True}), 'metainfo', {}).get('classes')
+            return classes and tuple(classes)
+    return None
 
 
 def _load(name: str, config: dict, scope: str | None) -> Any:

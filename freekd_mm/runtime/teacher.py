@@ -153,8 +153,7 @@ class FrozenTeacher:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """The classes that the teacher was trained for, if its checkpoint names them."""
-        classes = getattr(self.model, 'dataset_meta', {}).get('classes')
-        return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None
+        return named_classes(self.model)
 
     def _stop_when_complete(self) -> None:
         counts = self.recorder.counts()
@@ -259,6 +258,12 @@ def build_teacher(teacher: dict) -> tuple[nn.Module, str]:
     if checkpoint:
         return model, load_weights(model, checkpoint, bool(teacher.get('allow_mismatch', False)))
     return model, 'RANDOM weights (allow_random=True)'
+
+
+def named_classes(model: nn.Module) -> tuple[str, ...] | None:
+    """Returns the classes that the checkpoint of a model names."""
+    classes = getattr(model, 'dataset_meta', {}).get('classes')
+    return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None
 
 
 def load_weights(model: nn.Module, checkpoint: str, allow_mismatch: bool = False) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mmengine.config import Config
@@ -14,15 +15,16 @@ from torch import nn
 from freekd_mm.checkpoints.sources import is_here
 from freekd_mm.checks import check_positive
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.engine.preflight import check_data
+from freekd_mm.engine.preflight import check_data, data_classes
 from freekd_mm.files import check_output, write_kept
 from freekd_mm.prompts.prompt_file import PROMPT_FILE, load_prompt
-from freekd_mm.runtime.compatibility import check_prompt, hint_if_swapped, warn_if_swapped
-from freekd_mm.runtime.config import build_empty, is_distilled, load_config
+from freekd_mm.registry import MODELS
+from freekd_mm.runtime.compatibility import check_classes, check_prompt, hint_if_swapped, warn_if_swapped
+from freekd_mm.runtime.config import build_component, build_empty, is_distilled, load_config
 from freekd_mm.runtime.inherit import choose_modules
 from freekd_mm.runtime.probe import SMALL, Size, config_size
-from freekd_mm.runtime.teacher import build_teacher, load_weights, teacher_options
-from freekd_mm.wizard.methods import METHODS, Wiring, method_entries, parse_methods, prompted
+from freekd_mm.runtime.teacher import build_teacher, load_weights, named_classes, teacher_options
+from freekd_mm.wizard.methods import METHODS, Entries, Wiring, method_entries, parse_methods, prompted
 from freekd_mm.wizard.places import Probed, at_level_of, find_wiring, probe_models
 from freekd_mm.wizard.sources import Style, distill_source, prompt_source
 
@@ -165,6 +167,8 @@ def plan_config(
     entries = method_entries(method, wiring)
     for loss in (entries[name]['loss'] for name in (prompted(method) if trains or prompt is not None else ())):
         loss['prompt'] = wiring.prompt_option(file, loss)
+    if check:
+        _compare_classes(configs['student'], teacher.model, entries)
     modules = choose_modules(student.model, teacher.model, inherit) if inherit is not None else []
     stage1 = prompt_out if files else None
     files[out] = distill_source(style, options, method, wiring, entries, stage1, file, size, modules, unlabelled)
@@ -187,3 +191,14 @@ def _check_inputs(
         if checkpoint is not None and is_here(checkpoint):
             check_prompt(f'the prompt {prompt}', file, checkpoint)
     check_data(configs[0])
+
+
+def _compare_classes(cfg: Config, teacher: nn.Module, entries: Entries) -> None:
+    """Raises an error if a loss on class scores would find no class that data and teacher share, as training does."""
+    scores = []
+    for name, entry in entries.items():
+        if entry['loss']['type'].startswith('freekd_mm.') and MODELS.get(entry['loss']['type']).target == 'logits':
+            losses = [build_component(entry['loss'], f"loss of distill '{name}'")]
+            scores.append(SimpleNamespace(name=name, logits=True, losses=losses, through=entry.get('through')))
+    if scores:
+        check_classes(data_classes(cfg), named_classes(teacher), scores)

@@ -259,6 +259,19 @@ def test_classes_that_agree_in_part_are_matched_by_name(
     assert 'the teacher alone bird' in said
 
 
+@pytest.mark.parametrize('method', ['kl', 'wavelet+figkd', 'ld', 'crosskd'])
+def test_classes_that_do_not_agree_are_named(method: str, det_pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    student, teacher, checkpoint = det_pair
+    save_teacher(teacher, checkpoint, classes=tuple('abcdef'))
+    pair = (str(student), str(teacher), str(checkpoint))
+    name = method.split('+')[-1]
+    with pytest.raises(ValueError, match=f"distill '{name}': logits should be of classes that both know .* 0, the"):
+        make_config(*pair, method, tmp_path / 'kd.py')
+    assert not (tmp_path / 'kd.py').exists()
+    for other, options in ((method, {'check': False}), ('wavelet', {})):
+        assert make_config(*pair, other, tmp_path / 'kd.py', **options)
+
+
 def test_heads_that_do_not_fit_are_named(
     det_config: ConfigWriter, det_pair: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
