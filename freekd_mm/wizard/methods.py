@@ -9,7 +9,7 @@ from typing import Dict
 from freekd_mm.checks import did_you_mean
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.runtime.cross_head import DenseHead
-from freekd_mm.runtime.wiring import Shape
+from freekd_mm.runtime.wiring import Shape, match_levels
 
 Entries = Dict[str, dict]
 #: Entries whose loss takes a prompt.
@@ -37,6 +37,7 @@ class Wiring:
     resize: bool = False  # whether the teacher's logits have another size
     indices_t: tuple[int, ...] | None = None  # which of the teacher's levels are paired; None for all of them
     head: Wiring | None = None  # the same for what the decode heads classify, if that is compared too
+    stages: tuple[tuple[Shape, ...], tuple[Shape, ...]] = ((), ())  # shapes of all that both backbones give
     #: The dense heads, or why there is none.
     dense_s: DenseHead | str = 'not probed'
     dense_t: DenseHead | str = 'not probed'
@@ -164,6 +165,12 @@ def _mgd(wiring: Wiring) -> Entries:
     return {'mgd': wiring.feature_entry(loss, connectors[0] if same else connectors)}
 
 
+def _dctkd(wiring: Wiring) -> Entries:
+    # Made for the stages of a backbone after their ReLU.
+    match_levels(*wiring.stages, 'dctkd')
+    return {'dctkd': {'student': 'backbone', 'teacher': 'backbone', 'loss': {'type': 'freekd_mm.DCTAttentionLoss'}}}
+
+
 WAVELET = _bands('wavelet', 'WaveletLoss')
 METHODS: dict[str, Method] = {
     'best': Method('what we recommend, today wavelet alone', WAVELET),
@@ -190,10 +197,7 @@ METHODS: dict[str, Method] = {
     'ld': Method('box distributions of heads like GFL, added to a feature loss', _ld, on_features=False),
     'dctkd': Method(
         "DCT of the attention maps of the backbone's stages: cheap, any channels and sizes",
-        # Made for the stages of a backbone after their ReLU.
-        lambda _: {
-            'dctkd': {'student': 'backbone', 'teacher': 'backbone', 'loss': {'type': 'freekd_mm.DCTAttentionLoss'}}
-        },
+        _dctkd,
         on_features=False,
     ),
     'mse': Method('plain L2 on the features, a baseline', _features('mse', 'freekd_mm.FeatureMSELoss')),

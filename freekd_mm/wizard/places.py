@@ -85,6 +85,10 @@ class Outputs(TapRecorder):
             return ()
         return maps if all(level.dim() == 4 and len(level) == 1 for level in maps) else ()
 
+    def stages(self) -> Shapes:
+        """Returns the shapes of the maps of the backbone, none without one."""
+        return level_shapes(self.maps('backbone')) if 'backbone' in self.outputs else ()
+
     def shapes(self, depth: int = 3) -> dict[str, Shapes]:
         """Returns the shapes of what modules of a depth gave, without those of vectors alone."""
         found = {path: level_shapes(self.given(path)[0]) for path in self.outputs if path.count('.') < depth}
@@ -127,6 +131,7 @@ class Probed:
     shapes: Shapes
     trained: str  # tap of the same features in training, where some models return more
     vectors: int  # how many among them are left out
+    stages: Shapes = ()  # shapes of all maps of its backbone, of a student in training
 
     @property
     def model(self) -> nn.Module:
@@ -152,13 +157,14 @@ def probe_built(model: nn.Module, role: str, size: Size, features: str | None = 
         if outputs is trained:
             with suppress(ProbeError):  # only for the listing and the heads
                 probe_model(model, evaluated, size)
-        return Probed(evaluated, features, level_shapes(as_maps(kept, size)), features, len(given) - len(kept))
+        shapes = level_shapes(as_maps(kept, size))
+        return Probed(evaluated, features, shapes, features, len(given) - len(kept), outputs.stages())
     for outputs in (trained, evaluated):
         probe_model(model, outputs, size, training=outputs is trained)
     for path in evaluated.candidates():
         found = _as_trained(path, trained, evaluated)
         if found is not None:
-            return Probed(evaluated, *found)
+            return Probed(evaluated, *found, (trained if role == 'student' else evaluated).stages())
     given_by = '; '.join(f'{path}: {_sizes(shapes)}' for path, shapes in evaluated.shapes(depth=1).items())
     raise ValueError(
         f'the {role} should have a module that gives feature maps, the same in training and in evaluation, but '
@@ -259,6 +265,7 @@ def find_wiring(student: Probed, teacher: Probed, head: bool = False) -> Wiring:
         tuple(teacher.shapes[t] for _, t in pairs),
         indices_t=None if len(pairs) == len(teacher.shapes) else tuple(t for _, t in pairs),
         **find_logits(student, teacher),
+        stages=(student.stages, teacher.stages),
         dense_s=find_head(student.model),
         dense_t=find_head(teacher.model),
     )

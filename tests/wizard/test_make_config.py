@@ -192,6 +192,16 @@ def test_a_pyramid_that_begins_at_another_stride_is_paired_by_stride(
             plan_config(*pair, method, tmp_path / 'kd.py')
 
 
+def test_stages_of_backbones_that_do_not_fit_are_named(seg_config: ConfigWriter, tmp_path: Path) -> None:
+    teacher, student = seg_config(name='teacher', width=16), tmp_path / 'student.py'
+    text = teacher.read_text().replace("'out_indices': (0, 1, 2, 3)", "'out_indices': (1, 2, 3)")
+    student.write_text(text.replace("'in_index': 3", "'in_index': 2"))
+    pair = str(student), str(teacher), str(save_teacher(teacher, tmp_path / 'teacher.pth'))
+    for method in ('dctkd', 'wavelet+dctkd'):
+        with pytest.raises(ValueError, match=r"'dctkd': the student has 3 levels \(.*teacher 4 \(.*Choose levels"):
+            make_config(*pair, method, tmp_path / 'kd.py')
+
+
 def test_every_method_has_a_line_in_the_list() -> None:
     lines = list_methods().splitlines()
     assert [line.split()[0] for line in lines] == list(METHODS)
