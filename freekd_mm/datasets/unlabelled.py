@@ -149,6 +149,17 @@ class _Unlabelled:
         return results
 
 
+def shared_pipeline(dataset: dict) -> Sequence[dict]:
+    """Returns the steps of labelled pictures for unlabelled ones; raises an error where they do not read a file."""
+    pipeline = find_pipeline(dataset) or ()
+    if not any(type_name(step).startswith('LoadImage') for step in pipeline):
+        raise ValueError(
+            "unlabelled should have a 'pipeline' of its own, because that of the labelled pictures does not begin "
+            f'with a file, but has {", ".join(map(type_name, pipeline)) or "no steps"}'
+        )
+    return pipeline
+
+
 @DATASETS.register_module()
 class WithUnlabelled(Dataset):
     """A labelled data set with pictures without labels beside it, for :class:`MixedBatchSampler`.
@@ -161,13 +172,8 @@ class WithUnlabelled(Dataset):
     """
 
     def __init__(self, dataset: dict, unlabelled: dict) -> None:
-        pipeline = find_pipeline(dataset) or ()
-        if 'pipeline' not in unlabelled and not any(type_name(step).startswith('LoadImage') for step in pipeline):
-            raise ValueError(
-                "unlabelled should have a 'pipeline' of its own, because that of the labelled pictures does not begin "
-                f'with a file, but has {", ".join(map(type_name, pipeline)) or "no steps"}'
-            )
-        self.unlabelled = ImageFolder(**{'pipeline': copy.deepcopy(pipeline), **unlabelled})
+        own = {} if 'pipeline' in unlabelled else {'pipeline': copy.deepcopy(shared_pipeline(dataset))}
+        self.unlabelled = ImageFolder(**own, **unlabelled)
         self.labelled: Any = MM_DATASETS.build(dataset)
 
     def __getattr__(self, name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from freekd_mm.compat.versions import configs_know_their_file, zip_equal
-from freekd_mm.datasets.unlabelled import find_pictures
+from freekd_mm.datasets.unlabelled import find_pictures, shared_pipeline
 from freekd_mm.runtime.config import load_config
 from freekd_mm.runtime.foreign import LIBRARIES
 from freekd_mm.runtime.probe import SMALL, Size
@@ -139,6 +139,7 @@ def mixed_source(style: Style, folder: str | os.PathLike) -> str:
     loader = load_config(style.base).get('train_dataloader')
     if not loader:
         raise ValueError(f'{style.base} should have a train_dataloader for pictures without labels, but has none')
+    shared_pipeline(loader)
     replaces = '' if style.imports else '_delete_=True, '
     sampler = "type='freekd_mm.MixedBatchSampler', ratio=1.0"
     if loader.get('batch_sampler'):

@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS, DefaultScope
 import freekd_mm
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets.unlabelled import MixedBatchSampler, WithUnlabelled, find_pictures
+from freekd_mm.wizard.sources import Style, mixed_source
 
 META = ('img_path', 'ori_shape', 'img_shape')
 LOAD = [
@@ -184,7 +185,7 @@ def test_batches(mixed: WithUnlabelled, ratio: float) -> None:
     assert list(MixedBatchSampler(Sampler(mixed, seed=1), 2, ratio)) != batches
 
 
-def test_wrong_use(mixed: WithUnlabelled, pictures: Path) -> None:
+def test_wrong_use(mixed: WithUnlabelled, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='ratio of MixedBatchSampler should be greater than 0, but got 0'):
         MixedBatchSampler(Sampler(mixed), 2, 0)
     with pytest.raises(TypeError, match='should have data of WithUnlabelled, but got CocoDataset'):
@@ -192,6 +193,9 @@ def test_wrong_use(mixed: WithUnlabelled, pictures: Path) -> None:
     mosaic = {'type': 'MultiImageMixDataset', 'dataset': {}, 'pipeline': [{'type': 'Mosaic'}]}
     with pytest.raises(ValueError, match=r"should have a 'pipeline' of its own, .* begin with a file, but has Mosaic"):
         WithUnlabelled(mosaic, {'folder': str(pictures)})
+    base = tiny_configs.write(tmp_path / 'mosaic.py', {'train_dataloader': {'dataset': mosaic}})
+    with pytest.raises(ValueError, match=r"should have a 'pipeline' of its own, .* begin with a file, but has Mosaic"):
+        mixed_source(Style(str(base), tmp_path / 'kd.py'), pictures)
 
 
 def test_links_that_lead_back_are_followed_once(pictures: Path, tmp_path: Path) -> None:
