@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -19,6 +20,8 @@ from freekd_mm.doctor.checkup import obstacle
 #: Packages that raise errors to say what is wrong with a config or a command.
 SPEAKING = (Path(__file__).parent, *(Path('site-packages') / name for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg')))
 LONGEST = 2000
+#: In the text of an error that PyTorch passes on from a process that loads data, and a place in that text.
+FROM_WORKER, WORKER = ' in DataLoader worker process ', r'  File "(.*)", line \d+, in .*\n +(.*)'
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,13 +68,16 @@ def _is_users(error: BaseException) -> bool:
     if isinstance(error, (OSError, ImportError, UnpicklingError)):
         return True
     last = traceback.extract_tb(error.__traceback__)[-1]
+    # What a process that loads data raised has its traceback as text.
+    file, line = re.findall(WORKER, str(error))[-1] if FROM_WORKER in str(error) else (last.filename, last.line or '')
     # A fault in the code has an operation where these have a raise, or a call with the options of a config.
-    spoken = (last.line or '').startswith(('raise', 'obj = obj_cls(', 'super().__init__('))
-    return spoken and any(str(place) in last.filename for place in SPEAKING)
+    spoken = line.startswith(('raise', 'obj = obj_cls(', 'super().__init__('))
+    return spoken and any(str(place) in file for place in SPEAKING)
 
 
 def _block(error: Exception, files: list[str]) -> str:
     said = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip() or type(error).__name__
+    said = said.rpartition(f'\n{type(error).__name__}: ')[2] if FROM_WORKER in said else said
     said = said if len(said) <= LONGEST else f'{said[:LONGEST]} ...'
     return f'error: {said}\n({"the log has the traceback: " + files[0] if files else "--traceback shows where"})'
 

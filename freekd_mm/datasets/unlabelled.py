@@ -16,7 +16,7 @@ from mmengine.registry import DATA_SAMPLERS as MM_SAMPLERS
 from mmengine.registry import DATASETS as MM_DATASETS
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
-from freekd_mm.checks import check_choice, check_positive
+from freekd_mm.checks import check_choice, check_file, check_positive
 from freekd_mm.log import warn
 from freekd_mm.registry import DATA_SAMPLERS, DATASETS
 from freekd_mm.runtime.config import type_name
@@ -123,6 +123,13 @@ def _without_labels(step: Any) -> Any:
     if hasattr(step, 'allow_negative_crop'):
         step.allow_negative_crop = True
     return _Unlabelled(step) if type_name(step) == 'LoadAnnotations' else step
+
+
+def check_picture(file: str | os.PathLike) -> None:
+    """Raises an error unless a file is a picture."""
+    check_file('an image', file)
+    if not _is_readable(str(file)):
+        raise ValueError(f'an image should be a picture that can be read, but {str(file)!r} cannot')
 
 
 def _is_readable(file: str) -> bool:

@@ -15,6 +15,7 @@ import torch
 from mmengine.registry import DATASETS, DefaultScope
 
 import freekd_mm
+from freekd_mm import cli
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.datasets.unlabelled import MixedBatchSampler, WithUnlabelled, find_pictures
 from freekd_mm.wizard.sources import Style, mixed_source
@@ -92,6 +93,22 @@ def test_broken_files_are_named(pictures: Path, monkeypatch: pytest.MonkeyPatch)
         freekd_mm.ImageFolder([pictures / 'more/x.png', pictures / 'more/y.png'], LOAD)[0]
     with pytest.raises(ValueError, match=r"broken of ImageFolder should be one of 'skip', 'error', but got 'skp'"):
         freekd_mm.ImageFolder(pictures, LOAD, broken='skp')
+
+
+@pytest.mark.usefixtures('in_mmdet')
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_tool_says_in_a_line_what_a_loading_process_cannot_read(
+    workers: int, pictures: Path, capsys: pytest.CaptureFixture
+) -> None:
+    batches = torch.utils.data.DataLoader(freekd_mm.ImageFolder(pictures / 'broken.jpg', LOAD), num_workers=workers)
+    with pytest.raises(SystemExit):
+        cli.run(lambda: next(iter(batches)))
+    file = pictures / 'broken.jpg'
+    said = f'error: ImageFolder should have pictures that can be read, but 1 in a row cannot, from {file} to {file}\n'
+    assert said in capsys.readouterr().err
+    faulty = torch.utils.data.DataLoader([1], num_workers=workers, collate_fn=lambda _: {}['no key'])
+    with pytest.raises(KeyError):
+        cli.run(lambda: next(iter(faulty)))
 
 
 @pytest.mark.usefixtures('in_mmdet')

@@ -98,13 +98,15 @@ def test_wrong_input_is_named(
     tool: Tool, runs: tuple[TinyRun, ...], image: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     teacher, alone, kd = runs
-    exported = tmp_path / 'student.pth'
+    exported, notes = tmp_path / 'student.pth', tmp_path / 'notes.png'
+    notes.write_text('no picture')
     torch.save({'state_dict': student_state_dict(load_checkpoint_file(kd.checkpoint)['state_dict'])}, exported)
     cases = {
         (alone.config, alone.checkpoint, image): 'should be a distillation config',
         (kd.config, exported, image): 'should fit DistilledRetinaNet, but only ',
         (kd.config, teacher.checkpoint, image): 'other shape: backbone.conv1.weight',
         (kd.config, kd.checkpoint, tmp_path / 'none.png'): 'an image should be an existing file',
+        (kd.config, kd.checkpoint, notes): 'an image should be a picture that can be read, but',
         (kd.config, str(kd.checkpoint)[:-1], image): "Did you mean 'epoch_1.pth'?",
     }
     for words, message in cases.items():
