@@ -75,14 +75,18 @@ def is_unedited(path: Path) -> bool:
     return bool(found) and rest in [_digest(body) + end for end in ENDS]
 
 
-def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike], force: bool = False) -> None:
+def check_output(
+    path: str | os.PathLike, inputs: Iterable[str | os.PathLike], force: bool = False, folder: bool = False
+) -> None:
     """Raises an error before the file or folder would replace one of the inputs, or what a person made or edited.
 
-    With ``force`` the latter may be replaced; :func:`make_room` keeps it.
+    With ``force`` the latter may be replaced; :func:`make_room` keeps it. A file never replaces a folder.
     """
     path = Path(path)
     if path.resolve() in {Path(file).resolve() for file in inputs}:
         raise FileExistsError(f'the output should not be one of the inputs, but got {str(path)!r} for both')
+    if path.is_dir() and not folder:
+        raise IsADirectoryError(f'the output should be a file, but {str(path)!r} is a folder: choose another name')
     if _is_somebodys(path) and not force:
         raise FileExistsError(
             f'the output should be new, but {str(path)!r} exists and was made or edited by a person: choose another '

@@ -32,7 +32,8 @@ def main() -> None:
 
     cfg = prepare_config(args)
     for path in filter(None, (args.result, args.out, args.show_dir)):
-        check_output(path, [args.config, args.checkpoint], args.force)
+        folder = path != args.result and not path.endswith('.pkl')
+        check_output(path, [args.config, args.checkpoint], args.force, folder)
     evaluate(
         cfg,
         args.checkpoint,

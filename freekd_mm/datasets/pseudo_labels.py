@@ -66,7 +66,7 @@ def write_pseudo_labels(
         raise ValueError(f'score should be at most 1, but got {score}')
     out = Path(out)
     given = [folder] if isinstance(folder, (str, os.PathLike)) else list(folder)
-    check_output(out, [checkpoint, *given], force)
+    check_output(out, [checkpoint, *given], force, folder=out.suffix != '.json')
     scope, model = cfg.get('default_scope'), cast(Any, build_empty(cfg))
     load_weights(model, checkpoint)
     model = model.to(device or get_device()).eval()

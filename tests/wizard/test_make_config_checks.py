@@ -140,6 +140,11 @@ def test_the_mark_is_that_of_the_text(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         check_output(path, [])
     check_output(path, [], force=True)
+    (tmp_path / 'empty').mkdir()
+    for name in ('', 'empty'):
+        with pytest.raises(IsADirectoryError, match=r"output should be a file, but '.*' is a folder: choose another"):
+            check_output(tmp_path / name, [], force=True)
+        check_output(tmp_path / name, [], force=True, folder=True)
 
 
 WRONG: dict[str, tuple[dict[str, Any], list[str], type[Exception], str]] = {

@@ -201,7 +201,7 @@ def write_scenes(
     manifest = root / MANIFEST
     if manifest.is_file() and json.loads(manifest.read_text()).get('settings') == settings:
         return root
-    check_output(root, [], force)
+    check_output(root, [], force, folder=True)
 
     part = root.resolve().with_name(f'.{root.name}.part')
     shutil.rmtree(part, ignore_errors=True)
