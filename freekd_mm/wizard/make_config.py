@@ -17,6 +17,7 @@ from freekd_mm.checks import check_positive
 from freekd_mm.compat.versions import zip_equal
 from freekd_mm.engine.preflight import check_data, data_classes
 from freekd_mm.files import check_output, write_kept
+from freekd_mm.prompts.prompt import MODES
 from freekd_mm.prompts.prompt_file import PROMPT_FILE, load_prompt
 from freekd_mm.registry import MODELS
 from freekd_mm.runtime.compatibility import check_classes, check_prompt, hint_if_swapped, warn_if_swapped
@@ -152,7 +153,7 @@ def plan_config(
             raise ValueError(f'{option} should change what is written, but does not with --method {method} here')
     if check:
         own = None if foreign else checkpoint
-        _check_inputs(student.model if student else None, teacher.model, own, prompt, list(configs.values()))
+        _check_inputs(student.model if student else None, teacher.model, own, prompt, modes, list(configs.values()))
     files: dict[Path, str] = {}
     if trains:
         probe_size = size if size != (SMALL, SMALL) else None
@@ -176,7 +177,12 @@ def plan_config(
 
 
 def _check_inputs(
-    student: nn.Module | None, teacher: nn.Module, checkpoint: str | None, prompt: str | None, configs: Sequence[Config]
+    student: nn.Module | None,
+    teacher: nn.Module,
+    checkpoint: str | None,
+    prompt: str | None,
+    modes: dict[str, str],
+    configs: Sequence[Config],
 ) -> None:
     """Raises errors that training would find later; warns if teacher and student look swapped."""
     # The teacher gets its weights, unless it has them (no checkpoint); a URL is checked if its file is in the cache.
@@ -188,6 +194,15 @@ def _check_inputs(
         warn_if_swapped(student, teacher)
     if prompt is not None:
         file = load_prompt(prompt)
+        kinds = {mode: f'grouping {own["grouping"]!r}, evidence {own["evidence"]!r}' for mode, own in MODES.items()}
+        found = f'grouping {file.grouping!r}, evidence {file.evidence!r}'
+        for name, mode in modes.items():
+            if found != kinds[mode]:
+                known = [f', as mode={other!r} makes it' for other, kind in kinds.items() if kind == found]
+                raise ValueError(
+                    f'--prompt should be of mode={mode!r} ({kinds[mode]}) for {name}, but {prompt} has '
+                    f'{found}{"".join(known)}: leave --prompt out to train one, or use --no-check'
+                )
         if checkpoint is not None and is_here(checkpoint):
             check_prompt(f'the prompt {prompt}', file, checkpoint)
     check_data(configs[0])

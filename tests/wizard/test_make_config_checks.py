@@ -209,6 +209,21 @@ def test_a_prompt_of_another_teacher(tool: Tool, tmp_path: Path) -> None:
         tool('--prompt', str(prompt))
 
 
+def test_a_prompt_of_another_kind(tool: Tool, pair: Path, tmp_path: Path) -> None:
+    file = PromptFile({f'neck[{level}]': torch.zeros(4, 2, 24) for level in range(4)}, evidence='magnitude')
+    file.teacher, file.teacher_sha256 = 'teacher.pth', digest(pair / 'teacher.pth')
+    words = ['--prompt', str(save_prompt(file, tmp_path / 'prompt.pth'))]
+    message = (
+        r"--prompt should be of mode='paper' \(grouping 'band', evidence 'band'\) for freekd, but .*prompt.pth has "
+        r"grouping 'level', evidence 'magnitude', as mode='selective' makes it"
+    )
+    with pytest.raises(ValueError, match=message):
+        tool('--method', 'freekd', *words)
+    assert not (tmp_path / 'kd.py').exists()
+    for fitting in (['wavelet-prompt'], ['wavelet'], ['freekd', '--no-check']):
+        tool('--method', *fitting, *words)
+
+
 def test_a_smaller_teacher_is_a_warning(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr('freekd_mm.runtime.compatibility.warn', said.append)
