@@ -67,6 +67,11 @@ def write_pseudo_labels(
     out = Path(out)
     given = [folder] if isinstance(folder, (str, os.PathLike)) else list(folder)
     check_output(out, [checkpoint, *given], force, folder=out.suffix != '.json')
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        here = ', '.join(['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))])
+        raise ValueError(f'device should be one that is here, as {here}, but got {device!r}') from error
     scope, model = cfg.get('default_scope'), cast(Any, build_empty(cfg))
     load_weights(model, checkpoint)
     model = model.to(device or get_device()).eval()

@@ -160,6 +160,9 @@ def test_wrong_use(det_config: ConfigWriter, scenes_root: Path, tmp_path: Path) 
         write_pseudo_labels(*arguments, tmp_path / 'maps')
     with pytest.raises(ValueError, match='score should be at most 1, but got 50'):
         write_pseudo_labels(*arguments, tmp_path / 'new.json', 50)
+    for device in ('foo', 'cuda:99'):
+        with pytest.raises(ValueError, match=f"device should be one that is here, as cpu.*, but got '{device}'"):
+            write_pseudo_labels(*arguments, tmp_path / 'new.json', device=device)
     (tmp_path / 'mine.json').write_text('{}')
     with pytest.raises(FileExistsError, match=r'mine.json'):
         write_pseudo_labels(*arguments, tmp_path / 'mine.json')
