@@ -42,6 +42,12 @@ def check_positive(what: str, value: Any, *, integer: bool = False, zero: bool =
         raise ValueError(f'{what} should be {"at least 0" if zero else "greater than 0"}, but got {value!r}')
 
 
+def check_least(what: str, value: int, least: int) -> None:
+    """Raises ValueError if ``value`` is below the least that ``what`` may be."""
+    if value < least:
+        raise ValueError(f'{what} should be at least {least}, but got {value!r}')
+
+
 def check_file(what: str, path: str | os.PathLike, folder: bool = False) -> None:
     """Raises FileNotFoundError, with what is there instead, unless the path is a file (or a folder)."""
     path = Path(path)

@@ -15,9 +15,9 @@ from typing import Any, Callable
 # Before torch is imported: the machine runs several tests at once.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Before mmengine is imported, here and in the processes that tests start.
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
 sys.path.insert(0, str(Path(__file__).with_name('quick')))
-os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (*sys.path[:2], os.environ.get('PYTHONPATH'))))
+sys.path.append(str(Path(__file__).parents[1] / 'tools'))  # scenes/; what the tests have goes first
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get('PYTHONPATH'), sys.path[-1])))
 
 import cv2
 import mmengine.config.utils

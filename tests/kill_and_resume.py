@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
+sys.path.append(str(Path(__file__).parents[1] / 'tools'))
 sys.path.insert(0, str(Path(__file__).with_name('quick')))
 
 import cv2

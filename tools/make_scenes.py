@@ -17,12 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--size', type=int, default=160, help='width and height in pixels (default: %(default)s)')
     parser.add_force()
     parser.add_argument('--seed', type=int, default=0, help='seed of the data set (default: %(default)s)')
-    args = parser.parse_args()
-    from scenes import MIN_SIZE
-
-    if args.size < MIN_SIZE:
-        parser.error(f'--size should be at least {MIN_SIZE}, but got {args.size}')
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def export_student(
     after, _ = build_plain(cfg, load_checkpoint_file(path), str(path))
     batches = _images(cfg, images, before)
     with default_scope(cfg.get('default_scope')):
-        difference = max((_difference(before, after, batch) for batch in batches), default=0.0)
+        difference = max(_difference(before, after, batch) for batch in batches)
     # Half precision rounds weights to about 1e-3 of their size; scores and boxes move with them.
     if not half and difference > 0:
         raise RuntimeError(f'{path} should predict what {checkpoint} predicts, but they differ by {difference:.3g}')
@@ -128,7 +128,7 @@ def _save(checkpoint: dict[str, Any], path: Path) -> Path:
 
 def _images(cfg: Config, count: int, model: nn.Module) -> list[Any]:
     """Returns batches of one image of the test set, or of noise."""
-    if count and (cfg.get('test_dataloader') or cfg.get('val_dataloader')):
+    if cfg.get('test_dataloader') or cfg.get('val_dataloader'):
         try:
             with quiet():
                 return [pseudo_collate([item]) for item in some_samples(cfg, count)[0]]

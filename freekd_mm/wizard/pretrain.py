@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from freekd_mm.checks import check_least
 from freekd_mm.datasets.unlabelled import find_pictures
 from freekd_mm.runtime.config import build_empty, find_model, load_config
 from freekd_mm.runtime.foreign import LIBRARIES
@@ -28,8 +29,7 @@ def pretrain_source(
 ) -> str:
     """Returns the config as text; see :func:`freekd_mm.api.pretrain`."""
     for name, number, least in (('epochs', epochs, 1), ('size', size, 2 * STRIDE), ('batch_size', batch_size, 1)):
-        if number < least:
-            raise ValueError(f'{name} should be at least {least}, but got {number}')
+        check_least(name, number, least)
     pictures = find_pictures(folder)
     cfg = load_config(student)
     model, scope = find_model(cfg)

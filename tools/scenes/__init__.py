@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from freekd_mm.checks import check_positive
+from freekd_mm.checks import check_least, check_positive
 from freekd_mm.files import check_output, make_room
 from freekd_mm.text import track
 from scenes import objects
@@ -124,8 +124,7 @@ def render_scene(seed: int, index: int, split: str = 'train', size: int = 160) -
     The size in pixels is at least 48. The fine structure keeps its few pixels at any size.
     """
     check_positive('seed', seed, integer=True, zero=True)
-    if size < MIN_SIZE:
-        raise ValueError(f'size should be at least {MIN_SIZE}, but got {size}')
+    check_least('size', size, MIN_SIZE)
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     canvas = _ground(rng, size)
     _wires(rng, canvas, int(rng.integers(1, 5)))
