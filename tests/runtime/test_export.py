@@ -122,12 +122,11 @@ def test_a_second_name_of_a_weight_is_left_out_and_other_weights_are_refused(
 def test_an_export_needs_no_test_data(
     trained: tuple[Config, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor any comparison."""
+    """The predictions are compared on noise."""
     said: list[str] = []
     monkeypatch.setattr(export, 'warn', said.append)
     cfg, checkpoint = trained
     cfg.test_dataloader.dataset.ann_file = 'gone.json'
-    assert not said
     found = export_student(cfg, checkpoint, tmp_path / 'noise.pth')
     assert (found.images, found.difference) == (2, 0)
     assert len(said) == 1
