@@ -179,7 +179,7 @@ class WithUnlabelled(Dataset):
     """
 
     def __init__(self, dataset: dict, unlabelled: dict) -> None:
-        own = {} if 'pipeline' in unlabelled else {'pipeline': copy.deepcopy(shared_pipeline(dataset))}
+        own: dict[str, Any] = {} if 'pipeline' in unlabelled else {'pipeline': copy.deepcopy(shared_pipeline(dataset))}
         self.unlabelled = ImageFolder(**own, **unlabelled)
         self.labelled: Any = MM_DATASETS.build(dataset)
 

@@ -129,11 +129,9 @@ class ClassLoss(DistillLoss):
         student, teacher = (
             full_precision(x).reshape(x.shape[0], anchors, x.shape[1] // anchors, positions) for x in (student, teacher)
         )
-        for x in (student, teacher) if self.background is not None else ():
-            if not -x.shape[2] <= self.background < x.shape[2]:
-                raise ValueError(
-                    f'background should be in [{-x.shape[2]}, {x.shape[2] - 1}], but got {self.background}'
-                )
+        for known in (student.shape[2], teacher.shape[2]):
+            if self.background is not None and not -known <= self.background < known:
+                raise ValueError(f'background should be in [{-known}, {known - 1}], but got {self.background}')
         if self.shared is None:
             return student, teacher
         # The background comes last if there is one.

@@ -57,12 +57,12 @@ class WaveletLoss(BandLoss):
         **bands: Any,
     ) -> None:
         super().__init__(channels, loss_weight=loss_weight, **bands)
-        if isinstance(level_weights, str) or not isinstance(level_weights, Sequence):
-            check_choice('level_weights', level_weights, POWERS)
-        else:
+        if isinstance(level_weights, (list, tuple)):
             level_weights = tuple(level_weights)
             for weight in level_weights:
                 check_positive('level_weights', weight, zero=True)
+        else:
+            check_choice('level_weights', level_weights, POWERS)
         self.level_weights = level_weights
 
     def compare(self, students: Sequence[Tensor], levels: Sequence[Level]) -> Tensor:

@@ -13,7 +13,6 @@ from mmengine.config import Config
 from freekd_mm.checkpoints.sources import short_hash
 from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import zip_equal
-from freekd_mm.datasets.unlabelled import check_picture
 from freekd_mm.files import check_output, write_kept
 from freekd_mm.log import quiet
 from freekd_mm.pages.page import Line, draw, parts, picture, rgb, write_page
@@ -112,8 +111,6 @@ def visualize(
     is_page = Path(out).suffix.lower() in ('.html', '.htm')
     if is_page:
         check_output(out, [checkpoint, *images], force)
-    for image in images:
-        check_picture(image)
     use_prompt(cfg)
     with quiet():
         views = compare(cfg, checkpoint, read_images(cfg, images), before)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from freekd_mm.checkpoints.fitting import load_whole, weights_of
 from freekd_mm.checkpoints.loading import load_checkpoint_file
-from freekd_mm.checks import check_file
 from freekd_mm.compat.versions import zip_equal
+from freekd_mm.datasets.unlabelled import check_picture
 from freekd_mm.frequency import dwt2d
 from freekd_mm.losses.bands.distance import TINY
 from freekd_mm.losses.bands.loss import BandLoss
@@ -169,7 +169,7 @@ def compare(cfg: Config, checkpoint: str | Path, data: Sequence[Any], before: bo
 def read_images(cfg: Config, files: Sequence[str | Path]) -> list[Any]:
     """Reads image files through the config's test pipeline, without annotations."""
     for file in files:
-        check_file('an image', file)
+        check_picture(file)
     pipeline = find_pipeline(cfg.get('test_dataloader')) or find_pipeline(cfg.get('val_dataloader'))
     if not pipeline:
         raise ValueError('config should have a test_dataloader or val_dataloader, which says how images are read')

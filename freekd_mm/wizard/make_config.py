@@ -95,7 +95,7 @@ def plan_config(
     out = Path(out)
     if out.suffix != '.py':
         raise ValueError(f'-o should be the name of a Python file, like {out.stem}.py, but got {str(out)!r}')
-    modes = {name: METHODS[name].prompt for name in names if METHODS[name].prompt}
+    modes = {name: kind for name in names if (kind := METHODS[name].prompt)}
     if len(set(modes.values())) > 1 and prompt is None:
         raise ValueError(
             'methods joined by + should need one kind of prompt, because stage 1 trains one, but '
