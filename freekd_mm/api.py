@@ -50,12 +50,12 @@ def distill(
     install()
     from freekd_mm.runtime.export import export_student
     from freekd_mm.wizard.make_config import plan_config
-    from freekd_mm.wizard.methods import METHODS, parse_methods
+    from freekd_mm.wizard.methods import prompt_modes
 
     name = f'{Path(student).stem}_{method}'
     folder = Path(work_dir) if work_dir is not None else Path('work_dirs') / name
     config = folder / f'{name.replace("+", "_")}.py'
-    trains = any(METHODS[name].prompt for name in parse_methods(method)) and 'prompt' not in (wizard or {})
+    trains = prompt_modes(method) and 'prompt' not in (wizard or {})
     options = {**({'prompt_dir': folder / f'{method}_prompt'} if trains else {}), **(wizard or {})}
     weights = None if checkpoint is None else str(checkpoint)
     plan_config(str(student), str(teacher), weights, method, config, **options).write(force=True)

@@ -28,7 +28,7 @@ from freekd_mm.report.metrics import main_metrics
 from freekd_mm.report.runs import NoRunError, read_run
 from freekd_mm.runtime.config import build_empty
 from freekd_mm.text import table
-from freekd_mm.wizard.methods import METHODS, parse_methods
+from freekd_mm.wizard.methods import prompt_modes
 
 # Stage 1 on the toy data: short, so that it takes little of the demo's time.
 PROMPT_ITERATIONS = 100
@@ -94,7 +94,7 @@ def run_demo(task: str, method: str, root: Path, seed: int = 0, work_dir: Path |
 
     The options are those of ``tools/demo.py``; ``root`` is the repository.
     """
-    two_stages = any(METHODS[name].prompt for name in parse_methods(method))
+    two_stages = bool(prompt_modes(method))
     start = time.monotonic()
     base = (work_dir or root / 'work_dirs/demo') / task
     run = functools.partial(run_steps, root, base)

@@ -25,7 +25,7 @@ from freekd_mm.runtime.config import build_component, build_empty, is_distilled,
 from freekd_mm.runtime.inherit import choose_modules
 from freekd_mm.runtime.probe import SMALL, Size, config_size
 from freekd_mm.runtime.teacher import build_teacher, load_weights, named_classes, teacher_options
-from freekd_mm.wizard.methods import METHODS, Entries, Wiring, method_entries, parse_methods, prompted
+from freekd_mm.wizard.methods import METHODS, Entries, Wiring, method_entries, parse_methods, prompt_modes, prompted
 from freekd_mm.wizard.places import Probed, at_level_of, find_wiring, probe_models
 from freekd_mm.wizard.sources import Style, distill_source, prompt_source
 
@@ -95,7 +95,7 @@ def plan_config(
     out = Path(out)
     if out.suffix != '.py':
         raise ValueError(f'-o should be the name of a Python file, like {out.stem}.py, but got {str(out)!r}')
-    modes = {name: kind for name in names if (kind := METHODS[name].prompt)}
+    modes = prompt_modes(method)
     if len(set(modes.values())) > 1 and prompt is None:
         raise ValueError(
             'methods joined by + should need one kind of prompt, because stage 1 trains one, but '

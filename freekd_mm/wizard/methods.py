@@ -228,10 +228,15 @@ def parse_methods(text: str) -> list[str]:
     return names
 
 
+def prompt_modes(text: str) -> dict[str, str]:
+    """Returns the mode of the prompt that each of joined methods needs from stage 1; none for one stage."""
+    return {name: mode for name in parse_methods(text) if (mode := METHODS[name].prompt)}
+
+
 def prompted(text: str) -> list[str]:
     """Returns the entries of joined methods that take a prompt: of those that need one, else of all that can."""
-    names = parse_methods(text.replace('best', 'wavelet'))  # which it stands for
-    takers = [name for name in names if METHODS[name].prompt] or names
+    text = text.replace('best', 'wavelet')  # which it stands for
+    takers = [*prompt_modes(text)] or parse_methods(text)
     return [entry for entry in PROMPTED if any(name.startswith(entry) for name in takers)]
 
 
